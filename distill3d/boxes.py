@@ -1,0 +1,219 @@
+"""3D boxes in one convention, and the only conversions to and from KITTI's and nuScenes' conventions.
+
+Internally a box is its geometric centre (m), its size (length, width, height) (m) and one yaw (rad) about the *up* axis
+of its frame, counted by the right-hand rule.  Yaw 0 points the length along the frame's first axis (x).
+
+| frame  | x       | y     | z       | up | length axis at yaw a     |
+|--------|---------|-------|---------|----|--------------------------|
+| camera | right   | down  | forward | -y | (cos a, 0, sin a)        |
+| lidar  | forward | left  | up      | +z | (cos a, sin a, 0)        |
+| ego    | forward | left  | up      | +z | (cos a, sin a, 0)        |
+| global | east    | north | up      | +z | (cos a, sin a, 0)        |
+
+KITTI's ``rotation_y`` turns about +y (down), hence ``rotation_y = -yaw`` in the camera frame.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, fields, replace
+from typing import Literal
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+Frame = Literal["camera", "lidar", "ego", "global"]
+FRAMES: tuple[Frame, ...] = ("camera", "lidar", "ego", "global")
+
+#: Class names of KITTI's label files; ``Boxes3D.label`` indexes them.  The first three are the ones detected, in the
+#: order used by MonoDLE and its descendants (xinzhuma/monodle lib/datasets/kitti/kitti_dataset.py).
+KITTI_CLASSES = ("Pedestrian", "Car", "Cyclist", "Van", "Truck", "Person_sitting", "Tram", "Misc", "DontCare")
+#: Label of a row that is no object: padding, or a region where the data set says nothing (KITTI's DontCare).
+IGNORE = -1
+
+
+def wrap_angle(angle: Tensor) -> Tensor:
+    """The same angle (rad) in [-pi, pi); any shape."""
+    return torch.remainder(angle + math.pi, 2 * math.pi) - math.pi
+
+
+@dataclass(frozen=True)
+class Boxes3D:
+    """N validated 3D boxes of one frame of reference.
+
+    Rows whose ``label`` is ``IGNORE`` may hold NaN geometry (image regions without a 3D box).
+
+    Raises:
+        ValueError: a field has another length or shape than stated, a size is not positive, a number is not finite, or
+            the frame is unknown.
+    """
+
+    centre: Float[Tensor, "n 3"]  # m, geometric centre
+    size: Float[Tensor, "n 3"]  # m, (length, width, height)
+    yaw: Float[Tensor, "n"]  # rad, about the frame's up axis
+    label: Int[Tensor, "n"]  # index into the data set's classes, or IGNORE
+    frame: Frame
+    score: Float[Tensor, "n"] | None = None  # confidence, larger is surer
+    velocity: Float[Tensor, "n 2"] | None = None  # m/s in the ground plane of the frame
+    box2d: Float[Tensor, "n 4"] | None = None  # px, (left, top, right, bottom) in the image that the camera took
+    alpha: Float[Tensor, "n"] | None = None  # rad, KITTI's observation angle
+
+    def __post_init__(self) -> None:
+        if self.frame not in FRAMES:
+            raise ValueError(f"frame is {self.frame!r}, expected one of {', '.join(FRAMES)}")
+        n = self.centre.shape[0]
+        shapes = {
+            "centre": (n, 3), "size": (n, 3), "yaw": (n,), "label": (n,),
+            "score": (n,), "velocity": (n, 2), "box2d": (n, 4), "alpha": (n,),
+        }  # fmt: skip
+        for name, shape in shapes.items():
+            value = getattr(self, name)
+            if value is not None and tuple(value.shape) != shape:
+                raise ValueError(f"{name} has shape {tuple(value.shape)}, expected {shape}")
+        real = self.label != IGNORE
+        for name in ("centre", "size", "yaw"):
+            if not torch.isfinite(getattr(self, name)[real]).all():
+                raise ValueError(f"{name} holds a value that is not finite")
+        if not (self.size[real] > 0).all():
+            raise ValueError("a box has a size that is not positive")
+        if self.score is not None and not torch.isfinite(self.score).all():
+            raise ValueError("score holds a value that is not finite")
+
+    def __len__(self) -> int:
+        return self.centre.shape[0]
+
+    def __getitem__(self, index: Tensor | slice) -> Boxes3D:
+        """The boxes selected by a boolean mask (n,), an index tensor or a slice."""
+        return self._map(lambda t: t[index])
+
+    def to(self, *args: torch.device | torch.dtype | str) -> Boxes3D:
+        """The same boxes on another device or, for the floating-point fields, in another precision."""
+        return self._map(lambda t: t.to(*args) if t.is_floating_point() else t.to(*_devices(args)))
+
+    def _map(self, change) -> Boxes3D:
+        tensors = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "frame"}
+        return replace(self, **{name: None if t is None else change(t) for name, t in tensors.items()})
+
+    @classmethod
+    def empty(cls, frame: Frame) -> Boxes3D:
+        """No boxes (n = 0), with scores and 2D boxes."""
+        none = torch.zeros
+        return cls(none(0, 3), none(0, 3), none(0), torch.zeros(0, dtype=torch.int64), frame,
+                   score=none(0), box2d=none(0, 4), alpha=none(0))  # fmt: skip
+
+    def heading(self) -> Float[Tensor, "n 3"]:
+        """Unit vectors (n, 3) along the length of each box."""
+        c, s, zero = self.yaw.cos(), self.yaw.sin(), torch.zeros_like(self.yaw)
+        return torch.stack((c, zero, s) if self.frame == "camera" else (c, s, zero), dim=-1)
+
+    def corners(self) -> Float[Tensor, "n 8 3"]:
+        """Corners (n, 8, 3) in m: the bottom four counter-clockwise seen from above (front left, rear left, rear right,
+        front right), then the top four in the same order."""
+        along = self.heading()
+        up = along.new_tensor((0.0, -1.0, 0.0) if self.frame == "camera" else (0.0, 0.0, 1.0))
+        left = torch.linalg.cross(up.expand_as(along), along, dim=-1)
+        signs = along.new_tensor(
+            [(1, 1, -1), (-1, 1, -1), (-1, -1, -1), (1, -1, -1), (1, 1, 1), (-1, 1, 1), (-1, -1, 1), (1, -1, 1)]
+        )
+        half = self.size[:, None, :] / 2 * signs  # (n, 8, 3): along, left, up
+        axes = torch.stack((along, left, up.expand_as(along)), dim=1)  # (n, 3, 3)
+        return self.centre[:, None, :] + half @ axes
+
+    def contains(self, points: Float[Tensor, "m 3"], margin: float = 0.0) -> Tensor:
+        """Which points (m, 3) of the same frame lie inside which box: bool (n, m); ``margin`` in m enlarges each face."""
+        along = self.heading()
+        up = along.new_tensor((0.0, -1.0, 0.0) if self.frame == "camera" else (0.0, 0.0, 1.0)).expand_as(along)
+        axes = torch.stack((along, torch.linalg.cross(up, along, dim=-1), up), dim=1)  # (n, 3, 3)
+        local = (points[None] - self.centre[:, None]) @ axes.transpose(1, 2)  # (n, m, 3)
+        return (local.abs() <= self.size[:, None] / 2 + margin).all(-1)
+
+
+def _devices(args: tuple) -> list:
+    return [a for a in args if not isinstance(a, torch.dtype)]
+
+
+# ---------------------------------------------------------------------------------------------------------------- KITTI
+
+
+def from_kitti(
+    hwl: Float[Tensor, "n 3"], bottom: Float[Tensor, "n 3"], rotation_y: Float[Tensor, "n"], label: Int[Tensor, "n"],
+    **image_fields: Tensor | None,
+) -> Boxes3D:  # fmt: skip
+    """KITTI's label geometry (height, width, length; bottom centre; rotation_y) as camera-frame boxes.
+
+    ``image_fields`` may hold ``box2d``, ``alpha`` and ``score`` as in ``Boxes3D``.
+    """
+    half_height = torch.zeros_like(bottom)
+    half_height[:, 1] = hwl[:, 0] / 2
+    return Boxes3D(bottom - half_height, hwl.flip(-1), -rotation_y, label, "camera", **image_fields)
+
+
+def to_kitti(boxes: Boxes3D) -> tuple[Tensor, Tensor, Tensor]:
+    """Camera-frame boxes as KITTI writes them: hwl (n, 3), bottom centre (n, 3), rotation_y (n,) in [-pi, pi].
+
+    Raises:
+        ValueError: the boxes are not in the camera frame.
+    """
+    if boxes.frame != "camera":
+        raise ValueError(f"KITTI labels are in the camera frame, these boxes in the {boxes.frame} frame")
+    bottom = boxes.centre.clone()
+    bottom[:, 1] += boxes.size[:, 2] / 2
+    return boxes.size.flip(-1), bottom, wrap_angle(-boxes.yaw)
+
+
+def camera_to_lidar(boxes: Boxes3D, rect_to_lidar: Float[Tensor, "4 4"]) -> Boxes3D:
+    """Camera-frame boxes in the LiDAR frame, as OpenPCDet converts them (pcdet/utils/box_utils.py).
+
+    The bottom centre is carried over exactly; the yaw is turned by the nominal quarter turn between the two frames, which
+    neglects the small tilt between the LiDAR's z and the camera's -y.
+    """
+    _, bottom, rotation_y = to_kitti(boxes)
+    centre = bottom @ rect_to_lidar[:3, :3].T.to(bottom) + rect_to_lidar[:3, 3].to(bottom)
+    centre[:, 2] += boxes.size[:, 2] / 2
+    return replace(boxes, centre=centre, yaw=wrap_angle(-(rotation_y + math.pi / 2)), frame="lidar")
+
+
+def lidar_to_camera(boxes: Boxes3D, lidar_to_rect: Float[Tensor, "4 4"]) -> Boxes3D:
+    """The inverse of ``camera_to_lidar``.
+
+    Raises:
+        ValueError: the boxes are not in the LiDAR frame.
+    """
+    if boxes.frame != "lidar":
+        raise ValueError(f"expected boxes in the lidar frame, got the {boxes.frame} frame")
+    bottom = boxes.centre.clone()
+    bottom[:, 2] -= boxes.size[:, 2] / 2
+    bottom = bottom @ lidar_to_rect[:3, :3].T.to(bottom) + lidar_to_rect[:3, 3].to(bottom)
+    bottom[:, 1] -= boxes.size[:, 2] / 2
+    return replace(boxes, centre=bottom, yaw=wrap_angle(boxes.yaw + math.pi / 2), frame="camera")
+
+
+# ------------------------------------------------------------------------------------------------------------- nuScenes
+
+
+def from_nuscenes(
+    translation: Float[Tensor, "n 3"], wlh: Float[Tensor, "n 3"], quaternion: Float[Tensor, "n 4"],
+    label: Int[Tensor, "n"], frame: Frame = "global", **more: Tensor | None,
+) -> Boxes3D:  # fmt: skip
+    """nuScenes' annotation geometry (centre; width, length, height; quaternion w, x, y, z) as boxes.
+
+    The heading is the box's own x axis projected to the ground, as the official devkit reads the yaw.
+    """
+    w, x, y, z = quaternion.unbind(-1)
+    forward_x = 1 - 2 * (y * y + z * z)  # first column of the rotation matrix
+    forward_y = 2 * (x * y + w * z)
+    return Boxes3D(translation, wlh[:, [1, 0, 2]], torch.atan2(forward_y, forward_x), label, frame, **more)
+
+
+def to_nuscenes(boxes: Boxes3D) -> tuple[Tensor, Tensor, Tensor]:
+    """Boxes as nuScenes writes them: translation (n, 3), wlh (n, 3), quaternion (n, 4) = (w, x, y, z), a turn about up.
+
+    Raises:
+        ValueError: the boxes are in the camera frame, whose up axis is not z.
+    """
+    if boxes.frame == "camera":
+        raise ValueError("nuScenes boxes turn about z; convert camera-frame boxes to another frame first")
+    zero = torch.zeros_like(boxes.yaw)
+    quaternion = torch.stack(((boxes.yaw / 2).cos(), zero, zero, (boxes.yaw / 2).sin()), dim=-1)
+    return boxes.centre, boxes.size[:, [1, 0, 2]], quaternion

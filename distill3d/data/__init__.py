@@ -1,0 +1,1 @@
+"""What data sets yield, and how samples become batches."""

@@ -1,0 +1,145 @@
+"""The contract between data sets and detectors: one moment (``Sample``) and a padded stack of them (``Batch``).
+
+A data set yields raw boxes and knows nothing of detectors; each detector encodes its own targets from a ``Batch``.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields, is_dataclass, replace
+from typing import Any, Protocol
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from distill3d.boxes import IGNORE, Boxes3D
+from distill3d.camera import Camera, ImageAffine
+
+#: KITTI's training difficulties as numbers; UNKNOWN objects are not trained on.
+EASY, MODERATE, HARD, UNKNOWN = 0, 1, 2, -1
+
+
+@dataclass(frozen=True)
+class Objects:
+    """The N label lines of one image, in file order.
+
+    ``boxes`` are in the camera frame and carry ``box2d`` (px of the image that ``Sample.image`` holds) and ``alpha``.
+    Rows without a 3D box (KITTI's DontCare) have label ``IGNORE`` and NaN geometry, but a 2D box.
+    """
+
+    boxes: Boxes3D
+    truncation: Float[Tensor, "n"]  # share outside the image, 0..1; -1 unknown
+    occlusion: Int[Tensor, "n"]  # 0 visible, 1 partly, 2 largely, 3 unknown
+    difficulty: Int[Tensor, "n"]  # EASY, MODERATE, HARD or UNKNOWN, judged on the image file (data/kitti.py)
+
+    def __len__(self) -> int:
+        return len(self.boxes)
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One image with all that is known of that moment."""
+
+    frame_id: str  # unique within the data set, e.g. "000042"
+    image: Float[Tensor, "3 h w"]  # RGB in 0..1
+    camera: Camera  # projects camera-frame points into ``image``; (3, 4) float64
+    affine: ImageAffine  # from the image file to ``image``
+    objects: Objects | None = None  # None where the frame has no labels
+    depth: Float[Tensor, "1 h w"] | None = None  # m along the optical axis in ``image``'s pixels; 0 = unknown
+    points: Float[Tensor, "m 4"] | None = None  # camera-frame x, y, z (m) and intensity 0..1
+
+
+class Dataset(Protocol):
+    """What the train loop needs of a data set. ``get`` is deterministic: all randomness comes from ``generator``."""
+
+    frame_ids: list[str]
+    classes: tuple[str, ...]
+
+    def __len__(self) -> int: ...
+
+    def get(self, index: int, generator: torch.Generator | None = None) -> Sample:
+        """Frame ``index``; augmented with draws from ``generator``, or not augmented where it is None."""
+        ...
+
+
+@dataclass(frozen=True)
+class ObjectBatch:
+    """Objects of B images padded to M rows. Padding rows have label ``IGNORE``, ``present`` False and zeros elsewhere.
+
+    Rows without a 3D box are ``present`` with label ``IGNORE``; their geometry is 0 here (never NaN).
+    """
+
+    centre: Float[Tensor, "b m 3"]  # camera frame, m
+    size: Float[Tensor, "b m 3"]  # (length, width, height), m
+    yaw: Float[Tensor, "b m"]  # rad about up
+    label: Int[Tensor, "b m"]
+    box2d: Float[Tensor, "b m 4"]  # canvas px
+    alpha: Float[Tensor, "b m"]
+    truncation: Float[Tensor, "b m"]
+    occlusion: Int[Tensor, "b m"]
+    difficulty: Int[Tensor, "b m"]
+    present: Bool[Tensor, "b m"]  # a label line stands here
+
+    @classmethod
+    def pad(cls, objects: list[Objects]) -> ObjectBatch:
+        """Stacks label lines of several images; M is the largest count, at least 1."""
+        rows = max([len(o) for o in objects] + [1])
+
+        def stack(values: list[Tensor], fill: float = 0) -> Tensor:
+            out = values[0].new_full((len(values), rows, *values[0].shape[1:]), fill)
+            for i, value in enumerate(values):
+                out[i, : len(value)] = value.nan_to_num(0.0) if value.is_floating_point() else value
+            return out
+
+        boxes = [o.boxes for o in objects]
+        if any(b.box2d is None or b.alpha is None for b in boxes):
+            raise ValueError("labelled objects of an image need box2d and alpha")
+        return cls(
+            *(stack([getattr(b, name) for b in boxes]) for name in ("centre", "size", "yaw")),
+            stack([b.label for b in boxes], IGNORE),
+            *(stack([getattr(b, name) for b in boxes]) for name in ("box2d", "alpha")),
+            *(stack([getattr(o, name) for o in objects]) for name in ("truncation", "occlusion")),
+            stack([o.difficulty for o in objects], UNKNOWN),
+            stack([torch.ones(len(o), dtype=torch.bool) for o in objects]),
+        )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Batch:
+    """B samples of equal canvas size. All floating-point geometry is float32, cameras and affines float64."""
+
+    frame_ids: list[str]
+    image: Float[Tensor, "b 3 h w"]  # RGB in 0..1, not normalised: that is the detector's business
+    camera: Camera  # behind the canvas, projection (B, 3, 4)
+    affine: ImageAffine  # stacked
+    objects: ObjectBatch | None = None
+    depth: Float[Tensor, "b 1 h w"] | None = None
+    points: list[Float[Tensor, "m 4"]] | None = None
+
+    def __len__(self) -> int:
+        return len(self.frame_ids)
+
+    @property
+    def source_camera(self) -> Camera:
+        """The cameras behind the (un-mirrored) image files, (B, 3, 4): where detections are reported."""
+        p, m = self.camera.projection, self.affine.matrix.to(self.camera.projection)
+        inverse = torch.linalg.inv(m[..., :2])
+        back = torch.cat((inverse, -inverse @ m[..., 2:]), -1)
+        flipped = Camera(p).warped(back)
+        width = self.affine.source_size[..., 0, None].to(p)
+        return Camera(torch.where(self.affine.flip[..., None, None], flipped.mirrored(width).projection,
+                                  flipped.projection))  # fmt: skip
+
+    def to(self, device: torch.device | str) -> Batch:
+        """The batch on another device."""
+        return _to(self, device)
+
+
+def _to(value: Any, device: torch.device | str) -> Any:
+    if isinstance(value, Tensor):
+        return value.to(device, non_blocking=True)
+    if isinstance(value, list) and value and isinstance(value[0], Tensor):
+        return [v.to(device, non_blocking=True) for v in value]
+    if is_dataclass(value) and not isinstance(value, type):
+        return replace(value, **{f.name: _to(getattr(value, f.name), device) for f in fields(value)})
+    return value

@@ -1,0 +1,81 @@
+"""The contract of every detector: named feature maps out, supervised terms by name, boxes back."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from distill3d.boxes import Boxes3D
+from distill3d.data.sample import Batch
+
+#: What a detector looks at.  A teacher is the same class as its student with another input.
+Modality = Literal["rgb", "depth", "points", "rgb+gt_depth", "labels"]
+#: ``released`` reproduces the authors' code, quirks included; ``intended`` is what the paper means.
+Style = Literal["released", "intended"]
+
+
+@dataclass(frozen=True)
+class ImageGeometry:
+    """Cells of ``stride`` canvas pixels; cell (0, 0) begins at canvas pixel (0, 0)."""
+
+    stride: int
+
+
+@dataclass(frozen=True)
+class BevGeometry:
+    """Cells on the ground: ``extent`` = (x min, y min, x max, y max) in m of ``frame``, square ``cell`` in m.
+
+    ``axes`` names which ground axes the tensor's last two dimensions run along.
+    """
+
+    extent: tuple[float, float, float, float]
+    cell: float
+    frame: Literal["lidar", "ego", "camera"] = "lidar"
+    axes: tuple[str, str] = ("y", "x")
+
+
+@dataclass(frozen=True)
+class FeatureMap:
+    """A feature tensor (B, C, H, W) together with where its cells lie."""
+
+    tensor: Float[Tensor, "b c h w"]
+    geometry: ImageGeometry | BevGeometry
+
+
+@dataclass
+class Outputs:
+    """What a forward pass gives: taps for distillation, and raw heads for loss and decode."""
+
+    features: dict[str, FeatureMap] = field(default_factory=dict)  # e.g. "backbone_8", "neck_4"
+    predictions: dict[str, Tensor] = field(default_factory=dict)  # e.g. "heatmap" (B, 3, H, W), raw logits
+
+
+class Detector(nn.Module):
+    """Base of all detectors. Subclasses set ``config`` and implement the four methods.
+
+    ``encode`` turns raw boxes into this detector's own targets, once per step; ``loss`` and distillation terms share them.
+    """
+
+    config: Any
+    #: File names in cards and checkpoints: which class a checkpoint belongs to.
+    name: str
+
+    def forward(self, batch: Batch) -> Outputs:
+        """Feature maps and raw predictions of a batch."""
+        raise NotImplementedError
+
+    def encode(self, batch: Batch) -> Any:
+        """This detector's training targets for the batch's objects (a dataclass of tensors, no gradient)."""
+        raise NotImplementedError
+
+    def loss(self, outputs: Outputs, batch: Batch, targets: Any = None) -> dict[str, Tensor]:
+        """Supervised loss terms by name, each a scalar; ``targets`` as ``encode`` gave them, or None to encode here."""
+        raise NotImplementedError
+
+    def decode(self, outputs: Outputs, batch: Batch) -> list[Boxes3D]:
+        """Detections per image in the camera frame of the image file, with ``score``, ``box2d`` (px of the image file)
+        and ``alpha``."""
+        raise NotImplementedError

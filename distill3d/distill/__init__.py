@@ -1,0 +1,1 @@
+"""Distillation: terms, the blocks they are made of, and one file per published method."""

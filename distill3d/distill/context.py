@@ -1,0 +1,61 @@
+"""What a distillation term may look at."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+
+from distill3d.data.sample import Batch
+from distill3d.detectors.base import FeatureMap, Outputs
+
+
+@dataclass(frozen=True)
+class Context:
+    """One training step as seen by the terms: the student, its teachers by stage name, the batch and its targets."""
+
+    student: Outputs
+    teachers: dict[str, Outputs]  # detached; in eval mode unless the method says otherwise
+    batch: Batch
+    targets: Any  # as the student's ``encode`` gave them
+
+    @property
+    def teacher(self) -> Outputs:
+        """The only teacher.
+
+        Raises:
+            ValueError: there are several; name one through ``teachers``.
+        """
+        if len(self.teachers) != 1:
+            raise ValueError(f"expected one teacher, got {', '.join(self.teachers) or 'none'}")
+        return next(iter(self.teachers.values()))
+
+    def pairs(self, taps: tuple[str, ...]) -> list[tuple[FeatureMap, FeatureMap]]:
+        """The same taps of student and teacher, checked to be comparable."""
+        return [comparable(tap, self.student, self.teacher) for tap in taps]
+
+
+def comparable(tap: str, student: Outputs, teacher: Outputs) -> tuple[FeatureMap, FeatureMap]:
+    """Student's and teacher's map of one name.
+
+    Raises:
+        ValueError: one of them lacks the tap, or the two lie on different grids.
+    """
+    for who, outputs in (("student", student), ("teacher", teacher)):
+        if tap not in outputs.features:
+            raise ValueError(f"the {who} has no tap {tap!r}; it offers {', '.join(outputs.features)}")
+    s, t = student.features[tap], teacher.features[tap]
+    if s.geometry != t.geometry:
+        raise ValueError(f"tap {tap!r} lies on different grids: student {s.geometry}, teacher {t.geometry}")
+    if s.tensor.shape[-2:] != t.tensor.shape[-2:]:
+        shapes = [tuple(m.tensor.shape[-2:]) for m in (s, t)]
+        raise ValueError(f"tap {tap!r} has {shapes[0]} cells in the student and {shapes[1]} in the teacher")
+    return s, t
+
+
+def detached(outputs: Outputs) -> Outputs:
+    """The outputs cut from the graph, as teachers give them."""
+    features = {k: FeatureMap(f.tensor.detach(), f.geometry) for k, f in outputs.features.items()}
+    predictions: dict[str, Tensor] = {k: p.detach() for k, p in outputs.predictions.items()}
+    return Outputs(features, predictions)
