@@ -1,1 +1,44 @@
-"""One file per published detector."""
+"""One file per published detector, and the table by which recipes and checkpoints name them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from distill3d.detectors.base import Detector
+from distill3d.detectors.monodle import MonoDLE, MonoDLEConfig
+from distill3d.errors import UserError
+
+
+@dataclass(frozen=True)
+class DetectorEntry:
+    """A registered detector: its settings' type, and how it is built from them."""
+
+    config_type: type
+    build: Callable[..., Detector]
+
+
+DETECTORS = {MonoDLE.name: DetectorEntry(MonoDLEConfig, MonoDLE)}
+#: Settings of any detector, as recipes hold them.
+DetectorConfig = MonoDLEConfig
+
+
+def build_detector(config: DetectorConfig) -> Detector:
+    """A detector with fresh weights from its settings."""
+    return DETECTORS[detector_name(config)].build(config)
+
+
+def detector_name(config: DetectorConfig) -> str:
+    """The name under which the detector of these settings is registered."""
+    return next(name for name, entry in DETECTORS.items() if isinstance(config, entry.config_type))
+
+
+def detector_entry(name: str, where: str) -> DetectorEntry:
+    """The entry of a name that was read from ``where``.
+
+    Raises:
+        UserError: there is no such detector.
+    """
+    if name not in DETECTORS:
+        raise UserError(f"{where} is of detector {name!r}, known are {', '.join(DETECTORS)}")
+    return DETECTORS[name]

@@ -60,8 +60,10 @@ class Detector(nn.Module):
     """
 
     config: Any
-    #: File names in cards and checkpoints: which class a checkpoint belongs to.
+    #: The name in cards, checkpoints and recipes.
     name: str
+    #: Channels of every tap that ``forward`` offers, e.g. {"backbone_8": 128, "neck_4": 64}.
+    tap_channels: dict[str, int]
 
     def forward(self, batch: Batch) -> Outputs:
         """Feature maps and raw predictions of a batch."""

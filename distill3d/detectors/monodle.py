@@ -1,0 +1,450 @@
+"""MonoDLE: a monocular 3D detector that reads everything from dense maps at the projected centre of each object.
+
+Ma et al., "Delving into Localization Errors for Monocular 3D Object Detection", CVPR 2021, arXiv:2103.16237; released code
+xinzhuma/monodle (commit e426aa6).  It is the base of MonoDistill and MonoSTL, and with input ``depth`` their teacher.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+
+from distill3d.boxes import IGNORE, KITTI_CLASSES, Boxes3D, from_kitti, wrap_angle
+from distill3d.camera import Camera
+from distill3d.data.sample import UNKNOWN, Batch
+from distill3d.detectors.base import Detector, FeatureMap, ImageGeometry, Outputs, Style
+from distill3d.layers.distributed import across_processes, world_size
+from distill3d.layers.dla import NECK_STRIDES, DLAConfig, DLAUp, dla_trunk
+from distill3d.layers.heatmap import (
+    cells_inside,
+    clamped_sigmoid,
+    draw_gaussians,
+    find_peaks,
+    focal_heatmap_loss,
+    gather_cells,
+    gaussian_radius,
+)
+
+STRIDE = 4
+#: Channels of the heat map, whatever classes are trained.
+HEAT_CLASSES = KITTI_CLASSES[:3]
+#: Mean (height, width, length) in m of the heat-map classes on KITTI train; used with ``mean_size`` only.
+MEAN_SIZE = ((1.76255119, 0.66068622, 0.84422524), (1.52563191, 1.62856739, 3.52588311), (1.73698127, 0.59706367, 1.76282397))
+HEADING_BINS = 12
+BIN_WIDTH = 2 * math.pi / HEADING_BINS
+#: The released constant in the Laplace likelihood, instead of sqrt(2).
+LAPLACE_FACTOR = 1.4142
+DEPTH_EPSILON = 1e-6
+#: Bias of the heat map's last layer: sigmoid(-2.19) = 0.1, the prior of a peak.
+HEAT_BIAS = -2.19
+HEAD_STD = 0.001
+#: ImageNet statistics of RGB in 0..1.
+RGB_MEAN = (0.485, 0.456, 0.406)
+RGB_STD = (0.229, 0.224, 0.225)
+#: Metres that depth images are divided by, and MonoDistill's input statistics (metre values, whatever they apply to).
+DEPTH_SCALE, DEPTH_MEAN, DEPTH_STD = 80.0, 8.765, 11.275
+#: MonoSKD's loader divides by 256 once more than the PNG's unit asks for.
+MONOSKD_EXTRA_DIVISOR = 256.0
+#: Depth at which the inverse-depth channel of the ``log`` encoding reaches 1, m.
+NEAR_DEPTH = 8.0
+#: Sizes below this (m) are raised to it: a head is free to predict nonsense early in training.
+SMALLEST_SIZE = 0.01
+HEADS = {"heatmap": len(HEAT_CLASSES), "offset_2d": 2, "size_2d": 2, "depth": 2, "offset_3d": 2, "size_3d": 3,
+         "heading": 2 * HEADING_BINS}  # fmt: skip
+
+#: How metres become three input channels (d: depth times crop zoom, so that it agrees with the depth target):
+#: ``clean`` d/80; ``metric`` (d - mean)/std; ``monodistill`` (d/80 - mean)/std and ``monoskd`` d/80/256 as those codes
+#: feed their teachers; ``log`` (log d / log 80, whether known, 8 m / d), for sparse maps.
+DepthEncoding = Literal["clean", "metric", "monodistill", "monoskd", "log"]
+
+
+@dataclass(frozen=True)
+class MonoDLEConfig:
+    """Everything that makes one MonoDLE.  Defaults are the paper's size with the rows of the released-versus-intended
+    table at their recommended values; ``styled`` sets all those rows at once."""
+
+    input: Literal["rgb", "depth"] = "rgb"
+    classes: tuple[str, ...] = ("Car",)  # trained and detected; a subset of HEAT_CLASSES
+    merge_classes: tuple[str, ...] = ()  # drawn as cars in the heat map, nothing regressed; e.g. Van, Truck
+    trunk: DLAConfig = field(default_factory=DLAConfig)
+    head_channels: int = 256
+    max_objects: int = 50  # label lines looked at per image
+    cell: Literal["centre_3d", "centre_2d"] = "centre_3d"  # which projected point marks an object's cell
+    mean_size: bool = False  # regress sizes as differences to class means
+    depth_range: tuple[float, float] = (2.0, 65.0)  # m; objects outside are not trained
+    depth_encoding: DepthEncoding = "clean"
+    top_k: int = 50
+    score_threshold: float = 0.2  # of the heat map, before the depth confidence is multiplied in
+    # released versus intended
+    depth_mask: Literal["mask_2d", "mask_3d"] = "mask_2d"  # mask_3d drops objects of cropped images (xinzhuma/monodle)
+    empty_reduction: Literal["zero", "nan"] = "zero"  # mean over no object
+    decode_scale: Literal["inverse", "per_axis"] = "inverse"  # canvas to image file: exact, or source size / map size
+
+    @classmethod
+    def styled(cls, style: Style, **fields: Any) -> MonoDLEConfig:
+        """A configuration with every released-versus-intended row set by ``style``; ``fields`` override."""
+        rows = {
+            "released": {"depth_mask": "mask_3d", "empty_reduction": "nan", "decode_scale": "per_axis"},
+            "intended": {"depth_mask": "mask_2d", "empty_reduction": "zero", "decode_scale": "inverse"},
+        }[style]
+        return cls(**{**rows, **fields})
+
+
+#: A trunk of 2.4 M parameters with its neck and heads, for the CPU: one block per level, channels in multiples of 32.
+TINY_TRUNK = DLAConfig(levels=(1, 1, 1, 1, 1, 1), channels=(32, 32, 32, 64, 128, 128), stem_stride=2)
+
+
+def tiny(**fields: Any) -> MonoDLEConfig:
+    """The small configuration: about 2.4 million parameters."""
+    return MonoDLEConfig(**{"trunk": TINY_TRUNK, "head_channels": 64, **fields})
+
+
+@dataclass(frozen=True)
+class MonoDLETargets:
+    """Training targets in K slots per image; slot i is label line i.  Untrained slots hold zeros."""
+
+    heatmap: Float[Tensor, "b c h w"]
+    indices: Int[Tensor, "b k"]  # flat cell row * w + column
+    offset_2d: Float[Tensor, "b k 2"]  # 2D box centre minus cell, in cells
+    size_2d: Float[Tensor, "b k 2"]  # (width, height) of the 2D box, in cells
+    offset_3d: Float[Tensor, "b k 2"]  # projected 3D centre minus cell, in cells
+    size_3d: Float[Tensor, "b k 3"]  # (height, width, length) in m, minus the class mean with ``mean_size``
+    depth: Float[Tensor, "b k"]  # m times crop zoom
+    heading_bin: Int[Tensor, "b k"]
+    heading_residual: Float[Tensor, "b k"]  # rad
+    mask_2d: Bool[Tensor, "b k"]  # trained objects
+    mask_3d: Bool[Tensor, "b k"]  # trained objects of images that were not cropped
+    # what distillation methods ask for
+    box2d: Float[Tensor, "b k 4"]  # canvas px, every label line
+    present: Bool[Tensor, "b k"]  # a label line stands here
+    eligible: Bool[Tensor, "b k"]  # passed class, level and range; its centre may lie outside the map
+
+
+def encode_heading(angle: Float[Tensor, "*n"]) -> tuple[Int[Tensor, "*n"], Float[Tensor, "*n"]]:
+    """Angles (rad) as one of 12 bins, the first centred at 0, and the residual (rad) to the bin's centre."""
+    shifted = torch.remainder(torch.remainder(angle, 2 * math.pi) + BIN_WIDTH / 2, 2 * math.pi)
+    bins = (shifted / BIN_WIDTH).long()
+    return bins, shifted - (bins.to(angle.dtype) * BIN_WIDTH + BIN_WIDTH / 2)
+
+
+def decode_heading(bins: Int[Tensor, "*n"], residual: Float[Tensor, "*n"]) -> Float[Tensor, "*n"]:
+    """The angle (rad) of a bin and residual; above pi one turn is taken off."""
+    angle = bins.to(residual.dtype) * BIN_WIDTH + residual
+    return torch.where(angle > math.pi, angle - 2 * math.pi, angle)
+
+
+def decode_depth(logit: Tensor) -> Tensor:
+    """Depth (m) of the raw head: 1 / (sigmoid + 1e-6) - 1."""
+    return 1 / (torch.sigmoid(logit) + DEPTH_EPSILON) - 1
+
+
+def laplace_loss(prediction: Tensor, target: Tensor, log_scale: Tensor) -> Tensor:
+    """Element-wise negative log likelihood of a Laplace distribution: 1.4142 exp(-s) |error| + s."""
+    return LAPLACE_FACTOR * torch.exp(-log_scale) * (prediction - target).abs() + log_scale
+
+
+def dimension_aware_l1(prediction: Float[Tensor, "n 3"], target: Float[Tensor, "n 3"]) -> Float[Tensor, "n 3"]:
+    """Element-wise L1 relative to the true size, rescaled so that its mean is the plain L1's (paper section 4.3)."""
+    error = (prediction - target).abs()
+    relative = error / target.detach()
+    sums = across_processes(torch.stack((error.sum(), relative.sum())))
+    return relative * torch.where(sums[1] > 0, sums[0] / sums[1], torch.ones_like(sums[0]))
+
+
+def _mean(values: Tensor, empty: Literal["zero", "nan"]) -> Tensor:
+    """The mean over all processes' values; over nothing it is 0 connected to the graph, or NaN as released."""
+    count = across_processes(values.new_tensor(values.numel()))
+    return values.sum() / (count.clamp(min=1 / world_size()) if empty == "zero" else count)
+
+
+def detection_losses(
+    predictions: dict[str, Tensor], targets: MonoDLETargets, config: MonoDLEConfig
+) -> dict[str, Tensor]:
+    """The seven supervised terms, weight 1 each, from raw head maps (B, C, H, W).
+
+    Reduction: heat map over all cells, divided by the number of peaks; the others are means over the trained objects of
+    the batch (times 2 or 3 components); heading is cross entropy plus L1 of the true bin's residual.
+    """
+    maps = {k: p.float() if p.dtype in (torch.bfloat16, torch.float16) else p for k, p in predictions.items()}
+    batch, slot = targets.mask_2d.nonzero(as_tuple=True)
+    cell = targets.indices[batch, slot]
+
+    def read(head: str) -> Tensor:
+        return maps[head].flatten(2)[batch, :, cell]
+
+    def of(target: Tensor) -> Tensor:
+        return target[batch, slot]
+
+    def mean(values: Tensor, mask: Tensor | None = None) -> Tensor:
+        return _mean(values if mask is None else values[mask], config.empty_reduction)
+
+    uncropped = of(targets.mask_3d)
+    depth, heading = read("depth"), read("heading")
+    depth_loss = laplace_loss(decode_depth(depth[:, 0]), of(targets.depth), depth[:, 1])
+    size, true_size = read("size_3d")[uncropped], of(targets.size_3d)[uncropped]
+    bins, true_bin = heading[:, :HEADING_BINS], of(targets.heading_bin)
+    residual = heading[:, HEADING_BINS:].gather(1, true_bin[:, None])[:, 0]
+    return {
+        "heatmap": focal_heatmap_loss(clamped_sigmoid(maps["heatmap"]), targets.heatmap),
+        "offset_2d": mean((read("offset_2d") - of(targets.offset_2d)).abs()),
+        "size_2d": mean((read("size_2d") - of(targets.size_2d)).abs()),
+        "offset_3d": mean((read("offset_3d") - of(targets.offset_3d)).abs(), uncropped),
+        "depth": mean(depth_loss, uncropped if config.depth_mask == "mask_3d" else None),
+        "size_3d": mean(dimension_aware_l1(size, true_size)),
+        "heading": mean(F.cross_entropy(bins, true_bin, reduction="none"))
+        + mean((residual - of(targets.heading_residual)).abs()),
+    }
+
+
+@dataclass(frozen=True)
+class Peaks:
+    """What the head maps say at the K highest peaks of each image, best first; positions and 2D sizes in cells."""
+
+    score: Float[Tensor, "b k"]
+    label: Int[Tensor, "b k"]  # index into HEAT_CLASSES
+    centre_2d: Float[Tensor, "b k 2"]
+    size_2d: Float[Tensor, "b k 2"]
+    centre_3d: Float[Tensor, "b k 2"]
+    depth: Float[Tensor, "b k"]  # m, as the network sees the scene: true depth times crop zoom
+    confidence: Float[Tensor, "b k"]  # exp(-log scale) of the depth
+    heading: Float[Tensor, "b k 24"]
+    size_3d: Float[Tensor, "b k 3"]  # (height, width, length), raw
+
+
+def read_peaks(predictions: dict[str, Tensor], top_k: int) -> Peaks:
+    """Peaks of the heat map (3 x 3 maxima) and the other maps' values there; float32 or better."""
+    maps = {k: p.float() if p.dtype in (torch.bfloat16, torch.float16) else p for k, p in predictions.items()}
+    score, label, index = find_peaks(clamped_sigmoid(maps["heatmap"]), top_k)
+    width = maps["heatmap"].shape[-1]
+    cell = torch.stack((index % width, index // width), dim=-1)
+    at = {head: gather_cells(maps[head], index) for head in HEADS if head != "heatmap"}
+    return Peaks(
+        score, label, cell + at["offset_2d"], at["size_2d"], cell + at["offset_3d"],
+        decode_depth(at["depth"][..., 0]), torch.exp(-at["depth"][..., 1]), at["heading"], at["size_3d"],
+    )  # fmt: skip
+
+
+def peaks_to_boxes(peaks: Peaks, batch: Batch, config: MonoDLEConfig, map_size: tuple[int, int]) -> list[Boxes3D]:
+    """Boxes of each image in the camera frame of its file, in order of heat-map score.
+
+    Peaks below the score threshold, and of classes that are not trained, are left out; the final score is the heat-map
+    score times the depth confidence, which can exceed 1.
+    """
+    camera = batch.source_camera
+    affine = batch.affine
+
+    def to_source(cells: Tensor) -> Tensor:
+        if config.decode_scale == "inverse":
+            return affine.invert(cells * STRIDE)
+        return cells * (affine.source_size.to(cells) / cells.new_tensor(map_size))[:, None]
+
+    uv = to_source(peaks.centre_3d)
+    corners = [to_source(peaks.centre_2d + sign * peaks.size_2d / 2) for sign in (-1, 1)]
+    # a mirrored image swaps left and right
+    box2d = torch.cat((torch.minimum(*corners), torch.maximum(*corners)), dim=-1)
+    depth = peaks.depth / affine.zoom.to(peaks.depth)[:, None]
+    centre = Camera(camera.projection.to(depth)).back_project(uv, depth)
+
+    bins = peaks.heading[..., :HEADING_BINS].argmax(-1)
+    residual = peaks.heading[..., HEADING_BINS:].gather(-1, bins[..., None])[..., 0]
+    alpha = decode_heading(bins, residual)
+    alpha = torch.where(affine.flip[:, None], wrap_angle(math.pi - alpha), alpha)
+    p = camera.projection.to(depth)
+    rotation_y = alpha + torch.atan2(uv[..., 0] - p[:, 0, 2, None], p[:, 0, 0, None].expand_as(depth))
+    size = peaks.size_3d + (peaks.size_3d.new_tensor(MEAN_SIZE)[peaks.label] if config.mean_size else 0)
+    size = size.clamp(min=SMALLEST_SIZE)
+    bottom = centre + torch.stack((torch.zeros_like(depth), size[..., 0] / 2, torch.zeros_like(depth)), -1)
+
+    trained = peaks.label.new_tensor([HEAT_CLASSES.index(name) for name in config.classes])
+    keep = (peaks.score >= config.score_threshold) & torch.isin(peaks.label, trained)
+    score = peaks.score * peaks.confidence
+    return [
+        from_kitti(size[i][k], bottom[i][k], wrap_once(rotation_y[i][k]), peaks.label[i][k],
+                   score=score[i][k], box2d=box2d[i][k], alpha=alpha[i][k])
+        for i, k in enumerate(keep)
+    ]  # fmt: skip
+
+
+def wrap_once(angle: Tensor) -> Tensor:
+    """Angles (rad) brought towards [-pi, pi] by at most one turn, as the released decoder does."""
+    angle = torch.where(angle > math.pi, angle - 2 * math.pi, angle)
+    return torch.where(angle < -math.pi, angle + 2 * math.pi, angle)
+
+
+class MonoDLE(Detector):
+    """DLA-34 trunk, DLAUp neck, seven heads at stride 4.
+
+    Taps: ``backbone_4|8|16|32`` (the trunk's maps) and ``neck_4|8|16`` (the neck's; ``neck_4`` feeds the heads).
+    """
+
+    name = "monodle"
+    config: MonoDLEConfig
+
+    def __init__(self, config: MonoDLEConfig) -> None:
+        super().__init__()
+        unknown = set(config.classes) - set(HEAT_CLASSES)
+        if unknown:
+            raise ValueError(f"MonoDLE detects {', '.join(HEAT_CLASSES)}, not {', '.join(sorted(unknown))}")
+        self.config = config
+        channels = config.trunk.channels[2:]
+        self.backbone = dla_trunk(config.trunk)
+        self.neck = DLAUp(channels)
+        for head, width in HEADS.items():
+            setattr(self, head, _head(channels[0], config.head_channels, width, is_heat=head == "heatmap"))
+        self.tap_channels = {f"backbone_{s}": c for s, c in zip(NECK_STRIDES, channels, strict=True)}
+        self.tap_channels |= {f"neck_{s}": c for s, c in zip(NECK_STRIDES[:3], channels, strict=False)}
+
+    def input_image(self, batch: Batch) -> Float[Tensor, "b 3 h w"]:
+        """The three channels that the trunk sees."""
+        if self.config.input == "rgb":
+            mean, std = (batch.image.new_tensor(v)[:, None, None] for v in (RGB_MEAN, RGB_STD))
+            return (batch.image - mean) / std
+        if batch.depth is None:
+            raise ValueError("a detector with input 'depth' needs depth images; the data set gives none")
+        return encode_depth(batch.depth * batch.affine.zoom.to(batch.depth)[:, None, None, None],
+                            self.config.depth_encoding)  # fmt: skip
+
+    def forward(self, batch: Batch) -> Outputs:
+        return self.forward_image(self.input_image(batch))
+
+    def forward_image(self, image: Float[Tensor, "b 3 h w"]) -> Outputs:
+        """Trunk, neck and heads on input channels; height and width are multiples of 32."""
+        trunk = self.backbone(image.contiguous(memory_format=torch.channels_last))[2:]
+        neck = self.neck(trunk)
+        features = {f"backbone_{s}": FeatureMap(m, ImageGeometry(s)) for s, m in zip(NECK_STRIDES, trunk, strict=True)}
+        features |= {f"neck_{s}": FeatureMap(m, ImageGeometry(s)) for s, m in neck.items()}
+        return Outputs(features, {head: getattr(self, head)(neck[STRIDE]) for head in HEADS})
+
+    @torch.no_grad()
+    def encode(self, batch: Batch) -> MonoDLETargets:
+        """Targets of the first ``max_objects`` label lines of each image.
+
+        Geometry is computed in float64, so that a cell does not depend on rounding.
+        """
+        if batch.objects is None:
+            raise ValueError("training needs labels; this batch has none")
+        config, height, width = self.config, batch.image.shape[-2] // STRIDE, batch.image.shape[-1] // STRIDE
+        slots = config.max_objects
+
+        def fit(value: Tensor, fill: float = 0) -> Tensor:
+            kept = value[:, :slots].double() if value.is_floating_point() else value[:, :slots]
+            padding = [0, 0] * (value.dim() - 2) + [0, max(0, slots - value.shape[1])]
+            return F.pad(kept, padding, value=fill)
+
+        o = batch.objects
+        centre, label, box2d = fit(o.centre), fit(o.label, IGNORE), fit(o.box2d)
+        present, z = fit(o.present), fit(o.centre)[..., 2]
+        trained = _is_one_of(label, config.classes)
+        merged = _is_one_of(label, config.merge_classes)
+        near, far = config.depth_range
+        known = fit(o.difficulty, UNKNOWN) != UNKNOWN
+        eligible = present & (trained | merged) & known & (z >= near) & (z <= far)
+
+        box = box2d / STRIDE
+        centre_2d, size_2d = (box[..., :2] + box[..., 2:]) / 2, box[..., 2:] - box[..., :2]
+        safe = torch.where(eligible[..., None], centre, torch.ones_like(centre))
+        centre_3d = batch.camera.project(safe)[0] / STRIDE
+        point = centre_3d if config.cell == "centre_3d" else centre_2d
+        cell = point.trunc().long()
+        shown = eligible & cells_inside(cell, height, width)
+        mask_2d = shown & trained
+        heatmap = self._draw(shown, label, cell, size_2d, height, width)
+
+        alpha, zoom = fit(o.alpha), batch.affine.zoom.double()[:, None]
+        bins, residual = encode_heading(alpha)
+        hwl = fit(o.size).flip(-1)
+        if config.mean_size:
+            hwl = hwl - hwl.new_tensor(MEAN_SIZE)[label.clamp(0, len(HEAT_CLASSES) - 1)]
+        uncropped = ~_is_cropped(batch)
+
+        def trained_only(value: Tensor) -> Tensor:
+            mask = mask_2d if value.dim() == 2 else mask_2d[..., None]
+            value = torch.where(mask, value, torch.zeros_like(value))
+            return value.to(batch.image.dtype) if value.is_floating_point() else value
+
+        return MonoDLETargets(
+            heatmap, trained_only(cell[..., 1] * width + cell[..., 0]),
+            trained_only(centre_2d - cell), trained_only(size_2d), trained_only(centre_3d - cell), trained_only(hwl),
+            trained_only(z * zoom), trained_only(bins), trained_only(residual),
+            mask_2d, mask_2d & uncropped[:, None], box2d.to(batch.image.dtype), present, eligible,
+        )  # fmt: skip
+
+    def _draw(
+        self, shown: Tensor, label: Tensor, cell: Tensor, size_2d: Tensor, height: int, width: int
+    ) -> Float[Tensor, "b c h w"]:
+        image, slot = shown.nonzero(as_tuple=True)
+        channel = label[image, slot]
+        channel = torch.where(channel < len(HEAT_CLASSES), channel, HEAT_CLASSES.index("Car"))
+        size = size_2d[image, slot]
+        radius = gaussian_radius(size[:, 1], size[:, 0]).trunc().clamp(min=0).long()
+        maps = size_2d.new_zeros(shown.shape[0] * len(HEAT_CLASSES), height, width)
+        drawn = draw_gaussians(maps, image * len(HEAT_CLASSES) + channel, cell[image, slot], radius)
+        return drawn.view(shown.shape[0], len(HEAT_CLASSES), height, width).to(next(self.parameters()).dtype)
+
+    def loss(self, outputs: Outputs, batch: Batch, targets: MonoDLETargets | None = None) -> dict[str, Tensor]:
+        with torch.autocast(batch.image.device.type, enabled=False):
+            return detection_losses(outputs.predictions, targets or self.encode(batch), self.config)
+
+    @torch.no_grad()
+    def decode(self, outputs: Outputs, batch: Batch) -> list[Boxes3D]:
+        height, width = outputs.predictions["heatmap"].shape[-2:]
+        peaks = read_peaks(outputs.predictions, self.config.top_k)
+        return peaks_to_boxes(peaks, batch, self.config, (width, height))
+
+
+def encode_depth(metres: Float[Tensor, "b 1 h w"], encoding: DepthEncoding) -> Float[Tensor, "b 3 h w"]:
+    """Depth images (m, 0 = unknown) as three input channels."""
+    if encoding == "log":
+        known = metres > 0
+        safe = torch.where(known, metres, torch.ones_like(metres))
+        return torch.cat((safe.log() / math.log(DEPTH_SCALE), known.to(metres), known * NEAR_DEPTH / safe), dim=1)
+    one = {
+        "clean": lambda d: d / DEPTH_SCALE,
+        "metric": lambda d: (d - DEPTH_MEAN) / DEPTH_STD,
+        "monodistill": lambda d: (d / DEPTH_SCALE - DEPTH_MEAN) / DEPTH_STD,
+        "monoskd": lambda d: d / DEPTH_SCALE / MONOSKD_EXTRA_DIVISOR,
+    }[encoding](metres)
+    return one.expand(-1, 3, -1, -1)
+
+
+def _head(channels: int, hidden: int, out: int, is_heat: bool) -> nn.Sequential:
+    head = nn.Sequential(nn.Conv2d(channels, hidden, 3, padding=1), nn.ReLU(inplace=True), nn.Conv2d(hidden, out, 1))
+    with torch.no_grad():
+        if is_heat:
+            head[-1].bias.fill_(HEAT_BIAS)
+        else:
+            for layer in (head[0], head[-1]):
+                layer.weight.normal_(std=HEAD_STD)
+                layer.bias.zero_()
+    return head
+
+
+def _is_one_of(label: Tensor, classes: tuple[str, ...]) -> Tensor:
+    return torch.isin(label, label.new_tensor([KITTI_CLASSES.index(name) for name in classes]))
+
+
+def _is_cropped(batch: Batch) -> Bool[Tensor, "b"]:
+    """Whether a random crop was taken: the source's centre is not in the canvas's middle, or the zoom is not 1."""
+    affine = batch.affine
+    plain = affine.canvas_size / 2 - affine.scale[:, None] * affine.source_size / 2
+    moved = (affine.matrix[..., 2] - plain).abs().amax(-1) > 1e-6 * affine.canvas_size.amax(-1)
+    return moved | (affine.zoom != 1)
+
+
+def released_state_dict(checkpoint: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The authors' weights under our names: parallel-training prefixes and parts that no forward pass uses are dropped."""
+    from distill3d.layers.dla import UNUSED_IN_RELEASED
+
+    plain = {name.removeprefix("module."): value for name, value in checkpoint.items()}
+    return {name: value for name, value in plain.items() if not name.startswith(UNUSED_IN_RELEASED)}
+
+
+def with_input(config: MonoDLEConfig, modality: Literal["rgb", "depth"]) -> MonoDLEConfig:
+    """The twin of a configuration that looks at another modality."""
+    return replace(config, input=modality)

@@ -1,0 +1,1 @@
+"""Layers and dense encodings used by more than one detector."""

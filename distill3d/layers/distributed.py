@@ -1,0 +1,56 @@
+"""What makes several processes with a part of the batch each equal one process with the whole batch.
+
+Gradients are averaged over processes.  A loss that divides by a count of its batch must therefore divide by the count of
+all processes over their number, and batch norm must see the statistics of the whole batch.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.distributed as dist
+import torch.distributed.nn.functional as dist_nn
+from torch import Tensor, nn
+
+
+def world_size() -> int:
+    """Processes that train together; 1 without a process group."""
+    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+
+
+def across_processes(total: Tensor) -> Tensor:
+    """The mean over processes of a count or sum that a loss divides by; no gradient flows through it."""
+    if world_size() == 1:
+        return total.detach()
+    total = total.detach().clone()
+    dist.all_reduce(total)
+    return total / world_size()
+
+
+class WholeBatchNorm(nn.BatchNorm2d):
+    """Batch norm over the batches of all processes, on any device (torch's own is for accelerators only)."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        if not self.training or world_size() == 1:
+            return super().forward(input)
+        x = input.float()
+        count = x.numel() / x.shape[1] * world_size()
+        mean = dist_nn.all_reduce(x.sum((0, 2, 3))) / count
+        centred = x - mean[:, None, None]
+        variance = dist_nn.all_reduce((centred * centred).sum((0, 2, 3))) / count
+        with torch.no_grad():
+            if self.num_batches_tracked is not None:
+                self.num_batches_tracked.add_(1)
+            if self.running_mean is not None and self.running_var is not None:
+                self.running_mean.lerp_(mean.to(self.running_mean), self.momentum or 0.0)
+                unbiased = variance * count / max(count - 1, 1)
+                self.running_var.lerp_(unbiased.to(self.running_var), self.momentum or 0.0)
+        out = centred * torch.rsqrt(variance + self.eps)[:, None, None]
+        return (out * self.weight[:, None, None] + self.bias[:, None, None]).to(input.dtype)
+
+
+def share_batch_norm(module: nn.Module) -> nn.Module:
+    """Turns every ``BatchNorm2d`` of a module into a ``WholeBatchNorm``, in place; parameters and names stay."""
+    for child in module.modules():
+        if type(child) is nn.BatchNorm2d:
+            child.__class__ = WholeBatchNorm
+    return module

@@ -1,0 +1,43 @@
+"""The demo: on synthetic streets, a LiDAR teacher, a camera baseline and its distilled twins, on a laptop's CPU."""
+
+from __future__ import annotations
+
+from distill3d.data.augment import AugmentConfig
+from distill3d.detectors.monodle import tiny
+from distill3d.distill.methods.monodistill import MonoDistillConfig
+from distill3d.distill.methods.monoskd import MonoSKDConfig
+from distill3d.train.recipe import DatasetConfig, EvaluationConfig, Recipe, StageConfig
+from distill3d.train.schedules import Schedule
+
+#: Frames that the demo synthesises.
+TRAIN_FRAMES, EVAL_FRAMES = 400, 200
+#: Image size (px); minimum box heights are scaled by its ratio to KITTI's width.
+CANVAS, KITTI_WIDTH = (320, 96), 1242
+
+
+def demo() -> Recipe:
+    """Teacher (LiDAR depth image), baseline (RGB), and the baseline's twins taught by MonoDistill and by MonoSKD, at
+    equal epochs; the control is taught by an RGB network with MonoDistill's terms."""
+    schedule = Schedule(
+        epochs=20, batch_size=4, lr=2e-3, shape="one_cycle", optimiser="adamw", weight_decay=1e-4, clip_norm=10.0
+    )
+    augment = AugmentConfig(crop=0.0, style="intended")
+    common = {"schedule": schedule, "augment": augment}
+    monodistill = MonoDistillConfig(fusion_channels=64)
+    return Recipe(
+        "demo",
+        (
+            StageConfig("teacher", "teacher", tiny(input="depth", depth_encoding="log"), **common),
+            StageConfig("baseline", "baseline", tiny(), **common),
+            StageConfig("monodistill", "student", tiny(), teachers=("teacher",), method=monodistill, **common),
+            StageConfig("monoskd", "student", tiny(), teachers=("teacher",), method=MonoSKDConfig(), **common),
+            StageConfig("rgb_teacher", "control", tiny(), seed_offset=1000, **common),
+            StageConfig("control", "control", tiny(), teachers=("rgb_teacher",), method=monodistill, **common),
+        ),
+        DatasetConfig(
+            identity="synthetic-streets", canvas=CANVAS, depth="lidar", in_memory=True,
+            min_height_scale=CANVAS[0] / KITTI_WIDTH,
+        ),
+        EvaluationConfig(every=5),
+        note="synthetic streets; schedule and size are this project's own",
+    )  # fmt: skip

@@ -1,0 +1,349 @@
+"""One stage of a recipe: training that can be killed at any moment and goes on where it was."""
+
+from __future__ import annotations
+
+import json
+import math
+import platform
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning_fabric import Fabric
+from torch import Tensor, nn
+
+import distill3d
+from distill3d.data.collate import EpochSampler, batches
+from distill3d.data.kitti import KittiDataset
+from distill3d.data.sample import Batch
+from distill3d.detectors import build_detector, detector_name
+from distill3d.detectors.base import Detector, Outputs
+from distill3d.distill.context import Context
+from distill3d.distill.methods import build_terms, method_name
+from distill3d.distill.term import Term
+from distill3d.errors import UserError
+from distill3d.evaluate.kitti import Result
+from distill3d.layers.distributed import share_batch_norm, world_size
+from distill3d.settings import to_plain
+from distill3d.train.checkpoint import STATE, load_into, load_state, load_weights, save_state, save_weights, write_text
+from distill3d.train.ema import WeightAverage
+from distill3d.train.evaluation import evaluate_detector, summary
+from distill3d.train.precision import Precision, choose_precision
+from distill3d.train.progress import ProgressBar
+from distill3d.train.recipe import Recipe, StageConfig, kitti_config
+from distill3d.train.schedules import build_optimiser, learning_rate
+from distill3d.train.teachers import Teacher, is_repeatable, refuse_overlap, trained_on
+
+METRICS, CONFIG = "metrics.jsonl", "config.yaml"
+#: Changes when a state written by an older version can no longer be continued.
+STATE_FORMAT = 1
+
+
+@dataclass(frozen=True)
+class RunOptions:
+    """What does not change the result: where, how many processes, what is shown."""
+
+    out: Path = Path("runs")
+    devices: int = 1
+    nodes: int = 1
+    accelerator: str = "auto"  # cpu, cuda or auto
+    threads: int | None = None  # of torch, per process; None leaves torch's choice
+    workers: int = 0  # processes that load data
+    checkpoint_steps: int = 200  # steps between states within an epoch; each epoch's end is always written
+    log_steps: int = 10  # steps between lines of metrics.jsonl
+    progress: bool = True
+    allow_overlap: bool = False  # train or evaluate on frames that a teacher or the model itself has seen
+    tensorboard: bool = True
+
+
+class TrainingStep(nn.Module):
+    """Student and terms as one module, so that data parallelism sees every trained parameter.
+
+    ``forward`` gives all weighted loss terms by name.
+    """
+
+    def __init__(self, student: Detector, terms: Iterable[Term]) -> None:
+        super().__init__()
+        self.student = student
+        self.terms = nn.ModuleList(terms)
+
+    def forward(self, batch: Batch, teachers: dict[str, Outputs]) -> dict[str, Tensor]:
+        outputs = self.student(batch)
+        targets = self.student.encode(batch)
+        losses = self.student.loss(outputs, batch, targets)
+        context = Context(outputs, teachers, batch, targets)
+        for term in self.terms:
+            assert isinstance(term, Term)
+            losses[term.name] = term.weight * term(context)
+        return losses
+
+
+def build_step(stage: StageConfig, teachers: dict[str, Teacher]) -> TrainingStep:
+    """The untrained student of a stage with the terms of its method."""
+    student = build_detector(stage.detector)
+    if stage.method is None:
+        return TrainingStep(student, [])
+    (teacher,) = teachers.values()
+    return TrainingStep(student, build_terms(stage.method, student.tap_channels, teacher.detector.tap_channels))
+
+
+def train_stage(recipe: Recipe, stage: StageConfig, folder: Path, options: RunOptions, fabric: Fabric) -> dict[str, Any]:
+    """Trains one stage to its end, from its last state if there is one, and writes its folder. Returns its card.
+
+    Raises:
+        UserError: the data set, a teacher or an earlier state does not fit, or a loss is not finite.
+    """
+    run = _Run(recipe, stage, folder, options, fabric)
+    run.resume()
+    while run.epoch < stage.schedule.epochs:
+        run.train_epoch()
+    return run.finish()
+
+
+class _Run:
+    """The state of one stage's training."""
+
+    def __init__(self, recipe: Recipe, stage: StageConfig, folder: Path, options: RunOptions, fabric: Fabric) -> None:
+        self.recipe, self.stage, self.folder, self.options, self.fabric = recipe, stage, folder, options, fabric
+        schedule = stage.schedule
+        self.precision: Precision = choose_precision(recipe.precision, fabric.device)
+        self.seed = recipe.seed + stage.seed_offset
+        self.data = KittiDataset(kitti_config(recipe, stage, recipe.dataset.train_split, train=True))
+        self.eval_data = KittiDataset(kitti_config(recipe, stage, recipe.dataset.eval_split, train=False))
+        self.sampler = EpochSampler(
+            len(self.data), schedule.batch_size, self.seed, drop_last=schedule.drop_last,
+            rank=fabric.global_rank, world=fabric.world_size,
+        )  # fmt: skip
+        self.teachers = {name: self._teacher(name) for name in stage.teachers}
+        self.seen = trained_on(
+            recipe.dataset.identity, self.data.frame_ids, [t.card["trained_on"] for t in self.teachers.values()]
+        )
+        refuse_overlap({"trained_on": self.seen}, f"stage {stage.name!r}", recipe.dataset.identity,
+                       self.eval_data.frame_ids, options.allow_overlap)  # fmt: skip
+
+        torch.manual_seed(self.seed)
+        step = build_step(stage, self.teachers)
+        if stage.init is not None:
+            path = folder.parent / stage.init
+            load_into(step.student, load_weights(path)[0], str(path))
+        if fabric.world_size > 1:
+            share_batch_norm(step)
+        step = step.to(fabric.device, memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
+        self.optimiser = build_optimiser(step, schedule)
+        self.model, self.optimiser = fabric.setup(step, self.optimiser)
+        self.step: TrainingStep = step
+        self.average = WeightAverage(step.student, schedule.ema) if schedule.ema is not None else None
+        self.best: dict[str, Any] | None = None  # {"score", "epoch", "weights"} with keep="best"
+        self.epoch = self.step_in_epoch = 0
+        self.recent: list[tuple[float, dict[str, float]]] = []
+        self.writer = None
+
+    @property
+    def is_first(self) -> bool:
+        """Whether this process writes files."""
+        return self.fabric.global_rank == 0
+
+    @property
+    def global_step(self) -> int:
+        return self.epoch * self.sampler.steps + self.step_in_epoch
+
+    def _teacher(self, name: str) -> Teacher:
+        assert self.stage.method is not None
+        path = self.folder.parent / name
+        repeatable = is_repeatable(self.stage.augment, self.recipe.stage(name).detector.input)
+        teacher = Teacher(path, self.stage.method.teacher_bn, repeatable)
+        refuse_overlap(teacher.card, f"teacher {path}", self.recipe.dataset.identity, self.eval_data.frame_ids,
+                       self.options.allow_overlap)  # fmt: skip
+        return teacher.to(self.fabric.device, memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
+
+    # ------------------------------------------------------------------------------------------------------- the state
+
+    def resume(self) -> None:
+        """Takes up the last state, if there is one, and drops what was logged after it."""
+        state_file = self.folder / STATE
+        if state_file.exists():
+            state = load_state(state_file)
+            fingerprint = self.recipe.stage_fingerprint(self.stage)
+            if state.get("format") != STATE_FORMAT or state.get("fingerprint") != fingerprint:
+                raise UserError(
+                    f"{state_file} was written with other settings than stage {self.stage.name!r} has now: "
+                    "give another --out, or remove that folder"
+                )
+            load_into(self.step, state["model"], str(state_file))
+            self.optimiser.load_state_dict(state["optimiser"])
+            if self.average is not None:
+                self.average.state = {k: v.to(self.fabric.device) for k, v in state["average"].items()}
+            self.best = state["best"]
+            self.epoch, self.step_in_epoch = state["epoch"], state["step_in_epoch"]
+            torch.set_rng_state(state["rng"])
+        if self.is_first:
+            self._keep_log_until(self.global_step)
+            if self.options.tensorboard:
+                from torch.utils.tensorboard import SummaryWriter
+
+                self.writer = SummaryWriter(str(self.folder), purge_step=self.global_step)
+
+    def _keep_log_until(self, step: int) -> None:
+        log = self.folder / METRICS
+        if log.exists():
+            lines = log.read_text(encoding="utf-8").splitlines()
+            kept = [line for line in lines if line.endswith("}") and json.loads(line)["step"] <= step]
+            write_text(log, "".join(f"{line}\n" for line in kept))
+
+    def save(self) -> None:
+        """The state after the last complete step; written by the first process alone."""
+        if self.is_first:
+            state = {
+                "format": STATE_FORMAT, "fingerprint": self.recipe.stage_fingerprint(self.stage),
+                "epoch": self.epoch, "step_in_epoch": self.step_in_epoch,
+                "model": self.step.state_dict(), "optimiser": self.optimiser.state_dict(),
+                "average": None if self.average is None else self.average.state,
+                "best": self.best, "rng": torch.get_rng_state(),
+            }  # fmt: skip
+            save_state(self.folder / STATE, state)
+
+    def log(self, record: dict[str, Any]) -> None:
+        """One line of metrics.jsonl, and the same numbers for TensorBoard."""
+        if not self.is_first:
+            return
+        self.folder.mkdir(parents=True, exist_ok=True)
+        with (self.folder / METRICS).open("a", encoding="utf-8") as file:
+            file.write(json.dumps(record) + "\n")
+        if self.writer is not None:
+            if record["kind"] == "train":
+                scalars = {"loss": record["loss"], "lr": record["lr"]} | {f"terms/{k}": v for k, v in record["terms"].items()}
+            else:
+                scalars = {f"ap/{k}_moderate": v[1] for k, v in record["ap"].items()}
+            for name, value in scalars.items():
+                self.writer.add_scalar(name, value, record["step"])
+
+    # -------------------------------------------------------------------------------------------------------- training
+
+    def train_epoch(self) -> None:
+        """The rest of the present epoch, its evaluation where due, and the state at its end."""
+        schedule, order = self.stage.schedule, self.sampler.order(self.epoch)
+        self.model.train()
+        title = f"{self.stage.name} epoch {self.epoch + 1}/{schedule.epochs}"
+        steps = batches(
+            self.data, order, self.sampler.local_batch, self.seed, self.epoch, self.options.workers, self.step_in_epoch
+        )
+        visible = self.options.progress and self.is_first
+        with ProgressBar(title, self.sampler.steps, self.step_in_epoch, visible) as bar:
+            for batch in steps:
+                losses = self.train_step(batch.to(self.fabric.device))
+                bar.advance(" ".join(f"{name} {value:.3f}" for name, value in losses.items()))
+                if self.step_in_epoch % self.options.checkpoint_steps == 0 and self.step_in_epoch < self.sampler.steps:
+                    self.save()
+        last = self.epoch + 1 == schedule.epochs
+        self.epoch, self.step_in_epoch = self.epoch + 1, 0
+        if self.is_first and not last and self.epoch % self.recipe.evaluation.every == 0:
+            self.log_evaluation(self.evaluate())
+        if self.recipe.evaluation.keep == "best" and self.is_first:
+            self.keep_if_best()
+        self.save()
+        self.fabric.barrier()
+
+    def train_step(self, batch: Batch) -> dict[str, float]:
+        """One update; returns the loss terms.
+
+        Raises:
+            UserError: a term is not finite.
+        """
+        schedule = self.stage.schedule
+        lr = learning_rate(schedule, self.epoch, self.step_in_epoch, self.sampler.steps)
+        for group in self.optimiser.param_groups:
+            group["lr"] = lr
+        with self.precision.autocast(self.fabric.device):
+            answers = {name: teacher(batch) for name, teacher in self.teachers.items()}
+            losses = self.model(batch, answers)
+        total = torch.stack([loss.float() for loss in losses.values()]).sum()
+        values = dict(zip(losses, torch.stack([v.detach().float() for v in losses.values()]).tolist(), strict=True))
+        for name, value in values.items():
+            if not math.isfinite(value):
+                raise UserError(f"loss term {name!r} is {value} at step {self.global_step}, frames {batch.frame_ids}")
+        self.optimiser.zero_grad()
+        self.fabric.backward(total)
+        if schedule.clip_norm is not None:
+            self.fabric.clip_gradients(self.model, self.optimiser, max_norm=schedule.clip_norm, error_if_nonfinite=False)
+        self.optimiser.step()
+        if self.average is not None:
+            self.average.update(self.step.student)
+        self.step_in_epoch += 1
+        self.recent.append((lr, values))
+        if self.global_step % self.options.log_steps == 0:
+            self.log_recent()
+        return values
+
+    def log_recent(self) -> None:
+        """The means since the last such line."""
+        count = len(self.recent)
+        terms = {name: sum(v[name] for _, v in self.recent) / count for name in self.recent[-1][1]}
+        self.log({"kind": "train", "step": self.global_step, "epoch": self.epoch, "loss": sum(terms.values()),
+                  "lr": self.recent[-1][0], "terms": terms})  # fmt: skip
+        self.recent = []
+
+    # ------------------------------------------------------------------------------------------- evaluation and the end
+
+    def weights(self) -> dict[str, Tensor]:
+        """What is evaluated and shared: the student's own weights, or their average."""
+        own = self.step.student.state_dict() if self.average is None else self.average.state
+        return {name: value.detach().clone() for name, value in own.items()}
+
+    def evaluate(self, data: KittiDataset | None = None, folder: Path | None = None) -> Result:
+        """The official evaluation of the present ``weights``."""
+        student, own = self.step.student, self.step.student.state_dict()
+        held = {name: value.clone() for name, value in own.items()} if self.average is not None else None
+        if held is not None:
+            student.load_state_dict(self.weights())
+        result = evaluate_detector(
+            student, data or self.eval_data, self.recipe.evaluation.batch_size, self.fabric.device, self.precision, folder
+        )
+        if held is not None:
+            student.load_state_dict(held)
+        return result
+
+    def log_evaluation(self, result: Result) -> None:
+        self.log({"kind": "eval", "step": self.global_step, "epoch": self.epoch, "ap": summary(result)})
+
+    def keep_if_best(self) -> None:
+        """Remembers the present weights if they are the best so far on the selection split."""
+        split = self.recipe.dataset.select_split
+        assert split is not None
+        data = KittiDataset(kitti_config(self.recipe, self.stage, split, train=False))
+        score = self.evaluate(data).ap("car", "3d", "loose")[1]
+        if self.best is None or score > self.best["score"]:
+            self.best = {"score": score, "epoch": self.epoch, "weights": {k: v.cpu() for k, v in self.weights().items()}}
+
+    def finish(self) -> dict[str, Any]:
+        """Evaluates, and writes predictions, weights and card."""
+        card: dict[str, Any] = {}
+        if self.is_first:
+            if self.best is not None:
+                self.average = None
+                self.step.student.load_state_dict(self.best["weights"])
+            result = self.evaluate(folder=self.folder)
+            self.log_evaluation(result)
+            card = self.card()
+            save_weights(self.folder, self.weights(), card)
+            if self.writer is not None:
+                self.writer.close()
+        self.fabric.barrier()
+        return card
+
+    def card(self) -> dict[str, Any]:
+        """What someone who is handed the weights needs to know."""
+        stage, method = self.stage, self.stage.method
+        return {
+            "recipe": self.recipe.name, "stage": stage.name, "role": stage.role,
+            "detector": detector_name(stage.detector), "config": to_plain(stage.detector), "input": stage.detector.input,
+            "method": None if method is None else method_name(method), "method_config": to_plain(method),
+            "teachers": list(stage.teachers), "init": stage.init, "seed": self.seed,
+            "epochs": stage.schedule.epochs, "kept": "last" if self.best is None else f"epoch {self.best['epoch']}",
+            "parameters": sum(p.numel() for p in self.step.student.parameters()),
+            "precision": self.precision.name, "device": self.fabric.device.type, "world_size": world_size(),
+            "min_height_scale": self.recipe.dataset.min_height_scale, "fingerprint": self.recipe.stage_fingerprint(stage),
+            "trained_on": self.seen, "note": self.recipe.note,
+            "versions": {"distill3d": distill3d.__version__, "torch": torch.__version__, "python": platform.python_version()},
+        }  # fmt: skip
