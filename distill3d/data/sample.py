@@ -6,7 +6,7 @@ A data set yields raw boxes and knows nothing of detectors; each detector encode
 from __future__ import annotations
 
 from dataclasses import dataclass, fields, is_dataclass, replace
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -49,6 +49,7 @@ class Sample:
     points: Float[Tensor, "m 4"] | None = None  # camera-frame x, y, z (m) and intensity 0..1
 
 
+@runtime_checkable
 class Dataset(Protocol):
     """What the train loop needs of a data set. ``get`` is deterministic: all randomness comes from ``generator``."""
 

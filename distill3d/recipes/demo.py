@@ -6,6 +6,7 @@ from distill3d.data.augment import AugmentConfig
 from distill3d.detectors.monodle import tiny
 from distill3d.distill.methods.monodistill import MonoDistillConfig
 from distill3d.distill.methods.monoskd import MonoSKDConfig
+from distill3d.synth.writer import StreetConfig
 from distill3d.train.recipe import DatasetConfig, EvaluationConfig, Recipe, StageConfig
 from distill3d.train.schedules import Schedule
 
@@ -13,6 +14,7 @@ from distill3d.train.schedules import Schedule
 TRAIN_FRAMES, EVAL_FRAMES = 400, 200
 #: Image size (px); minimum box heights are scaled by its ratio to KITTI's width.
 CANVAS, KITTI_WIDTH = (320, 96), 1242
+STREETS = StreetConfig(width=CANVAS[0], height=CANVAS[1])
 
 
 def demo() -> Recipe:

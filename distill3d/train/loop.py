@@ -343,6 +343,7 @@ class _Run:
             "epochs": stage.schedule.epochs, "kept": "last" if self.best is None else f"epoch {self.best['epoch']}",
             "parameters": sum(p.numel() for p in self.step.student.parameters()),
             "precision": self.precision.name, "device": self.fabric.device.type, "world_size": world_size(),
+            "canvas": list(self.recipe.dataset.canvas), "focal": float(self.data.get(0).camera.projection[0, 0]),
             "min_height_scale": self.recipe.dataset.min_height_scale, "fingerprint": self.recipe.stage_fingerprint(stage),
             "trained_on": self.seen, "note": self.recipe.note,
             "versions": {"distill3d": distill3d.__version__, "torch": torch.__version__, "python": platform.python_version()},

@@ -1,0 +1,33 @@
+# Each target does its own set-up: python3 with pip and make are all that is needed.
+VENV := .venv
+UV := $(VENV)/uv/bin/uv
+PYTHON := $(VENV)/bin/python
+READY := $(VENV)/.ready
+
+.PHONY: demo test lint bench setup clean
+
+setup: $(READY)
+
+# uv comes through pip into the environment's own folder; nothing outside it is touched.
+$(READY): pyproject.toml constraints.txt
+	python3 -m pip install --quiet --disable-pip-version-check --upgrade --target $(VENV)/uv uv
+	$(UV) venv --quiet --allow-existing --python "$$(command -v python3)" $(VENV)
+	$(UV) pip install --quiet --python $(PYTHON) --constraint constraints.txt --editable '.[dev]'
+	touch $(READY)
+
+demo: $(READY)
+	$(VENV)/bin/distill3d demo
+
+test: $(READY) lint
+	OMP_NUM_THREADS=1 $(PYTHON) -m pytest -n 2 --dist worksteal -q
+
+lint: $(READY)
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/basedpyright --level error
+
+bench: $(READY)
+	for file in benchmarks/[a-z]*.py; do $(PYTHON) $$file || exit 1; done
+
+clean:
+	rm -rf $(VENV)

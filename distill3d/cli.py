@@ -1,0 +1,300 @@
+"""The command line. Heavy imports happen inside the command that needs them, so that ``--help`` answers at once."""
+
+
+import contextlib
+import difflib
+import io
+import re
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar
+
+from distill3d.errors import UserError
+
+T = TypeVar("T")
+#: Exit code of everything that a user can mend.
+USER_ERROR = 2
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Runs one command; mistakes that a user can mend are one sentence on stderr and exit code 2."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    try:
+        sys.exit(_dispatch(arguments))
+    except UserError as error:
+        print(f"distill3d: {error}", file=sys.stderr)
+        sys.exit(USER_ERROR)
+    except KeyboardInterrupt:
+        print("distill3d: stopped; the same command goes on where it was", file=sys.stderr)
+        sys.exit(130)
+
+
+def _dispatch(arguments: list[str]) -> int:
+    if not arguments or arguments[0] in ("-h", "--help"):
+        print(_overview())
+        return 0
+    name, *rest = arguments
+    if name == "--version":
+        import distill3d
+
+        print(distill3d.__version__)
+        return 0
+    if name not in COMMANDS:
+        near = difflib.get_close_matches(name, COMMANDS, n=1)
+        hint = f"did you mean {near[0]!r}?" if near else f"known are {', '.join(COMMANDS)}"
+        raise UserError(f"there is no command {name!r}: {hint}")
+    return COMMANDS[name](rest) or 0
+
+
+def _overview() -> str:
+    width = max(map(len, COMMANDS))
+    lines = [f"  {name:{width}}  {(run.__doc__ or '').splitlines()[0]}" for name, run in COMMANDS.items()]
+    return "\n".join(
+        ["usage: distill3d COMMAND ...", "", "Camera-only 3D object detectors, taught by LiDAR, depth and labels.", "",
+         *lines, "", "distill3d COMMAND --help tells a command's options."]
+    )  # fmt: skip
+
+
+def _parse(kind: Callable[..., T], command: str, arguments: list[str], default: Any = None) -> T:
+    """A dataclass from the command line.
+
+    Raises:
+        UserError: an option is unknown, missing or of the wrong type.
+    """
+    import tyro
+
+    given = {} if default is None else {"default": default}
+    errors = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(errors):
+            value, unknown = tyro.cli(
+                kind, prog=f"distill3d {command}", args=arguments, return_unknown_args=True,
+                config=(tyro.conf.AvoidSubcommands,), **given,
+            )  # fmt: skip
+    except SystemExit as stop:
+        if not stop.code:
+            raise
+        raise UserError(f"{command}: {_sentence(errors.getvalue())}") from None
+    if unknown:
+        raise UserError(f"{command}: unknown option {unknown[0]!r}, see distill3d {command} --help")
+    return value
+
+
+def _sentence(panel: str) -> str:
+    """The first paragraph of the option parser's boxed message, on one line."""
+    lines = [re.sub(r"^[│\s]+|[│\s]+$", "", line) for line in panel.splitlines()]
+    lines = [line for line in lines if line and not re.match(r"^[╭╰─]", line)]
+    text = " ".join(lines).split(" For full helptext")[0]
+    return text or "the options could not be read"
+
+
+# -------------------------------------------------------------------------------------------------------- the commands
+
+
+def demo(arguments: list[str]) -> None:
+    """Synthetic streets -> teacher, baseline, distilled students -> report.html, within minutes."""
+
+    @dataclass(frozen=True)
+    class Options:
+        out: Path = Path("runs/demo")  # folder of data, runs and report
+        seed: int = 0
+
+    options = _parse(Options, "demo", arguments)
+    from distill3d.demo import run_demo
+
+    run_demo(options.out, options.seed)
+
+
+def synth(arguments: list[str]) -> None:
+    """Write ray-cast streets, camera and LiDAR, in a data set's official layout."""
+    import tyro
+
+    from distill3d.synth.writer import StreetConfig, write_kitti
+
+    @dataclass(frozen=True)
+    class Options:
+        folder: tyro.conf.Positional[Path]  # where to write
+        layout: Literal["kitti"] = "kitti"
+        frames: int = 600
+        seed: int = 0
+        val_share: float = 1 / 3  # of the frames, for the split "val"
+        workers: int | None = None  # processes; by default one per core
+        street: StreetConfig = field(default_factory=StreetConfig)
+
+    options = _parse(Options, "synth", arguments)
+    write_kitti(
+        options.folder, frames=options.frames, seed=options.seed, config=options.street, val_share=options.val_share,
+        workers=options.workers,
+    )  # fmt: skip
+    print(options.folder)
+
+
+def recipes(arguments: list[str]) -> None:
+    """List the recipes, or show one with all its settings."""
+    import tyro
+
+    @dataclass(frozen=True)
+    class Options:
+        name: tyro.conf.Positional[str | None] = None
+
+    options = _parse(Options, "recipes", arguments)
+    from distill3d.recipes import RECIPES, get_recipe
+
+    if options.name is None:
+        width = max(map(len, RECIPES))
+        for name, build in RECIPES.items():
+            print(f"{name:{width}}  {(build.__doc__ or '').splitlines()[0]}")
+        return
+    import yaml
+
+    from distill3d.settings import to_plain
+
+    print(yaml.safe_dump(to_plain(get_recipe(options.name)), sort_keys=False), end="")
+
+
+def train(arguments: list[str]) -> None:
+    """Train the stages of a recipe; finished ones are skipped, an interrupted one goes on."""
+    import tyro
+
+    if not arguments or arguments[0].startswith("-"):
+        if arguments and arguments[0] in ("-h", "--help"):
+            print("usage: distill3d train RECIPE [--data-root DIR] [--out DIR] [any field of the recipe]\n\n"
+                  "distill3d train RECIPE --help lists all of them; distill3d recipes lists the recipes.")  # fmt: skip
+            return
+        raise UserError("train: expected a recipe's name first, distill3d recipes lists them")
+    from distill3d.recipes import get_recipe
+    from distill3d.train.loop import RunOptions
+    from distill3d.train.recipe import Recipe
+    from distill3d.train.stages import run_recipe
+
+    base = get_recipe(arguments[0])
+
+    @dataclass(frozen=True)
+    class Options:
+        recipe: Annotated[Recipe, tyro.conf.arg(name="")]
+        run: Annotated[RunOptions, tyro.conf.arg(name="")]
+        data_root: Path | None = None  # the data set's folder
+        only: tuple[str, ...] = ()  # names of the stages to train; those that they need must be finished
+
+    numbered = [_stage_by_number(a, [s.name for s in base.stages]) for a in arguments[1:]]
+    options = _parse(Options, f"train {arguments[0]}", numbered, Options(base, RunOptions()))
+    recipe = options.recipe
+    if options.data_root is not None:
+        recipe = replace(recipe, dataset=replace(recipe.dataset, root=options.data_root))
+    print(run_recipe(recipe, options.run, options.only))
+
+
+def _stage_by_number(argument: str, names: list[str]) -> str:
+    """``--stages.<name>.x`` as ``--stages.<number>.x``, which the option parser knows.
+
+    Raises:
+        UserError: there is no such stage.
+    """
+    match = re.match(r"--stages\.([^.=]+)(.*)", argument)
+    if not match or match[1].isdigit():
+        return argument
+    if match[1].replace("-", "_") not in names:
+        raise UserError(f"train: there is no stage {match[1]!r}, this recipe has {', '.join(names)}")
+    return f"--stages.{names.index(match[1].replace('-', '_'))}{match[2]}"
+
+
+def evaluate(arguments: list[str]) -> None:
+    """Official metrics of result files: distill3d eval kitti --labels DIR --predictions DIR."""
+    if not arguments or arguments[0].startswith("-"):
+        if arguments and arguments[0] in ("-h", "--help"):
+            print("usage: distill3d eval kitti ...\n\ndistill3d eval kitti --help tells the options.")
+            return
+        raise UserError("eval: expected the data set first: kitti")
+    if arguments[0] != "kitti":
+        raise UserError(f"eval: there is no evaluation for {arguments[0]!r}, expected kitti")
+
+    @dataclass(frozen=True)
+    class Options:
+        labels: Path  # folder of label files
+        predictions: Path  # folder of result files
+        split: Path | None = None  # file of frame names; by default the frames that have a result file
+        json: Path | None = None  # write the numbers here too
+        min_height_scale: float = 1.0  # of the minimum box heights, for reduced images
+        style: Literal["c++", "python"] = "c++"  # rules of the official program, or of its Python port
+
+    o = _parse(Options, "eval kitti", arguments[1:])
+    from distill3d.evaluate.kitti import run_eval_kitti
+
+    run_eval_kitti(o.labels, o.predictions, o.split, o.json, o.min_height_scale, o.style)
+
+
+def predict(arguments: list[str]) -> None:
+    """Detect objects in pictures: boxes as KITTI result files, and drawings."""
+    import tyro
+
+    @dataclass(frozen=True)
+    class Options:
+        checkpoint: tyro.conf.Positional[Path]  # a stage folder or a model.safetensors
+        images: tyro.conf.Positional[tuple[Path, ...]]
+        calib: Path | None = None  # KITTI calibration file
+        intrinsics: str | None = None  # fx,fy,cx,cy in px
+        out: Path = Path("predictions")
+        score: float | None = None  # least score; by default the detector's own
+        device: str = "cpu"
+
+    o = _parse(Options, "predict", arguments)
+    from distill3d.predict import predict_images
+
+    for path in predict_images(o.checkpoint, o.images, o.calib, o.intrinsics, o.out, o.score, o.device):
+        print(path)
+
+
+def check(arguments: list[str]) -> int:
+    """Name every problem of a data set, with file and line; exit code 2 if there is one."""
+    import tyro
+
+    @dataclass(frozen=True)
+    class Options:
+        folder: tyro.conf.Positional[Path]
+        layout: Literal["kitti", "nuscenes"] = "kitti"
+
+    options = _parse(Options, "check", arguments)
+    from distill3d.data.check import run_check
+
+    return run_check(options.folder, options.layout)
+
+
+def report(arguments: list[str]) -> None:
+    """One self-contained HTML page that compares runs."""
+    import tyro
+
+    @dataclass(frozen=True)
+    class Options:
+        runs: tyro.conf.Positional[tuple[Path, ...]]  # run folders, or single stages of them
+        out: Path = Path("report.html")
+        gallery: int = 8  # frames drawn
+
+    options = _parse(Options, "report", arguments)
+    from distill3d.view.report import write_report
+
+    print(write_report(list(options.runs), options.out, options.gallery))
+
+
+def doctor(arguments: list[str]) -> None:
+    """Versions, devices, and which fast paths are on."""
+
+    @dataclass(frozen=True)
+    class Options:
+        pass
+
+    _parse(Options, "doctor", arguments)
+    from distill3d.doctor import describe
+
+    for name, value in describe().items():
+        print(f"{name:24} {value}")
+
+
+COMMANDS: dict[str, Callable[[list[str]], int | None]] = {
+    "demo": demo, "synth": synth, "recipes": recipes, "train": train, "eval": evaluate, "predict": predict,
+    "check": check, "report": report, "doctor": doctor,
+}  # fmt: skip
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,235 @@
+"""Augmentation: drawn once per frame from a passed generator, then applied to every modality through one ImageAffine.
+
+Distributions of xinzhuma/monodle lib/datasets/kitti/kitti_dataset.py (flip, crop) and monster-ghost/MonoDistill
+(colour jitter).  The random streams are our own: independent per frame and epoch, so that a resumed run and any number
+of workers see the same pictures.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import struct
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from distill3d.boxes import Boxes3D, wrap_angle
+from distill3d.camera import ImageAffine
+from distill3d.data.sample import Objects, Sample
+from distill3d.errors import UserError
+
+#: Brightness, contrast and saturation are multiplied by 1 + U(-JITTER, JITTER); lighting noise has this deviation
+#: (CenterNet's colour augmentation as MonoDistill carries it).
+JITTER = 0.4
+LIGHTING_DEVIATION = 0.1
+#: Principal components of ImageNet's colours.  Rows are channels: blue, green, red, as in the luma weights.
+COLOUR_VALUES = (0.2141788, 0.01817699, 0.00341571)
+COLOUR_VECTORS = (
+    (-0.58752847, -0.69563484, 0.41340352),
+    (-0.5832747, 0.00994535, -0.81221408),
+    (-0.56089297, 0.71832671, 0.41158938),
+)
+LUMA_BGR = (0.114, 0.587, 0.299)
+#: The crop window's shift is cut off at this many deviations.
+SHIFT_LIMIT = 2.0
+
+Mode = Literal["bilinear", "nearest"]
+
+
+@dataclass(frozen=True)
+class AugmentConfig:
+    """How frames are augmented (defaults: MonoDLE's, with the colour jitter of its descendants).
+
+    ``style="released"`` weighs the RGB image's channels as if they were BGR, as the released code does; ``"intended"``
+    uses luma weights and colour components in their right order.
+
+    Raises:
+        UserError: a probability is outside 0..1, or the zoom range is not positive and ascending.
+    """
+
+    flip: float = 0.5  # probability of mirroring
+    crop: float = 0.5  # probability of a random crop window
+    zoom_deviation: float = 0.4  # of the window's size about 1
+    zoom_range: tuple[float, float] = (0.6, 1.4)
+    shift: float = 0.1  # deviation of the window's centre, share of the image's size (MonoDistill, MonoSTL: 0)
+    photometric: bool = True  # colour jitter and lighting noise
+    style: Literal["released", "intended"] = "released"
+
+    def __post_init__(self) -> None:
+        for name in ("flip", "crop"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise UserError(f"augment.{name} is {getattr(self, name)}, expected a probability in 0..1")
+        if not 0 < self.zoom_range[0] <= self.zoom_range[1]:
+            raise UserError(
+                f"augment.zoom_range is {self.zoom_range}, expected two positive numbers in ascending order"
+            )
+        if self.zoom_deviation < 0 or self.shift < 0:
+            raise UserError("augment.zoom_deviation and augment.shift are standard deviations, expected 0 or more")
+
+
+def frame_generator(seed: int, epoch: int, index: int) -> torch.Generator:
+    """A generator of its own for each frame and epoch: resuming and workers cannot change what it draws."""
+    digest = hashlib.blake2b(struct.pack("<3q", seed, epoch, index), digest_size=8).digest()
+    return torch.Generator().manual_seed(int.from_bytes(digest, "little") >> 1)
+
+
+def draw_affine(
+    source_size: tuple[int, int], canvas_size: tuple[int, int], config: AugmentConfig, generator: torch.Generator
+) -> ImageAffine:
+    """A random flip and crop window for an image of ``source_size`` (width, height) px (monodle, kitti_dataset.py).
+
+    The same numbers are drawn whether used or not, so changing one probability leaves the other draws alone.
+    """
+    flip, crop = torch.rand(2, generator=generator, dtype=torch.float64).tolist()
+    zoom, *shift = torch.randn(3, generator=generator, dtype=torch.float64).tolist()
+    if crop >= config.crop:
+        return ImageAffine.crop(source_size, canvas_size, flip=flip < config.flip)
+    low, high = config.zoom_range
+    zoom = min(max(1 + config.zoom_deviation * zoom, low), high)
+    across, down = (config.shift * min(max(s, -SHIFT_LIMIT), SHIFT_LIMIT) for s in shift)
+    return ImageAffine.crop(source_size, canvas_size, zoom, (across, down), flip < config.flip)
+
+
+def jitter(
+    image: Float[Tensor, "3 h w"], generator: torch.Generator, style: Literal["released", "intended"] = "released"
+) -> Float[Tensor, "3 h w"]:
+    """Brightness, contrast and saturation in random order, then lighting noise; RGB about 0..1, not clipped.
+
+    With f = 1 + U(-0.4, 0.4) each: I <- f I; I <- f I + (1 - f) m; I <- f I + (1 - f) g, where the luma g and its
+    mean m are those of the image as it came.  All steps are linear in I, g and m, so their factors are multiplied out
+    first.
+    """
+    order = torch.randperm(3, generator=generator).tolist()
+    factors = (1 + JITTER * (2 * torch.rand(3, generator=generator, dtype=torch.float64) - 1)).tolist()
+    noise = LIGHTING_DEVIATION * torch.randn(3, generator=generator, dtype=torch.float64)
+    weights, vectors = torch.tensor(LUMA_BGR), torch.tensor(COLOUR_VECTORS, dtype=torch.float64)
+    if style == "intended":
+        weights, vectors = weights.flip(0), vectors.flip(0)
+    lighting = vectors @ (torch.tensor(COLOUR_VALUES, dtype=torch.float64) * noise)
+
+    luma = torch.einsum("c,chw->hw", weights.to(image), image)
+    of_image, of_mean, of_luma = 1.0, 0.0, 0.0
+    for step in order:
+        factor = factors[step]
+        of_image, of_mean, of_luma = of_image * factor, of_mean * factor, of_luma * factor
+        of_mean += (1 - factor) * (step == 1)  # contrast
+        of_luma += (1 - factor) * (step == 2)  # saturation
+    constant = lighting.to(image) + of_mean * luma.mean()
+    return (of_image * image).add_(luma, alpha=of_luma).add_(constant[:, None, None])
+
+
+# ------------------------------------------------------------------------------------------------------------ geometry
+
+
+def resample(
+    image: Float[Tensor, "c h w"], affine: ImageAffine, mode: Mode = "bilinear"
+) -> Float[Tensor, "c canvas_h canvas_w"]:
+    """The image on the canvas of one (not batched) ``affine``; 0 where the canvas looks past the image.
+
+    Canvas pixel (i, j) takes the source at the inverse affine of (i + 0.5, j + 0.5), bilinear between pixel centres
+    with the edge pixels repeated outwards, as Pillow's ``Image.transform`` does but without rounding to 8 bits.
+
+    Raises:
+        ValueError: the affine rotates or shears.
+    """
+    canvas_width, canvas_height = (int(s) for s in affine.canvas_size)
+    (scale_x, shear_x, offset_x), (shear_y, scale_y, offset_y) = affine.matrix.tolist()
+    if shear_x or shear_y:
+        raise ValueError("resample knows scales and offsets only, this affine rotates or shears")
+    flip = bool(affine.flip)
+    height, width = image.shape[-2:]
+    if (scale_x, scale_y, offset_x, offset_y, canvas_width, canvas_height) == (1, 1, 0, 0, width, height):
+        return image.flip(-1) if flip else image
+    # No shear: rows and columns are interpolated one after the other.
+    rows = _taps(canvas_height, height, scale_y, offset_y, mode, mirror=False)
+    image = _sum([image.index_select(-2, index).mul_(weight.to(image)[:, None]) for index, weight in rows])
+    columns = _taps(canvas_width, width, scale_x, offset_x, mode, mirror=flip)
+    shape = (*image.shape[:-1], canvas_width)  # gather: index_select is slow along the last dimension
+    return _sum([image.gather(-1, index.expand(shape)).mul_(weight.to(image)) for index, weight in columns])
+
+
+def _sum(parts: list[Tensor]) -> Tensor:
+    return parts[0] if len(parts) == 1 else parts[0].add_(parts[1])
+
+
+def _taps(size: int, length: int, scale: float, offset: float, mode: Mode, mirror: bool) -> list[tuple[Tensor, Tensor]]:
+    """Per canvas pixel of one axis, the source pixels that it takes and their weights: one or two such pairs."""
+    position = (torch.arange(size, dtype=torch.float64) + 0.5 - offset) / scale
+    inside = ((position >= 0) & (position < length)).double()
+    if mode == "nearest":
+        taps = [(position.floor(), inside)]
+    else:
+        low = (position - 0.5).floor()
+        share = position - 0.5 - low
+        taps = [(low, inside * (1 - share)), (low + 1, inside * share)]
+    indices = [index.clamp(0, length - 1).long() for index, _ in taps]
+    return [(length - 1 - i if mirror else i, weight) for i, (_, weight) in zip(indices, taps, strict=True)]
+
+
+def mirror_boxes(boxes: Boxes3D) -> Boxes3D:
+    """Camera-frame boxes of the world mirrored at the camera's y-z plane; ``box2d`` is left to ``ImageAffine``.
+
+    Raises:
+        ValueError: the boxes are not in the camera frame.
+    """
+    if boxes.frame != "camera":
+        raise ValueError(f"expected boxes in the camera frame, got the {boxes.frame} frame")
+    return replace(
+        boxes,
+        centre=_mirror(boxes.centre),
+        yaw=wrap_angle(math.pi - boxes.yaw),
+        velocity=None if boxes.velocity is None else _mirror(boxes.velocity),
+        alpha=None if boxes.alpha is None else wrap_angle(math.pi - boxes.alpha),
+    )
+
+
+def _mirror(points: Float[Tensor, "m c"]) -> Float[Tensor, "m c"]:
+    """Points with their first coordinate negated."""
+    return torch.cat((-points[:, :1], points[:, 1:]), dim=1)
+
+
+def place_objects(objects: Objects, affine: ImageAffine) -> Objects:
+    """Label lines of the image file as they stand on the canvas: mirrored in 3D where the image was, ``box2d`` in
+    canvas px.  ``difficulty`` stays as judged on the file."""
+    boxes = mirror_boxes(objects.boxes) if affine.flip else objects.boxes
+    if boxes.box2d is not None:
+        boxes = replace(boxes, box2d=affine.apply_boxes(boxes.box2d))
+    return replace(objects, boxes=boxes)
+
+
+def to_canvas(
+    source: Sample,
+    canvas_size: tuple[int, int],
+    config: AugmentConfig | None = None,
+    generator: torch.Generator | None = None,
+    depth_mode: Mode = "bilinear",
+) -> Sample:
+    """A frame in its file's own pixels brought to a canvas of (width, height) px.
+
+    Args:
+        source: image, camera, labels, depth and points as the files hold them; its ``affine`` is not looked at.
+        config, generator: augmentation and its randomness; without either the whole image is placed as it is.
+        depth_mode: ``bilinear`` for dense, ``nearest`` for sparse depth.
+    """
+    size = (source.image.shape[-1], source.image.shape[-2])
+    if config is None or generator is None:
+        affine = ImageAffine.crop(size, canvas_size)
+        image = resample(source.image, affine)
+    else:
+        affine = draw_affine(size, canvas_size, config, generator)
+        image = resample(source.image, affine)
+        if config.photometric:
+            image = jitter(image, generator, config.style)
+    return Sample(
+        frame_id=source.frame_id,
+        image=image,
+        camera=affine.camera(source.camera),
+        affine=affine,
+        objects=None if source.objects is None else place_objects(source.objects, affine),
+        depth=None if source.depth is None else resample(source.depth, affine, depth_mode),
+        points=_mirror(source.points) if source.points is not None and affine.flip else source.points,
+    )

@@ -1,0 +1,252 @@
+"""Depth maps: LiDAR points projected into an image, completed to dense maps, stored as 16-bit PNG.
+
+Completion is of the kind of kujason/ip_basic (multi-scale, no extrapolation, bilateral), written with pooling
+operations.  A depth of 0 m means unknown throughout.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import os
+import tempfile
+import uuid
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float
+from PIL import Image
+from torch import Tensor
+from torch.nn import functional
+
+from distill3d.camera import Camera, Divide
+from distill3d.errors import UserError
+
+#: Depth PNGs hold metres times this number (KITTI depth benchmark).
+PNG_STEPS_PER_METRE = 256
+PNG_MAXIMUM = 2**16 - 1
+#: Part of every cache key: raise it when ``complete_depth`` or ``project_depth`` give other numbers.
+CACHE_VERSION = 1
+
+
+def project_depth(
+    points: Float[Tensor, "m c"], camera: Camera, size: tuple[int, int], divide: Divide = "rect_z"
+) -> Float[Tensor, "h w"]:
+    """Sparse depth (m) of camera-frame points (x, y, z, ...) in an image of ``size`` (width, height) px.
+
+    Points with z > 0 inside the image count; where several fall on one pixel the nearest wins.
+    """
+    width, height = size
+    uv, depth = camera.project(points[:, :3].to(camera.projection), divide)
+    column, row = uv.floor().unbind(-1)
+    seen = (depth > 0) & (column >= 0) & (column < width) & (row >= 0) & (row < height)
+    cell = (row[seen] * width + column[seen]).long()
+    nearest = torch.full((height * width,), math.inf, dtype=torch.float32, device=points.device)
+    nearest.scatter_reduce_(0, cell, depth[seen].float(), "amin")
+    return torch.where(nearest.isinf(), 0.0, nearest).reshape(height, width)
+
+
+# ---------------------------------------------------------------------------------------------------------- completion
+
+
+@dataclass(frozen=True)
+class CompletionConfig:
+    """Parameters of ``complete_depth``; the defaults are those of kujason/ip_basic's multi-scale filling.
+
+    Kernels are side lengths in px, odd.
+    """
+
+    maximum: float = 100.0  # m; depths are handled as maximum - depth, so that near surfaces win dilations
+    valid: float = 0.1  # m; what is not above it counts as empty
+    near: float = 15.0  # m; depths up to here are dilated by the near kernel
+    medium: float = 30.0  # m; depths up to here by the medium kernel, all others by the far kernel
+    near_cross: int = 7
+    medium_cross: int = 5
+    far_cross: int = 3
+    closing: int = 5
+    median: int = 5
+    hole_fill: int = 9
+    gap_fill: int = 5
+    gap_fill_rounds: int = 6
+    bilateral: int = 5  # diameter of the round neighbourhood
+    colour_deviation: float = 0.5  # m
+    space_deviation: float = 2.0  # px
+
+
+def complete_depth(depth: Float[Tensor, "h w"], config: CompletionConfig | None = None) -> Float[Tensor, "h w"]:
+    """A sparse depth map (m, 0 = none) made dense, deterministically; what lies above a column's first value stays 0.
+
+    Steps as in kujason/ip_basic's multi-scale filling: dilation by range, closing, median, hole filling, median,
+    bilateral.  Depths within ``valid`` of ``maximum`` or beyond it count as none.
+    """
+    c = config or CompletionConfig()
+    depth = torch.where((depth > c.valid) & (depth < c.maximum - c.valid), depth, 0.0)
+    # Inverted, so that a maximum keeps the nearest surface.
+    inverted = torch.where(depth > 0, c.maximum - depth, 0.0)
+    filled = inverted
+    ranges = (
+        (c.medium, math.inf, c.far_cross), (c.near, c.medium, c.medium_cross), (0.0, c.near, c.near_cross),
+    )  # fmt: skip
+    for low, high, kernel in ranges:  # from far to near: near surfaces overwrite
+        grown = _dilate_cross(torch.where((depth > low) & (depth <= high), inverted, 0.0), kernel)
+        filled = torch.where(grown > c.valid, grown, filled)
+    filled = -_dilate(-_dilate(filled, c.closing), c.closing)
+    filled = _median(filled, c.median, where=filled > c.valid)
+    holes = ~(filled > c.valid) & _below_top(filled > c.valid)
+    filled = torch.where(holes, _dilate(filled, c.hole_fill), filled)
+    open_ = _below_top(filled > c.valid)
+    for _ in range(c.gap_fill_rounds):
+        filled = torch.where((filled < c.valid) & open_, _dilate(filled, c.gap_fill), filled)
+    trusted = (filled > c.valid) & open_
+    filled = _median(filled, c.median, where=trusted)
+    filled = torch.where(trusted, _bilateral(filled, c.bilateral, c.colour_deviation, c.space_deviation), filled)
+    return torch.where(filled > c.valid, c.maximum - filled, 0.0)
+
+
+def _dilate(x: Float[Tensor, "h w"], kernel: int) -> Float[Tensor, "h w"]:
+    """Maximum over a square; pixels outside the image do not count."""
+    return _dilate_line(_dilate_line(x, kernel, vertical=True), kernel, vertical=False)
+
+
+def _dilate_cross(x: Float[Tensor, "h w"], kernel: int) -> Float[Tensor, "h w"]:
+    """Maximum over an upright cross; pixels outside the image do not count."""
+    return torch.maximum(_dilate_line(x, kernel, vertical=True), _dilate_line(x, kernel, vertical=False))
+
+
+def _dilate_line(x: Float[Tensor, "h w"], kernel: int, vertical: bool) -> Float[Tensor, "h w"]:
+    shape = (kernel, 1) if vertical else (1, kernel)
+    return functional.max_pool2d(x[None], shape, stride=1, padding=(shape[0] // 2, shape[1] // 2))[0]
+
+
+def _median(x: Float[Tensor, "h w"], kernel: int, where: Bool[Tensor, "h w"]) -> Float[Tensor, "h w"]:
+    """Median over a square, only ``where`` asked for; edge pixels are repeated outwards."""
+    r = kernel // 2
+    padded = functional.pad(x[None, None], (r, r, r, r), mode="replicate")[0, 0]
+    windows = padded.unfold(0, kernel, 1).unfold(1, kernel, 1)  # (h, w, kernel, kernel), a view
+    out = x.clone()
+    out[where] = windows[where].flatten(1).median(dim=1).values
+    return out
+
+
+def _bilateral(x: Float[Tensor, "h w"], diameter: int, colour: float, space: float) -> Float[Tensor, "h w"]:
+    """Edge-keeping mean over a disc; the image is mirrored at its edges, edge pixels not repeated."""
+    r = diameter // 2
+    height, width = x.shape
+    padded = x[_reflected(height, r)][:, _reflected(width, r)]
+    total, weight = torch.zeros_like(x), torch.zeros_like(x)
+    for dy in range(-r, r + 1):
+        for dx in range(-r, r + 1):
+            if dx * dx + dy * dy > r * r:
+                continue
+            neighbour = padded[r + dy : r + dy + height, r + dx : r + dx + width]
+            distance = (neighbour - x).square() / (2 * colour**2) + (dx * dx + dy * dy) / (2 * space**2)
+            share = torch.exp(-distance)
+            total += share * neighbour
+            weight += share
+    return total / weight
+
+
+def _reflected(length: int, margin: int) -> Tensor:
+    """Indices -margin .. length + margin - 1, mirrored into 0 .. length - 1."""
+    index = torch.arange(-margin, length + margin)
+    period = max(2 * (length - 1), 1)
+    index = index.remainder(period)
+    return torch.minimum(index, period - index).clamp(max=length - 1)
+
+
+def _below_top(valid: Bool[Tensor, "h w"]) -> Bool[Tensor, "h w"]:
+    """Pixels at or below the first valid one of their column; all pixels of a column without any."""
+    return valid.cummax(dim=0).values | ~valid.any(dim=0)
+
+
+# ------------------------------------------------------------------------------------------------------ files and cache
+
+
+def read_depth(path: Path) -> Float[Tensor, "h w"]:
+    """Depth (m, 0 = none) from a 16-bit PNG, float32.
+
+    Raises:
+        UserError: the file is absent, damaged or not a 16-bit image of one channel.
+    """
+    try:
+        with Image.open(path) as image:
+            if not image.mode.startswith("I"):
+                raise UserError(f"{path}: a depth image has one 16-bit channel, this one has mode {image.mode}")
+            values = np.asarray(image).astype(np.float32)  # before any warp: Pillow cannot interpolate 16-bit images
+    except (OSError, SyntaxError) as error:
+        raise UserError(f"{path}: cannot be read as a PNG image ({error})") from error
+    return torch.from_numpy(values / PNG_STEPS_PER_METRE)
+
+
+def write_depth(path: Path, depth: Float[Tensor, "h w"]) -> None:
+    """Writes depth (m) as 16-bit PNG in steps of 1/256 m; other processes never see a half-written file."""
+    values = (depth * PNG_STEPS_PER_METRE).round().clamp(0, PNG_MAXIMUM).numpy().astype(np.uint16)
+    unfinished = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
+    try:
+        Image.fromarray(values).save(unfinished, format="png", compress_level=1)
+        os.replace(unfinished, path)
+    finally:
+        unfinished.unlink(missing_ok=True)
+
+
+def cached_depth(folder: Path, frame_id: str, key: str, compute: Callable[[], Tensor]) -> Float[Tensor, "h w"]:
+    """The depth map that ``compute`` gives, from ``folder`` where it was stored before under the same ``key``.
+
+    Values are in steps of 1/256 m whether stored or fresh.  A key made by ``cache_key`` from all that the map depends
+    on cannot go stale.
+    """
+    path = folder / f"{frame_id}-{key}.png"
+    if path.is_file():
+        try:
+            return read_depth(path)
+        except UserError:
+            path.unlink(missing_ok=True)  # damaged: as if it had never been stored
+    folder.mkdir(parents=True, exist_ok=True)
+    write_depth(path, compute())
+    return read_depth(path)
+
+
+def cache_key(*inputs: object) -> str:
+    """A name for what ``inputs`` (file contents, tensors, settings) lead to."""
+    digest = hashlib.blake2b(str(CACHE_VERSION).encode(), digest_size=16)
+    for value in inputs:
+        if isinstance(value, Tensor):
+            value = value.numpy().tobytes()
+        data = value if isinstance(value, bytes) else repr(value).encode()
+        digest.update(len(data).to_bytes(8, "little"))
+        digest.update(data)
+    return digest.hexdigest()
+
+
+def cache_folder(root: Path, wanted: Path | None = None) -> Path:
+    """Where depth maps of the data set at ``root`` are kept.
+
+    ``wanted`` where given; else ``<root>/.distill3d_cache``; else, with a warning, where the root cannot be written,
+    the user's cache folder (``$XDG_CACHE_HOME/distill3d`` or ``~/.cache/distill3d``).
+
+    Raises:
+        UserError: none of them can be written.
+    """
+    beside = root / ".distill3d_cache"
+    user = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "distill3d"
+    candidates = (beside, user) if wanted is None else (wanted,)
+    for folder in candidates:
+        if _writable(folder):
+            if folder is user:
+                warnings.warn(f"{beside} cannot be written; completed depth is kept in {user} instead", stacklevel=2)
+            return folder
+    tried = " or ".join(str(c) for c in candidates)
+    raise UserError(f"cannot write completed depth to {tried}; set `cache` to a folder that can be written")
+
+
+def _writable(folder: Path) -> bool:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            return True
+    except OSError:
+        return False

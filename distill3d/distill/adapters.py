@@ -1,0 +1,138 @@
+"""Small networks between student features and a teacher's.  They train with the student and are left behind after it.
+
+Sources: MonoDistill lib/models/fusion.py and centernet3d_distill.py; the fusion follows dvlab-research/ReviewKD
+(arXiv:2104.09044).  Module names follow the released checkpoints below the block's own prefix.
+"""
+
+from __future__ import annotations
+
+import weakref
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from distill3d.detectors.base import FeatureMap
+from distill3d.distill.context import Context
+
+
+class ConvAdapter(nn.Sequential):
+    """conv3x3 - ReLU - conv1x1, channels kept: (B, C, H, W) -> (B, C, H, W)."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__(
+            nn.Conv2d(channels, channels, 3, padding=1), nn.ReLU(inplace=True), nn.Conv2d(channels, channels, 1)
+        )
+
+    def forward(self, input: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h w"]:
+        return super().forward(_as_module(input, self))
+
+
+class FusionBlock(nn.Module):
+    """One level of the review fusion: u = BN conv1x1(x), mixed with the coarser level's u; output BN conv3x3(u)."""
+
+    def __init__(self, channels: int, mid_channels: int, coarsest: bool) -> None:
+        super().__init__()
+        self.conv1 = nn.Sequential(nn.Conv2d(channels, mid_channels, 1, bias=False), nn.BatchNorm2d(mid_channels))
+        self.conv2 = nn.Sequential(
+            nn.Conv2d(mid_channels, channels, 3, padding=1, bias=False), nn.BatchNorm2d(channels)
+        )
+        self.att_conv = None if coarsest else nn.Sequential(nn.Conv2d(2 * mid_channels, 2, 1), nn.Sigmoid())
+        for conv in (self.conv1[0], self.conv2[0]):
+            nn.init.kaiming_uniform_(conv.get_parameter("weight"), a=1)
+
+    def forward(
+        self, x: Float[Tensor, "b c h w"], coarser: Float[Tensor, "b m _ _"] | None = None
+    ) -> tuple[Float[Tensor, "b c h w"], Float[Tensor, "b m h w"]]:
+        """The fused map, and u for the next finer level."""
+        u = self.conv1(x)
+        if self.att_conv is not None and coarser is not None:
+            y = F.interpolate(coarser, size=u.shape[-2:], mode="nearest")
+            z = self.att_conv(torch.cat((u, y), dim=1))
+            u = u * z[:, :1] + y * z[:, 1:]
+        return self.conv2(u), u
+
+
+class ReviewFusion(nn.ModuleList):
+    """The chain of fusion blocks from the coarsest map to the finest; block 0 is the coarsest, as in checkpoints."""
+
+    def __init__(self, channels: tuple[int, ...], mid_channels: int) -> None:
+        """``channels`` of the maps from fine to coarse."""
+        coarse_to_fine = enumerate(reversed(channels))
+        super().__init__([FusionBlock(c, mid_channels, coarsest=i == 0) for i, c in coarse_to_fine])
+
+    def forward(self, maps: list[Float[Tensor, "b _ _ _"]]) -> list[Float[Tensor, "b _ _ _"]]:
+        """Maps from fine to coarse, and the fused maps in the same order and shapes."""
+        fused, u = [], None
+        for block, x in zip(self, reversed(maps), strict=True):
+            out, u = block(_as_module(x, self), u)
+            fused.append(out)
+        return fused[::-1]
+
+
+class AdaptedTaps(nn.Module):
+    """A student's taps made comparable to the teacher's: optional review fusion, then one adapter a tap.
+
+    Terms that share the adapted maps share one instance: within a training step the maps are computed once.
+    """
+
+    def __init__(
+        self,
+        taps: tuple[str, ...],
+        channels: dict[str, int],
+        teacher_channels: dict[str, int],
+        fusion_taps: tuple[str, ...] = (),
+        mid_channels: int = 0,
+    ) -> None:
+        """``taps`` are compared, ``fusion_taps`` (none: no fusion) fused first; both from fine to coarse.
+
+        Raises:
+            ValueError: a tap is missing, its channels differ between the two, or it is not among the fused ones.
+        """
+        super().__init__()
+        for tap in (*taps, *fusion_taps):
+            if tap not in channels or (tap in taps and channels[tap] != teacher_channels.get(tap)):
+                raise ValueError(
+                    f"tap {tap!r} has {channels.get(tap, 'no')} channels in the student and "
+                    f"{teacher_channels.get(tap, 'no')} in the teacher; they must agree"
+                )
+        if fusion_taps and not set(taps) <= set(fusion_taps):
+            raise ValueError(f"the fused taps {fusion_taps} lack some of the compared ones, {taps}")
+        self.taps, self.fusion_taps = taps, fusion_taps
+        self.fusion = ReviewFusion(tuple(channels[t] for t in fusion_taps), mid_channels) if fusion_taps else None
+        self.adapters = nn.ModuleDict({tap: ConvAdapter(channels[tap]) for tap in taps})
+        self._step: weakref.ref[Context] | None = None
+        self._adapted: list[tuple[FeatureMap, FeatureMap]] = []
+
+    def forward(self, context: Context) -> list[tuple[FeatureMap, FeatureMap]]:
+        """(adapted student, detached teacher) of every tap, from fine to coarse.
+
+        Raises:
+            ValueError: a tap is missing or lies on different grids in student and teacher.
+        """
+        if self._step is None or self._step() is not context:
+            self._adapted = self._adapt(context)
+            self._step = weakref.ref(context, self._forget)
+        return self._adapted
+
+    def _forget(self, _: weakref.ref[Context]) -> None:
+        self._adapted = []
+
+    def _adapt(self, context: Context) -> list[tuple[FeatureMap, FeatureMap]]:
+        pairs = context.pairs(self.taps)
+        student = {tap: s.tensor for tap, (s, _) in zip(self.taps, pairs, strict=True)}
+        if self.fusion is not None:
+            maps = [context.student.features[tap].tensor for tap in self.fusion_taps]
+            student = dict(zip(self.fusion_taps, self.fusion(maps), strict=True))
+        return [
+            (FeatureMap(self.adapters[tap](student[tap]), s.geometry), FeatureMap(t.tensor.detach(), t.geometry))
+            for tap, (s, t) in zip(self.taps, pairs, strict=True)
+        ]
+
+
+def _as_module(x: Tensor, module: nn.Module) -> Tensor:
+    """``x`` in the module's own precision, unless autocast looks after it: a half-precision student hands over bf16."""
+    if torch.is_autocast_enabled(x.device.type):
+        return x
+    return x.to(next(module.parameters()).dtype)

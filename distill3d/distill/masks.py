@@ -1,0 +1,125 @@
+"""Where a loss counts: regions of maps around labelled objects, for all boxes and images at once."""
+
+from __future__ import annotations
+
+from typing import Literal, Protocol, runtime_checkable
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from distill3d.detectors.base import FeatureMap, ImageGeometry
+from distill3d.layers.heatmap import draw_gaussians, gaussian_radius
+
+#: How box edges index a map.  ``python`` slices as Python does: a negative edge counts from the end, so objects cut by
+#: the left or top border usually select nothing (released MonoDistill).  ``clamp`` keeps the part on the map.
+SliceRule = Literal["python", "clamp"]
+
+
+@runtime_checkable
+class ObjectTargets(Protocol):
+    """What the masks and response terms read of a detector's targets: B images, K slots, slot i = label line i."""
+
+    @property
+    def indices(self) -> Int[Tensor, "b k"]:
+        """Flat cell row * W + column on the prediction maps; 0 in unused slots."""
+        ...
+
+    @property
+    def mask_2d(self) -> Bool[Tensor, "b k"]:
+        """Trained on: eligible, and the centre lies on the map."""
+        ...
+
+    @property
+    def heading_bin(self) -> Int[Tensor, "b k"]: ...
+
+    @property
+    def box2d(self) -> Float[Tensor, "b k 4"]:
+        """Canvas px (left, top, right, bottom) of every label line; zeros where there is none."""
+        ...
+
+    @property
+    def present(self) -> Bool[Tensor, "b k"]:
+        """A label line stands here."""
+        ...
+
+    @property
+    def eligible(self) -> Bool[Tensor, "b k"]:
+        """Passed the class, level and range filters."""
+        ...
+
+
+def image_stride(feature: FeatureMap) -> int:
+    """Canvas pixels a cell.
+
+    Raises:
+        ValueError: the map does not lie on the image.
+    """
+    if not isinstance(feature.geometry, ImageGeometry):
+        raise ValueError(f"boxes in the image need a map on the image, not one on {feature.geometry}")
+    return feature.geometry.stride
+
+
+def box_mask(
+    box2d: Float[Tensor, "b k 4"],
+    keep: Bool[Tensor, "b k"],
+    stride: int,
+    size: tuple[int, int],
+    slice_rule: SliceRule = "clamp",
+) -> Bool[Tensor, "b h w"]:
+    """Cells inside any kept box: columns x1..x2-1 and rows y1..y2-1 of box / ``stride`` truncated toward 0.
+
+    A box narrower than a cell may vanish.  Source: MonoDistill calculate_box_mask.
+    """
+    edge = (box2d / stride).trunc().long()
+    columns = _between(edge[..., 0], edge[..., 2], size[1], slice_rule)
+    rows = _between(edge[..., 1], edge[..., 3], size[0], slice_rule)
+    return _union(rows & keep[..., None], columns)
+
+
+def gaussian_mask(
+    box2d: Float[Tensor, "b k 4"], keep: Bool[Tensor, "b k"], stride: int, size: tuple[int, int]
+) -> Bool[Tensor, "b h w"]:
+    """Cells under the centre heat map's Gaussian of any kept box: squares of half width ``radius`` about its centre.
+
+    Source: MonoDistill lib/losses/head_distill_loss.py calculate_box_mask_gaussian.
+    """
+    cell, radius = _peaks(box2d, stride)
+
+    def near(centre: Int[Tensor, "b k"], count: int) -> Bool[Tensor, "b k n"]:
+        grid = torch.arange(count, device=box2d.device)
+        return (grid - centre[..., None]).abs() <= radius[..., None]
+
+    return _union(near(cell[..., 1], size[0]) & keep[..., None], near(cell[..., 0], size[1]))
+
+
+def gaussian_weight(
+    box2d: Float[Tensor, "b k 4"], keep: Bool[Tensor, "b k"], stride: int, size: tuple[int, int]
+) -> Float[Tensor, "b h w"]:
+    """The Gaussians themselves, 1 at each kept box's centre; the largest where they overlap."""
+    cell, radius = _peaks(box2d, stride)
+    maps = box2d.new_zeros(len(box2d), *size)
+    return draw_gaussians(maps, keep.nonzero()[:, 0], cell[keep], radius[keep])
+
+
+def _peaks(box2d: Float[Tensor, "b k 4"], stride: int) -> tuple[Int[Tensor, "b k 2"], Int[Tensor, "b k"]]:
+    """Cell (column, row) of each box's middle, truncated toward 0, and the radius of its Gaussian in cells."""
+    box = box2d / stride
+    cell = ((box[..., :2] + box[..., 2:]) / 2).trunc().long()
+    extent = box[..., 2:] - box[..., :2]
+    return cell, gaussian_radius(extent[..., 1], extent[..., 0]).long().clamp(min=0)
+
+
+def _between(
+    start: Int[Tensor, "b k"], stop: Int[Tensor, "b k"], count: int, slice_rule: SliceRule
+) -> Bool[Tensor, "b k n"]:
+    """Which of ``count`` indices the slice start:stop selects."""
+    if slice_rule == "python":
+        start, stop = (torch.where(edge < 0, edge + count, edge) for edge in (start, stop))
+    grid = torch.arange(count, device=start.device)
+    return (grid >= start[..., None]) & (grid < stop[..., None])
+
+
+def _union(rows: Bool[Tensor, "b k h"], columns: Bool[Tensor, "b k w"]) -> Bool[Tensor, "b h w"]:
+    """Cells in any of the k rectangles: how many lie over a cell is a matrix product of their sides."""
+    return torch.einsum("bkh,bkw->bhw", rows.float(), columns.float()) > 0

@@ -1,0 +1,56 @@
+"""The published methods by name.  A new one is a file here, an import and a line in ``METHODS``."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from distill3d.distill.methods import monodistill, monoskd
+from distill3d.distill.style import StyledConfig
+from distill3d.distill.term import Term
+
+
+@dataclass(frozen=True)
+class Method:
+    """One published method: what it is called, its settings, and how they become terms."""
+
+    name: str
+    config_type: type[StyledConfig]
+    #: (config, student's tap channels, teacher's tap channels) -> the terms
+    terms: Callable[[Any, dict[str, int], dict[str, int]], list[Term]]
+
+
+METHODS: dict[str, Method] = {
+    method.name: method
+    for method in (
+        Method("monodistill", monodistill.MonoDistillConfig, monodistill.terms),
+        Method("monoskd", monoskd.MonoSKDConfig, monoskd.terms),
+    )
+}
+
+#: Settings of any method, as recipes hold them.
+MethodConfig = monodistill.MonoDistillConfig | monoskd.MonoSKDConfig
+
+
+def method_name(config: StyledConfig) -> str:
+    """The name of the method whose settings these are.
+
+    Raises:
+        ValueError: no method has settings of this type.
+    """
+    for method in METHODS.values():
+        if type(config) is method.config_type:
+            return method.name
+    raise ValueError(f"no method has settings of type {type(config).__name__}; known are {', '.join(METHODS)}")
+
+
+def build_terms(config: StyledConfig, student_channels: dict[str, int], teacher_channels: dict[str, int]) -> list[Term]:
+    """The terms of the method whose settings these are; ``*_channels`` are the detectors' ``tap_channels``.
+
+    Terms may share adapters: hold them in one ``nn.ModuleList`` and take its ``parameters()``, which counts each once.
+
+    Raises:
+        ValueError: no method has settings of this type, or the taps do not fit the detectors.
+    """
+    return METHODS[method_name(config)].terms(config, student_channels, teacher_channels)

@@ -1,0 +1,43 @@
+"""Options on which released code and paper differ: one column for each style, and our default."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, fields, replace
+from typing import Any, TypeVar
+
+from distill3d.detectors.base import Style
+from distill3d.errors import UserError
+
+T = TypeVar("T")
+C = TypeVar("C", bound="StyledConfig")
+
+
+def option(*, released: T, intended: T, default: T) -> T:
+    """A dataclass field that a style sets; ``default`` stands where neither a style nor the user chose."""
+    return field(default=default, metadata={"released": released, "intended": intended})
+
+
+@dataclass(frozen=True)
+class StyledConfig:
+    """Base of the settings of methods: fields made by ``option`` follow a style, the others do not."""
+
+    @classmethod
+    def styled(cls: type[C], style: Style, **values: Any) -> C:
+        """All options in one style; ``values`` set single fields otherwise.
+
+        Raises:
+            UserError: the style or a field is unknown.
+        """
+        if style not in ("released", "intended"):
+            raise UserError(f"style must be 'released' or 'intended', not {style!r}")
+        known = {f.name: f for f in fields(cls)}
+        if unknown := sorted(values.keys() - known.keys()):
+            raise UserError(f"{cls.__name__} has no field {unknown[0]!r}; it has {', '.join(known)}")
+        return replace(cls(), **{n: f.metadata[style] for n, f in known.items() if style in f.metadata} | values)
+
+    @property
+    def style(self) -> Style | None:
+        """The style whose column all options match, or None for a mixture such as the defaults."""
+        rows = [f for f in fields(self) if "released" in f.metadata]
+        styles: tuple[Style, ...] = ("released", "intended")
+        return next((s for s in styles if all(getattr(self, f.name) == f.metadata[s] for f in rows)), None)

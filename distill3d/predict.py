@@ -1,0 +1,107 @@
+"""From any picture and its camera to boxes and a drawing."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from distill3d.boxes import KITTI_CLASSES, Boxes3D
+from distill3d.camera import Camera, ImageAffine
+from distill3d.data.augment import resample
+from distill3d.data.collate import collate
+from distill3d.data.kitti import read_calibration, read_image, write_results
+from distill3d.data.sample import Sample
+from distill3d.detectors.base import Detector
+from distill3d.errors import UserError
+from distill3d.train.checkpoint import load_detector
+
+#: Canvases are multiples of the trunk's last stride.
+CANVAS_STEP = 32
+#: A picture whose focal length on the training canvas is this near to training's (relative) is placed as in training.
+FOCAL_TOLERANCE = 0.05
+
+
+def predict_images(
+    checkpoint: Path, images: tuple[Path, ...], calib: Path | None, intrinsics: str | None, out: Path,
+    least_score: float | None = None, device: str = "cpu",
+) -> Iterator[Path]:  # fmt: skip
+    """Detects in each picture and writes ``<out>/<name>.txt`` (KITTI result lines) and ``<out>/<name>.png`` (drawing);
+    yields the drawings' paths.
+
+    Raises:
+        UserError: the camera is not given, or a file cannot be read or is not what it should be.
+    """
+    from distill3d.view.draw import save_prediction
+
+    camera = read_camera(calib, intrinsics)
+    detector, card = load_detector(checkpoint)
+    if detector.config.input != "rgb":
+        raise UserError(f"{checkpoint} looks at {detector.config.input}, predict needs a detector that looks at pictures")
+    detector.to(device)
+    out.mkdir(parents=True, exist_ok=True)
+    for path in images:
+        image = read_image(path)
+        boxes = predict_image(detector, card, image.float() / 255, camera, device)
+        if least_score is not None and boxes.score is not None:
+            boxes = boxes[boxes.score >= least_score]
+        write_results(out / f"{path.stem}.txt", boxes, KITTI_CLASSES)
+        drawing = out / f"{path.stem}.png"
+        save_prediction(drawing, image.float() / 255, camera, boxes)
+        yield drawing
+
+
+def predict_image(
+    detector: Detector, card: dict[str, Any], image: torch.Tensor, camera: Camera, device: str = "cpu"
+) -> Boxes3D:
+    """Boxes in the camera frame of one picture (3, H, W) with values in 0..1.
+
+    A detector has learned depth at one focal length.  The picture is scaled so that objects at the same distance have the
+    size that they had in training; it may be larger or smaller than the training canvas, and nothing is cut off.
+    """
+    width, height = image.shape[-1], image.shape[-2]
+    (canvas_width, canvas_height), focal = card["canvas"], card["focal"]
+    fx = float(camera.projection[0, 0])
+    as_trained = canvas_width / width
+    if abs(fx * as_trained / focal - 1) <= FOCAL_TOLERANCE and height * as_trained <= canvas_height * (1 + FOCAL_TOLERANCE):
+        affine = ImageAffine.crop((width, height), (canvas_width, canvas_height))
+    else:
+        scale = focal / fx
+        size = (_fit(width * scale), _fit(height * scale))
+        window = ImageAffine.crop((width, height), size, zoom=size[0] / (width * scale))
+        affine = replace(window, zoom=torch.ones_like(window.zoom))  # its focal length is training's: depths are true
+    projection = camera.projection.clone()
+    projection[2, 3] = 0  # the data sets that detectors learn from divide by z itself
+    sample = Sample("picture", resample(image, affine), Camera(affine.camera(Camera(projection)).projection), affine)
+    batch = collate([sample]).to(device)
+    with torch.no_grad():
+        (boxes,) = detector.decode(detector(batch), batch)
+    return boxes.to("cpu")
+
+
+def _fit(pixels: float) -> int:
+    return math.ceil(pixels / CANVAS_STEP - 1e-6) * CANVAS_STEP
+
+
+def read_camera(calib: Path | None, intrinsics: str | None) -> Camera:
+    """The camera of a KITTI calibration file, or of "fx,fy,cx,cy" in px.
+
+    Raises:
+        UserError: neither or both are given, or they cannot be read.
+    """
+    if (calib is None) == (intrinsics is None):
+        raise UserError("predict: give the camera, either --calib FILE or --intrinsics fx,fy,cx,cy")
+    if calib is not None:
+        return read_calibration(calib).camera
+    assert intrinsics is not None
+    try:
+        fx, fy, cx, cy = (float(v) for v in intrinsics.split(","))
+    except ValueError:
+        raise UserError(f"--intrinsics is {intrinsics!r}, expected four numbers fx,fy,cx,cy in px") from None
+    if not (fx > 0 and fy > 0 and all(map(math.isfinite, (fx, fy, cx, cy)))):
+        raise UserError(f"--intrinsics is {intrinsics!r}, expected positive focal lengths and finite numbers")
+    return Camera.from_intrinsics(fx, fy, cx, cy)

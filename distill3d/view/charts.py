@@ -1,0 +1,173 @@
+"""Line charts as inline SVG: no script, no font and no style from elsewhere.
+
+Text takes the page's font; axes and grid take the style sheet's classes, so that a chart follows the page's colours.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from html import escape
+
+from distill3d.view.palette import Look
+
+WIDTH, HEIGHT = 420, 250  # user units of the view box; the page scales it to its column
+LEFT, RIGHT, TOP, BOTTOM = 46, 12, 30, 40  # margins around the plot
+TICKS = 5  # about as many per axis
+#: Where all values are positive and spread over more than this factor, a logarithmic axis shows more.
+LOG_SPREAD = 30.0
+#: Points beyond which a curve gets averaged: more do not show at the size of a chart.
+MOST_POINTS = 120
+#: Decimals that a tick may need: a double has no more than about 300.
+MOST_DIGITS = 320
+
+
+@dataclass(frozen=True)
+class Series:
+    """One curve. Points whose y is not finite interrupt it."""
+
+    name: str
+    look: Look
+    x: Sequence[float]
+    y: Sequence[float]
+    notes: Sequence[str] = ()  # a tooltip for each point; where given, points are marked
+
+
+@dataclass(frozen=True)
+class Axis:
+    """A linear or logarithmic axis from ``low`` to ``high`` with labelled ticks."""
+
+    low: float
+    high: float
+    ticks: Sequence[tuple[float, str]]
+    log: bool = False
+
+    def share(self, value: float) -> float:
+        """Where ``value`` lies between the ends, 0..1."""
+        if self.log:
+            return math.log(value / self.low) / math.log(self.high / self.low)
+        return (value - self.low) / (self.high - self.low)
+
+
+def averaged(x: Sequence[float], y: Sequence[float], points: int = MOST_POINTS) -> tuple[list[float], list[float]]:
+    """At most ``points`` points, each the mean of a run of neighbours; values that are not finite are left out."""
+    finite = [(a, b) for a, b in zip(x, y, strict=True) if math.isfinite(a) and math.isfinite(b)]
+    run = max(1, -(-len(finite) // points))
+    groups = [finite[i : i + run] for i in range(0, len(finite), run)]
+    return [sum(a for a, _ in g) / len(g) for g in groups], [sum(b for _, b in g) / len(g) for g in groups]
+
+
+def linear_axis(low: float, high: float) -> Axis:
+    """An axis that holds low..high and has round ticks (1, 2, 2.5 or 5 times a power of ten)."""
+    if not high > low:
+        low, high = low - max(abs(low), 1.0) / 2, high + max(abs(high), 1.0) / 2
+    rough = (high - low) / TICKS
+    power = 10.0 ** math.floor(math.log10(rough))
+    step = next(power * m for m in (1, 2, 2.5, 5, 10) if power * m >= rough * (1 - 1e-9))
+    first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
+    digits = next(n for n in range(MOST_DIGITS) if math.isclose(round(step, n), step, rel_tol=1e-6))
+    ticks = [(n * step, _number(n * step, digits)) for n in range(first, last + 1)]
+    return Axis(first * step, last * step, ticks)
+
+
+def _number(value: float, digits: int) -> str:
+    if abs(value) >= 10_000:
+        return f"{value / 1000:g}k"
+    return f"{value:.{digits}f}".replace("-", "\u2212")
+
+
+def log_axis(low: float, high: float) -> Axis:
+    """A logarithmic axis that holds low..high (both positive), with ticks at 1, 2 and 5 times powers of ten."""
+    exponents = range(math.floor(math.log10(low)) - 1, math.ceil(math.log10(high)) + 1)
+    steps = [m * 10.0**e for e in exponents for m in (1, 2, 5)]
+    low = max(s for s in steps if s <= low * (1 + 1e-9))
+    high = min(s for s in [*steps, 10 * steps[-1]] if s >= high * (1 - 1e-9) and s > low)
+    inside = [s for s in steps if low <= s <= high]
+    if len(inside) > TICKS + 2:
+        inside = [s for s in inside if math.isclose(math.log10(s), round(math.log10(s)), abs_tol=1e-9)]
+    return Axis(low, high, [(s, f"{s:g}") for s in inside], log=True)
+
+
+def fitting_axis(values: Sequence[float], *, from_zero: bool = False, may_log: bool = False) -> Axis:
+    """An axis for finite values: from zero, logarithmic where they spread widely, or just around them."""
+    low, high = (min(values), max(values)) if values else (0.0, 1.0)
+    if may_log and low > 0 and high / low > LOG_SPREAD:
+        return log_axis(low, high)
+    return linear_axis(min(low, 0.0) if from_zero else low, high)
+
+
+def line_chart(
+    title: str, series: Sequence[Series], *, x_label: str, y_axis: Axis | None = None, x_axis: Axis | None = None,
+    y_label: str = "", under: Sequence[tuple[float, str]] = (),
+) -> str:  # fmt: skip
+    """An SVG element with one curve per series.
+
+    Axes are fitted to the data where none is given. ``under`` holds a second line of labels below the x axis.
+    """
+    points = [(x, y) for s in series for x, y in zip(s.x, s.y, strict=True) if math.isfinite(y)]
+    x_axis = x_axis or fitting_axis([x for x, _ in points])
+    y_axis = y_axis or fitting_axis([y for _, y in points], may_log=True)
+    bottom = HEIGHT - BOTTOM - (14 if under else 0)
+
+    def at_x(x: float) -> float:
+        return LEFT + x_axis.share(x) * (WIDTH - LEFT - RIGHT)
+
+    def at_y(y: float) -> float:
+        return bottom - y_axis.share(y) * (bottom - TOP)
+
+    parts = [
+        f'<svg class="chart" viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{escape(title)}">',
+        _text("chart-title", LEFT, 15, title, "start"),
+    ]
+    for value, text in y_axis.ticks:
+        y = at_y(value)
+        parts.append(f'<line class="grid" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{y:.1f}" y2="{y:.1f}"/>')
+        parts.append(_text("tick", LEFT - 6, y + 3.5, text, "end"))
+    parts.append(f'<line class="axis" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{bottom}" y2="{bottom}"/>')
+    for value, text in x_axis.ticks:
+        parts.append(_text("tick", at_x(value), bottom + 15, text))
+    for value, text in under:
+        parts.append(_text("tick faint", at_x(value), bottom + 28, text))
+    middle = (LEFT + WIDTH - RIGHT) / 2
+    label = x_label + (" (log scale up)" if y_axis.log else "")
+    parts.append(_text("label", middle, HEIGHT - 6, label))
+    if y_label:
+        parts.append(_text("label", WIDTH - RIGHT, 15, y_label, "end"))
+    for one in series:
+        parts.append(_curve(one, at_x, at_y))
+    if not points:
+        parts.append(_text("label", middle, (TOP + bottom) / 2, "no values"))
+    return "".join([*parts, "</svg>"])
+
+
+def _text(style: str, x: float, y: float, text: str, anchor: str = "middle") -> str:
+    return f'<text class="{style}" x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}">{escape(text)}</text>'
+
+
+def _curve(series: Series, at_x: Callable[[float], float], at_y: Callable[[float], float]) -> str:
+    """The path of one series and, where it has notes, its marked points."""
+    path, pen_down = [], False
+    for x, y in zip(series.x, series.y, strict=True):
+        if math.isfinite(y):
+            path.append(f"{'L' if pen_down else 'M'}{at_x(x):.1f} {at_y(y):.1f}")
+        pen_down = math.isfinite(y)
+    stroke = f'stroke="{series.look.colour}"' + (f' stroke-dasharray="{series.look.dash}"' if series.look.dash else "")
+    drawn = f'<path class="curve" d="{"".join(path)}" {stroke}><title>{escape(series.name)}</title></path>'
+    marks = [
+        f'<circle cx="{at_x(x):.1f}" cy="{at_y(y):.1f}" r="3.2" fill="{series.look.colour}">'
+        f"<title>{escape(note)}</title></circle>"
+        for x, y, note in zip(series.x, series.y, series.notes, strict=False)
+        if math.isfinite(y)
+    ]
+    return drawn + "".join(marks)
+
+
+def legend(entries: Sequence[tuple[str, Look]]) -> str:
+    """Names with a piece of their line, as an HTML list."""
+    items = []
+    for name, look in entries:
+        dash = f' stroke-dasharray="{look.dash}"' if look.dash else ""
+        line = f'<line x1="1" x2="29" y1="6" y2="6" stroke="{look.colour}" stroke-width="2.6"{dash}/>'
+        items.append(f'<li><svg class="key" viewBox="0 0 30 12" aria-hidden="true">{line}</svg>{escape(name)}</li>')
+    return f'<ul class="legend">{"".join(items)}</ul>'

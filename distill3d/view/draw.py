@@ -1,0 +1,394 @@
+"""Boxes in the image and seen from above, as pictures.
+
+All boxes are in the camera frame (x right, y down, z forward; m). Pictures are drawn at ``SUPERSAMPLE`` times their
+size and reduced, which smooths every edge.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float
+from PIL import Image, ImageDraw, ImageFont
+from torch import Tensor
+
+from distill3d.boxes import IGNORE, KITTI_CLASSES, Boxes3D
+from distill3d.camera import Camera
+from distill3d.data.sample import Sample
+from distill3d.view.palette import TRUE, looks
+
+#: Edges are cut here (m in front of the camera): nearer points project to infinity or wrap around.
+NEAR = 0.1
+#: Images narrower than this (px) are enlarged by a whole factor to about this width.
+FIGURE_WIDTH = 1280
+SUPERSAMPLE = 2
+LINE_WIDTH = 2.0  # px of the finished picture
+HALO_WIDTH = 1.2  # px on either side of a line, so that it shows on any background
+HALO = (10, 14, 20, 120)
+TRUE_WIDTH = 1.75  # times as wide: the truth stays visible under boxes that hit it
+FRONT_ALPHA, OUTLINE_ALPHA = 42, 16  # of 255: tints in the image and seen from above
+FONT_SIZE = 15  # px of the finished picture
+GAP = 10  # px between the parts of a figure
+
+#: Corners in the order of ``Boxes3D.corners``: bottom front left, rear left, rear right, front right; then the top.
+EDGES = ((0, 1), (1, 2), (2, 3), (3, 0), (4, 5), (5, 6), (6, 7), (7, 4), (0, 4), (1, 5), (2, 6), (3, 7))
+FRONT_FACE = (0, 3, 7, 4)
+
+RING_STEP = 10.0  # m between distance rings
+LEAST_REACH, GREATEST_REACH = 30.0, 80.0  # m that a bird's-eye view looks forward
+BEHIND = 1.0  # m that it shows behind the camera
+BIRD_SIZE = 760  # px, width and height
+GROUND_MARGIN = 0.25  # m: LiDAR points lower than this above the road are drawn as road
+CAMERA_HEIGHT = 1.65  # m above the road, KITTI's sensor set-up (Geiger et al., CVPR 2012)
+TALL = 2.0  # m above the road at which LiDAR points are darkest
+
+PAPER, INK, FAINT, GRID = (255, 255, 255), (31, 36, 44), (240, 242, 245), (205, 210, 217)
+ROAD_POINT, TALL_POINT = (168, 177, 188), (70, 79, 92)
+
+
+@dataclass(frozen=True)
+class Extent:
+    """A piece of the ground: x to the right and z forward, m."""
+
+    left: float
+    near: float
+    right: float
+    far: float
+
+
+# ------------------------------------------------------------------------------------------------------------- geometry
+
+
+def clip_near(
+    segments: Float[Tensor, "*s 2 3"], near: float = NEAR
+) -> tuple[Float[Tensor, "*s 2 3"], Bool[Tensor, "*s"]]:
+    """The parts of line segments (..., 2, 3) that lie in front of z = ``near`` (m), and which have such a part (...).
+
+    A segment that crosses the plane ends on it; one wholly behind is returned as it was, marked False.
+    """
+    start, end = segments[..., 0, :], segments[..., 1, :]
+    z = segments[..., 2]
+    behind = z < near
+    crosses = behind[..., 0] != behind[..., 1]
+    run = torch.where(crosses, z[..., 1] - z[..., 0], torch.ones_like(z[..., 0]))
+    cut = start + (end - start) * ((near - z[..., 0]) / run)[..., None]
+    cut = torch.cat((cut[..., :2], torch.full_like(cut[..., 2:], near)), -1)
+    clipped = torch.where((behind & crosses[..., None])[..., None], cut[..., None, :], segments)
+    return clipped, ~behind.all(-1)
+
+
+def clip_window(
+    segments: Float[Tensor, "s 2 2"], width: float, height: float, margin: float = 0.0
+) -> tuple[Float[Tensor, "s 2 2"], Bool[Tensor, " s"]]:
+    """The parts of segments (S, 2, 2) inside 0..width x 0..height px widened by ``margin``, and which have one (S,).
+
+    Liang and Barsky, "A new concept and method for line clipping", ACM TOG 1984.
+    """
+    start, step = segments[:, 0], segments[:, 1] - segments[:, 0]
+    low = start.new_tensor((-margin, -margin))
+    high = start.new_tensor((width + margin, height + margin))
+    direction = torch.cat((-step, step), -1)  # (S, 4): towards left, top, right, bottom
+    room = torch.cat((start - low, high - start), -1)
+    still = direction == 0
+    crossing = room / torch.where(still, torch.ones_like(direction), direction)
+    enter = torch.where(direction < 0, crossing, torch.zeros_like(crossing)).amax(-1).clamp(min=0)
+    leave = torch.where(direction > 0, crossing, torch.ones_like(crossing)).amin(-1).clamp(max=1)
+    inside = (enter <= leave) & ~(still & (room < 0)).any(-1)
+    ends = torch.stack((enter, leave), -1)[..., None]
+    return start[:, None] + ends * step[:, None], inside
+
+
+def clip_polygon(corners: Float[Tensor, "k 3"], near: float = NEAR) -> Float[Tensor, "m 3"]:
+    """The part of a convex polygon (K, 3) in front of z = ``near``: (M, 3), M = 0 where nothing is."""
+    sides = torch.stack((corners, corners.roll(-1, 0)), 1)
+    clipped, visible = clip_near(sides, near)
+    points = clipped[visible].reshape(-1, 3)
+    if len(points) == 0:
+        return points
+    repeated = (points == points.roll(1, 0)).all(-1)  # each kept corner ends one side and begins the next
+    return points[~repeated]
+
+
+def _in_camera_frame(boxes: Boxes3D) -> Boxes3D:
+    """The boxes that have a 3D geometry, in float64 on the CPU."""
+    if boxes.frame != "camera":
+        raise ValueError(f"figures take boxes in the camera frame, these are in the {boxes.frame} frame")
+    return boxes[boxes.label != IGNORE].to("cpu", torch.float64)
+
+
+# --------------------------------------------------------------------------------------------------------- in the image
+
+
+def draw_boxes(
+    image: Image.Image, camera: Camera, boxes: Boxes3D, colour: str,
+    *, width: float = LINE_WIDTH, scale: float = 1.0, labels: bool = False,
+) -> None:  # fmt: skip
+    """Draw 3D boxes as wire frames with a tinted front face into ``image`` (RGB), in place.
+
+    ``camera`` (3, 4) projects camera-frame points into ``image``. ``width`` is that of the lines in px; ``scale``
+    multiplies it and the letters. ``labels`` writes the class and, where there is one, the score above each box. Parts
+    nearer than ``NEAR`` are cut off.
+
+    Raises:
+        ValueError: the boxes are not in the camera frame.
+    """
+    boxes = _in_camera_frame(boxes)
+    camera = Camera(camera.projection.to("cpu", torch.float64))
+    boxes = boxes[boxes.centre[:, 2].argsort(descending=True)]  # the nearest on top
+    draw = ImageDraw.Draw(image, "RGBA")
+    corners = boxes.corners()
+    edges, visible = clip_near(corners[:, torch.tensor(EDGES)])  # (n, 12, 2, 3)
+    for index in range(len(boxes)):
+        front = clip_polygon(corners[index, list(FRONT_FACE)])
+        if len(front) > 2:
+            outline = camera.project(front)[0]
+            draw.polygon([tuple(p) for p in outline.tolist()], fill=(*_rgb(colour), FRONT_ALPHA))
+        pixels = camera.project(edges[index][visible[index]].reshape(-1, 3))[0].reshape(-1, 2, 2)
+        pixels, inside = clip_window(pixels, image.width, image.height, margin=8 * scale)
+        lines = pixels[inside].tolist()
+        _draw_lines(draw, lines, colour, width * scale, HALO_WIDTH * scale)
+        if labels and lines:
+            top = min((point for line in lines for point in line), key=lambda point: point[1])
+            _write(draw, top, _caption(boxes, index), colour, scale)
+
+
+def _draw_lines(draw: ImageDraw.ImageDraw, lines: Sequence, colour: str, width: float, halo: float) -> None:
+    """Lines with round ends over their halos."""
+    for fill, extra in ((HALO, halo), (_rgb(colour), 0.0)):
+        thickness = width + 2 * extra
+        for (u0, v0), (u1, v1) in lines:
+            draw.line((u0, v0, u1, v1), fill=fill, width=max(1, round(thickness)))
+        if extra == 0:
+            r = thickness / 2
+            for u, v in {tuple(point) for line in lines for point in line}:
+                draw.ellipse((u - r, v - r, u + r, v + r), fill=fill)
+
+
+def _caption(boxes: Boxes3D, index: int) -> str:
+    name = KITTI_CLASSES[int(boxes.label[index])]
+    return name if boxes.score is None else f"{name} {float(boxes.score[index]):.2f}"
+
+
+def _write(draw: ImageDraw.ImageDraw, at: Sequence[float], text: str, colour: str, scale: float) -> None:
+    """White letters on a plate of the given colour, standing on ``at``, moved down where they would leave the image."""
+    font = ImageFont.load_default(FONT_SIZE * scale)
+    left, top, right, bottom = draw.textbbox((0, 0), text, font=font)
+    pad = 3 * scale
+    x, y = max(at[0], 0.0), max(at[1] - (bottom - top) - 2 * pad, 0.0)
+    draw.rectangle((x, y, x + right - left + 2 * pad, y + bottom - top + 2 * pad), fill=(*_rgb(colour), 220))
+    draw.text((x + pad - left, y + pad - top), text, fill=PAPER, font=font)
+
+
+def _rgb(colour: str) -> tuple[int, int, int]:
+    return int(colour[1:3], 16), int(colour[3:5], 16), int(colour[5:7], 16)
+
+
+def _picture(image: Float[Tensor, "3 h w"]) -> Image.Image:
+    """An RGB tensor in 0..1 as a picture."""
+    values = (image.detach().float().clamp(0, 1) * 255).round().to(torch.uint8)
+    return Image.fromarray(values.permute(1, 2, 0).cpu().numpy())
+
+
+def _width(name: str) -> float:
+    return LINE_WIDTH * TRUE_WIDTH if name == TRUE else LINE_WIDTH
+
+
+def image_panel(
+    image: Float[Tensor, "3 h w"], camera: Camera, sets: dict[str, Boxes3D], *, labels: bool = False
+) -> Image.Image:
+    """The image (3, H, W), enlarged by a whole factor if it is small, with every set of boxes in its own colour.
+
+    Raises:
+        ValueError: boxes that are not in the camera frame.
+    """
+    picture = _picture(image)
+    factor = max(1, round(FIGURE_WIDTH / picture.width))
+    size = (picture.width * factor, picture.height * factor)
+    if not any(len(boxes) for boxes in sets.values()):
+        return picture.resize(size, Image.Resampling.BICUBIC)
+    scale = factor * SUPERSAMPLE
+    picture = picture.resize((size[0] * SUPERSAMPLE, size[1] * SUPERSAMPLE), Image.Resampling.BICUBIC)
+    enlarged = camera.warped(camera.projection.new_tensor(((scale, 0, 0), (0, scale, 0))))
+    for (name, boxes), look in zip(sets.items(), looks(list(sets)), strict=True):
+        draw_boxes(picture, enlarged, boxes, look.colour, width=_width(name), scale=SUPERSAMPLE, labels=labels)
+    return picture.reduce(SUPERSAMPLE)
+
+
+# ------------------------------------------------------------------------------------------------------ seen from above
+
+
+def field_of_view(camera: Camera, width: int) -> tuple[float, float]:
+    """x / z of the rays through the left and right edge of an image ``width`` px wide."""
+    uv = torch.tensor(((0.0, 0.0), (float(width), 0.0)), dtype=torch.float64)
+    rays = Camera(camera.projection.to("cpu", torch.float64)).back_project(uv, torch.ones(2, dtype=torch.float64))
+    return float(rays[0, 0]), float(rays[1, 0])
+
+
+def fitting_extent(sets: dict[str, Boxes3D]) -> Extent:
+    """A square of ground in front of the camera that holds the boxes: 30 to 80 m deep, in steps of 10 m."""
+    far = [_in_camera_frame(boxes).centre[:, 2] for boxes in sets.values()]
+    farthest = max([float(z.max()) for z in far if len(z)], default=0.0)
+    reach = min(max(math.ceil((farthest + 3.0) / RING_STEP) * RING_STEP, LEAST_REACH), GREATEST_REACH)
+    half = (reach + BEHIND) / 2
+    return Extent(-half, -BEHIND, half, reach)
+
+
+def bird_view(
+    points: Float[Tensor, "m c"] | None, sets: dict[str, Boxes3D], extent: Extent,
+    view: tuple[float, float] | None = None, size: int = BIRD_SIZE,
+) -> Image.Image:  # fmt: skip
+    """The scene from above, forward up: LiDAR points (M, >= 3) in grey, distance rings, and outlines of all boxes.
+
+    A line runs from the middle of each box to its front. ``view`` holds x / z of the image's left and right edge
+    (``field_of_view``); what lies outside is shaded. The picture is ``size`` px wide.
+
+    Raises:
+        ValueError: boxes that are not in the camera frame.
+    """
+    pixels_per_metre = size * SUPERSAMPLE / (extent.right - extent.left)
+    height = round((extent.far - extent.near) * pixels_per_metre / SUPERSAMPLE)
+
+    def pixel(x: float, z: float) -> tuple[float, float]:
+        return (x - extent.left) * pixels_per_metre, (extent.far - z) * pixels_per_metre
+
+    picture = Image.new("RGB", (size * SUPERSAMPLE, height * SUPERSAMPLE), FAINT if view else PAPER)
+    draw = ImageDraw.Draw(picture, "RGBA")
+    if view is not None:
+        beyond = 2 * extent.far
+        draw.polygon([pixel(0, 0), *(pixel(slope * beyond, beyond) for slope in view)], fill=PAPER)
+    origin = pixel(0, 0)
+    for ring in np.arange(RING_STEP, math.hypot(extent.far, extent.right), RING_STEP):
+        r = ring * pixels_per_metre
+        box = (origin[0] - r, origin[1] - r, origin[0] + r, origin[1] + r)
+        draw.arc(box, 180, 360, fill=GRID, width=SUPERSAMPLE)
+    if points is not None and len(points):
+        _draw_points(picture, points, extent, pixels_per_metre)
+    if view is not None:
+        for slope in view:
+            draw.line((*origin, *pixel(slope * 2 * extent.far, 2 * extent.far)), fill=GRID, width=SUPERSAMPLE)
+    for (name, boxes), look in zip(sets.items(), looks(list(sets)), strict=True):
+        boxes = _in_camera_frame(boxes)
+        for corner, centre in zip(boxes.corners()[:, :4].tolist(), boxes.centre.tolist(), strict=True):
+            ground = [pixel(x, z) for x, _, z in corner]  # front left, rear left, rear right, front right
+            front = ((ground[0][0] + ground[3][0]) / 2, (ground[0][1] + ground[3][1]) / 2)
+            sides = [*zip(ground, [*ground[1:], ground[0]], strict=True), (pixel(centre[0], centre[2]), front)]
+            draw.polygon(ground, fill=(*_rgb(look.colour), OUTLINE_ALPHA))
+            _draw_lines(draw, sides, look.colour, _width(name) * SUPERSAMPLE, 0.0)
+    _draw_camera(draw, origin)
+    font = ImageFont.load_default(FONT_SIZE * SUPERSAMPLE)
+    for ring in np.arange(RING_STEP, extent.far, RING_STEP):
+        draw.text(pixel(0, ring), f"{ring:.0f} m", fill=(*INK, 190), font=font, anchor="mm",
+                  stroke_width=2 * SUPERSAMPLE, stroke_fill=(*PAPER, 200))  # fmt: skip
+    return picture.reduce(SUPERSAMPLE)
+
+
+def _draw_camera(draw: ImageDraw.ImageDraw, origin: tuple[float, float]) -> None:
+    """A small triangle where the camera stands."""
+    u, v = origin
+    side = 7 * SUPERSAMPLE
+    draw.polygon([(u, v - side), (u - side, v + side), (u + side, v + side)], fill=INK)
+
+
+def _draw_points(picture: Image.Image, points: Float[Tensor, "m c"], extent: Extent, pixels_per_metre: float) -> None:
+    """Blend LiDAR points into the picture: the higher above the road, the darker; the more of them, the more solid."""
+    x, y, z = points[:, :3].detach().cpu().double().numpy().T
+    spot = 2 * SUPERSAMPLE // 2  # px: a point covers a square of this side
+    column = np.floor((x - extent.left) * pixels_per_metre / spot).astype(np.int64)
+    row = np.floor((extent.far - z) * pixels_per_metre / spot).astype(np.int64)
+    columns, rows = -(-picture.width // spot), -(-picture.height // spot)
+    inside = (column >= 0) & (column < columns) & (row >= 0) & (row < rows)
+    cell = row[inside] * columns + column[inside]
+    above_road = CAMERA_HEIGHT - y[inside]
+    tallness = np.clip((above_road - GROUND_MARGIN) / (TALL - GROUND_MARGIN), 0.0, 1.0)
+    count = np.bincount(cell, minlength=rows * columns)
+    tall = np.bincount(cell, weights=tallness, minlength=rows * columns) / np.maximum(count, 1)
+    alpha = 1 - 0.45 ** np.minimum(count, 4)
+    colour = np.array(ROAD_POINT) + tall[:, None] * (np.array(TALL_POINT) - np.array(ROAD_POINT))
+    layer = np.concatenate((colour, 255 * alpha[:, None]), 1).round().astype(np.uint8).reshape(rows, columns, 4)
+    dots = Image.fromarray(layer).resize((columns * spot, rows * spot), Image.Resampling.NEAREST)
+    picture.paste(dots.convert("RGB"), (0, 0), dots.getchannel("A"))
+
+
+# -------------------------------------------------------------------------------------------------------- whole figures
+
+
+def frame_panels(sample: Sample, sets: dict[str, Boxes3D]) -> tuple[list[Image.Image], Image.Image]:
+    """The image panels and the bird's-eye view of one frame.
+
+    ``sets`` maps names (``teacher``, ``baseline``, ``student``, ...) to boxes; the frame's annotated boxes are added
+    under the name ``true`` unless ``sets`` has them. The first panel shows all sets but the baseline, the second the
+    true boxes and the baseline; without a baseline there is one panel.
+
+    Raises:
+        ValueError: boxes that are not in the camera frame.
+    """
+    if sample.objects is not None and TRUE not in sets:
+        sets = {TRUE: sample.objects.boxes, **sets}
+    groups = [{name: boxes for name, boxes in sets.items() if name != "baseline"}]
+    if "baseline" in sets:
+        groups.append({name: boxes for name, boxes in sets.items() if name in (TRUE, "baseline")})
+    panels = [image_panel(sample.image, sample.camera, group) for group in groups]
+    view = field_of_view(sample.camera, sample.image.shape[-1])
+    return panels, bird_view(sample.points, sets, fitting_extent(sets), view)
+
+
+def frame_figure(sample: Sample, sets: dict[str, Boxes3D]) -> Image.Image:
+    """One picture of a frame: the panels of ``frame_panels``, the bird's-eye view beside them, and a legend.
+
+    Raises:
+        ValueError: boxes that are not in the camera frame.
+    """
+    panels, bird = frame_panels(sample, sets)
+    names = list(sets) if sample.objects is None or TRUE in sets else [TRUE, *sets]
+    return _compose(panels, bird, names, f"frame {sample.frame_id}")
+
+
+def save_prediction(path: Path, image: Float[Tensor, "3 h w"], camera: Camera, boxes: Boxes3D) -> None:
+    """Write a picture of one detector's boxes: in the image (3, H, W), RGB in 0..1, and seen from above.
+
+    The suffix of ``path`` chooses the file format; missing folders are made.
+
+    Raises:
+        ValueError: boxes that are not in the camera frame.
+    """
+    sets = {"student": boxes}
+    panel = image_panel(image, camera, sets, labels=True)
+    bird = bird_view(None, sets, fitting_extent(sets), field_of_view(camera, image.shape[-1]), panel.height)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    _compose([panel], bird, [], "").save(path)
+
+
+def _compose(panels: list[Image.Image], bird: Image.Image, names: list[str], title: str) -> Image.Image:
+    """Panels stacked at the left, the bird's-eye view scaled to their height at the right, names in colour below."""
+    left_width = max(panel.width for panel in panels)
+    column = sum(panel.height for panel in panels) + GAP * (len(panels) - 1)
+    bird = bird.resize((round(bird.width * column / bird.height), column), Image.Resampling.LANCZOS)
+    legend = 2 * FONT_SIZE + GAP if names or title else 0
+    figure = Image.new("RGB", (left_width + bird.width + 3 * GAP, column + 2 * GAP + legend), PAPER)
+    top = GAP
+    for panel in panels:
+        figure.paste(panel, (GAP, top))
+        top += panel.height + GAP
+    figure.paste(bird, (left_width + 2 * GAP, GAP))
+    if legend:
+        _draw_legend(figure, column + 2 * GAP, legend, names, title)
+    return figure
+
+
+def _draw_legend(figure: Image.Image, top: int, height: int, names: list[str], title: str) -> None:
+    strip = Image.new("RGB", (figure.width * SUPERSAMPLE, height * SUPERSAMPLE), PAPER)
+    draw = ImageDraw.Draw(strip)
+    font = ImageFont.load_default(FONT_SIZE * 1.2 * SUPERSAMPLE)
+    middle, x = strip.height / 2, float(GAP * SUPERSAMPLE)
+    for name, look in zip(names, looks(names), strict=True):
+        key = 26 * SUPERSAMPLE
+        draw.line((x, middle, x + key, middle), fill=look.colour, width=4 * SUPERSAMPLE)
+        draw.text((x + key + 8 * SUPERSAMPLE, middle), name, fill=INK, font=font, anchor="lm")
+        x += key + 34 * SUPERSAMPLE + draw.textlength(name, font=font)
+    draw.text((strip.width - GAP * SUPERSAMPLE, middle), title, fill=INK, font=font, anchor="rm")
+    figure.paste(strip.reduce(SUPERSAMPLE), (0, top))

@@ -1,0 +1,49 @@
+"""One colour for each part that a detector plays, the same in figures, charts and tables.
+
+The colours stay apart under the common colour-vision deficiencies (after Okabe and Ito, "Color Universal Design",
+2008), are visible on white and on black, and charts repeat the distinction in the dash pattern.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Look:
+    """How one set of boxes or one curve is drawn."""
+
+    colour: str  # #rrggbb
+    dash: str = ""  # SVG stroke-dasharray; "" is a solid line
+
+
+#: The name under which the annotated boxes are drawn.
+TRUE = "true"
+LOOKS = {
+    TRUE: Look("#0fb46e"),
+    "teacher": Look("#5a3fd6", "7 3"),
+    "baseline": Look("#3fb0f5", "3 2.5"),
+    "student": Look("#e8770e"),
+}
+#: For controls, further stages and parts without a look of their own.
+SPARE_LOOKS = (
+    Look("#c0478f", "10 3 2 3"),
+    Look("#7d8590", "4 2"),
+    Look("#9a6b2f", "10 3"),
+    Look("#b8a200", "1 2"),
+    Look("#3f6f73", "6 2 1 2"),
+)
+
+
+def looks(parts: Sequence[str]) -> list[Look]:
+    """A look for each part; one that comes a second time, or is not known, gets a spare one."""
+    chosen: list[Look] = []
+    spare = 0
+    for index, part in enumerate(parts):
+        if part in LOOKS and part not in parts[:index]:
+            chosen.append(LOOKS[part])
+        else:
+            chosen.append(SPARE_LOOKS[spare % len(SPARE_LOOKS)])
+            spare += 1
+    return chosen

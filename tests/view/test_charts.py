@@ -1,0 +1,94 @@
+"""Axes that hold their data, and curves where the data is."""
+
+import math
+import re
+from xml.etree import ElementTree
+
+import pytest
+from hypothesis import assume, given
+from hypothesis import strategies as st
+
+from distill3d.view.charts import (
+    HEIGHT,
+    MOST_POINTS,
+    TICKS,
+    WIDTH,
+    Series,
+    averaged,
+    fitting_axis,
+    legend,
+    line_chart,
+    linear_axis,
+    log_axis,
+)  # fmt: skip
+from distill3d.view.palette import Look
+
+LOOK = Look("#123456")
+finite = st.floats(-1e6, 1e6, allow_subnormal=False)
+
+
+@given(finite, finite)
+def test_linear_axes_hold_their_values_and_have_a_few_round_ticks(a: float, b: float) -> None:
+    low, high = sorted((a, b))
+    assume(high - low > 1e-6 * max(abs(a), abs(b)) or low == high)
+    axis = linear_axis(low, high)
+    slack = 1e-6 * (axis.high - axis.low)
+    assert axis.low <= low + slack and high - slack <= axis.high
+    assert 2 <= len(axis.ticks) <= 2 * TICKS
+    assert len({text for _, text in axis.ticks}) == len(axis.ticks)
+    assert axis.share(axis.low) == 0 and axis.share(axis.high) == 1
+
+
+@given(st.floats(1e-6, 1e6), st.floats(1.0, 1e9))
+def test_log_axes_hold_their_values(low: float, factor: float) -> None:
+    axis = log_axis(low, low * factor)
+    assert axis.low <= low * (1 + 1e-6) and axis.high >= low * factor * (1 - 1e-6) and axis.high > axis.low
+    assert all(0 <= axis.share(value) <= 1 for value, _ in axis.ticks)
+
+
+@pytest.mark.parametrize(
+    ("values", "options", "log", "low"),
+    [
+        ([1.0, 500.0], {"may_log": True}, True, 1.0),
+        ([1.0, 5.0], {"may_log": True}, False, 1.0),
+        ([-1.0, 500.0], {"may_log": True}, False, -200.0),
+        ([8.0, 9.0], {"from_zero": True}, False, 0.0),
+        ([], {}, False, 0.0),
+    ],
+)
+def test_axes_fit(values: list, options: dict, log: bool, low: float) -> None:
+    axis = fitting_axis(values, **options)
+    assert axis.log == log and axis.low == pytest.approx(low)
+
+
+@given(st.lists(st.one_of(finite, st.just(math.nan), st.just(math.inf)), max_size=400))
+def test_averages_keep_the_finite_values(values: list) -> None:
+    x, y = averaged(range(len(values)), values)
+    kept = [value for value in values if math.isfinite(value)]
+    assert len(x) == len(y) <= MOST_POINTS
+    assert x == sorted(x)
+    if kept:
+        assert min(kept) - 1e-6 <= min(y) and max(y) <= max(kept) + 1e-6
+
+
+def test_curves_pass_through_their_points() -> None:
+    svg = line_chart("A & B", [Series("x < y", LOOK, [0, 1, 2], [0.0, 10.0, 5.0], ["a", "b", "c"])], x_label="step")
+    tree = ElementTree.fromstring(svg)  # also proves that it is well-formed and escaped
+    circles = [(float(c.get("cx", "")), float(c.get("cy", ""))) for c in tree.iter("circle")]
+    assert circles[0][0] < circles[1][0] < circles[2][0]
+    assert circles[1][1] < circles[2][1] < circles[0][1]
+    assert circles[2][1] == pytest.approx((circles[0][1] + circles[1][1]) / 2, abs=0.11)
+    assert all(0 <= x <= WIDTH and 0 <= y <= HEIGHT for x, y in circles)
+
+
+@pytest.mark.parametrize(("y", "strokes"), [([1.0, 2.0, 3.0], 1), ([1.0, math.nan, 3.0], 2), ([math.nan] * 3, 0)])
+def test_gaps_interrupt_a_curve(y: list, strokes: int) -> None:
+    svg = line_chart("t", [Series("s", LOOK, [0, 1, 2], y)], x_label="")
+    path = re.search(r' d="([^"]*)"', svg)
+    assert path is not None and path.group(1).count("M") == strokes
+    assert ("no values" in svg) == (strokes == 0)
+
+
+def test_legend_names_and_escapes() -> None:
+    html = legend([("a<b", Look("#123456", "3 2"))])
+    assert "a&lt;b" in html and "#123456" in html and "3 2" in html

@@ -1,0 +1,296 @@
+"""The page: what stands on it, that it needs nothing else, and what it does where pieces are missing."""
+
+import base64
+import io
+import json
+import re
+import shutil
+from collections.abc import Callable
+from html.parser import HTMLParser
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+from PIL import Image
+
+from distill3d.errors import UserError
+from distill3d.view.gallery import choose_frames, write_figures
+from distill3d.view.headline import caution, headline
+from distill3d.view.report import write_report
+from distill3d.view.runs import read_runs
+
+MakeRun = Callable[..., Path]
+VOID = {"meta", "img", "br", "line", "circle", "path"}
+
+
+class Page(HTMLParser):
+    """Checks that tags close, and collects what a page refers to, its text and its pictures."""
+
+    def __init__(self, html: str) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.references: list[str] = []
+        self.tags: list[str] = []
+        self.ids: set[str] = set()
+        self.words: list[str] = []
+        self.feed(html)
+        self.close()
+        assert self.open == []
+
+    @property
+    def text(self) -> str:
+        return " ".join(" ".join(self.words).split())
+
+    def handle_starttag(self, tag: str, attrs: list) -> None:
+        self.tags.append(tag)
+        for name, value in attrs:
+            if name in ("src", "href", "srcset", "data", "action", "poster", "xlink:href"):
+                self.references.append(value)
+            if name == "id":
+                self.ids.add(value)
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: list) -> None:
+        self.handle_starttag(tag, attrs)
+        if tag not in VOID:
+            self.open.pop()
+
+    def handle_endtag(self, tag: str) -> None:
+        if tag not in VOID:
+            assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        if self.open and self.open[-1] != "style":
+            self.words.append(data)
+
+
+def report(runs: list[Path], folder: Path, gallery: int = 2) -> tuple[str, Page]:
+    html = write_report(runs, folder / "out" / "report.html", gallery).read_text(encoding="utf-8")
+    return html, Page(html)
+
+
+def test_page_needs_nothing_else(make_run: MakeRun, tmp_path: Path) -> None:
+    html, page = report([make_run()], tmp_path)
+    assert not {"script", "link", "iframe", "object", "embed"} & set(page.tags)
+    assert "http://" not in html and "https://" not in html and "@import" not in html and "url(" not in html
+    for reference in page.references:
+        assert reference.startswith("data:image/") or reference[0] == "#" and reference[1:] in page.ids
+
+
+def test_page_holds_the_numbers(make_run: MakeRun, tmp_path: Path) -> None:
+    run = make_run()
+    _, page = report([run], tmp_path)
+    results = {s: json.loads((run / s / "evaluation.json").read_text()) for s in ("teacher", "baseline", "student")}
+    for result in results.values():
+        for overlap in ("strict", "loose"):
+            for key in ("car_3d", "car_bev"):
+                for value in result[overlap][key]["AP_R40"]:
+                    assert f"{value:.2f}" in page.text
+    student, baseline = (results[s]["loose"]["car_3d"]["AP_R40"][1] for s in ("student", "baseline"))
+    assert student > baseline  # else the next line says nothing about signs
+    assert f"+{student - baseline:.2f}" in page.text
+    assert f"Distilled {student:.1f}, baseline {baseline:.1f}" in page.text
+    for words in ("one seed", "One seed is no proof", "KITTI's 40 / 25 / 25 × 0.125", "160 × 48 px", "monoskd", "fp32"):
+        assert words in page.text
+    for term in ("heatmap", "depth", "monoskd/feature"):
+        assert term in page.text
+    assert "1 234 567" in page.text and "40 entries, streets/000000 to streets/000039" in page.text
+    assert "What is missing" not in page.text
+
+
+def test_pictures_are_inside(make_run: MakeRun, tmp_path: Path) -> None:
+    _, page = report([make_run()], tmp_path, gallery=3)
+    pictures = [reference for reference in page.references if reference.startswith("data:image/")]
+    assert len(pictures) == 3 * 3  # two image panels and a bird's-eye view each
+    for picture in pictures:
+        with Image.open(io.BytesIO(base64.b64decode(picture.split(",")[1]))) as image:
+            assert min(image.size) > 300 and np.ptp(np.asarray(image.convert("L"))) > 100
+
+
+def test_same_runs_same_page(make_run: MakeRun, tmp_path: Path) -> None:
+    run = make_run()
+    assert report([run], tmp_path / "a")[0] == report([run], tmp_path / "b")[0]
+
+
+def test_depth_error_is_told_for_each_distance(make_run: MakeRun, tmp_path: Path) -> None:
+    html, _ = report([make_run()], tmp_path)
+    notes = re.findall(r"<title>(Baseline|Teacher|Distilled), 10–20 m: ([\d.]+) m \((\d+) cars\)</title>", html)
+    assert {(name, value) for name, value, _ in notes} == {
+        ("Teacher", "0.10"), ("Baseline", "1.20"), ("Distilled", "0.40"),
+    }  # fmt: skip
+    assert len({count for _, _, count in notes}) == 1
+
+
+def remove(run: Path, *names: str) -> None:
+    for name in names:
+        path = run / name
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+
+@pytest.mark.parametrize(
+    ("gone", "sentences"),
+    [
+        (["student/evaluation.json", "student/card.json"], ["demo/student is not finished", "No comparison yet"]),
+        (["student"], ["demo/student has not begun", "No comparison yet"]),
+        (["baseline"], ["demo/baseline has not begun", "No comparison yet"]),
+        (["baseline/predictions"], ["demo/baseline has no predictions"]),
+        (["student/metrics.jsonl"], ["demo/student/metrics.jsonl is missing"]),
+        (["teacher/config.yaml"], ["demo/teacher/config.yaml is missing"]),
+        (["recipe.yaml"], ["demo/recipe.yaml is missing", "The gallery is left out"]),
+        (
+            [f"{s}/evaluation.json" for s in ("teacher", "baseline", "student")],
+            ["No stage has been evaluated yet", "No finished stage has predictions"],
+        ),
+    ],
+)
+def test_missing_pieces_are_named(make_run: MakeRun, tmp_path: Path, gone: list, sentences: list) -> None:
+    run = make_run()
+    remove(run, *gone)
+    _, page = report([run], tmp_path)
+    for sentence in sentences:
+        assert sentence in page.text
+
+
+@pytest.mark.parametrize(
+    ("file", "text", "sentence"),
+    [
+        ("student/metrics.jsonl", '{"kind": "train", "st', "demo/student/metrics.jsonl, line 32 is no JSON"),
+        ("student/evaluation.json", "}", "demo/student/evaluation.json, line"),
+        ("student/card.json", "}", "demo/student/card.json, line"),
+        ("student/predictions/000003.txt", "Car 1 2\n", "000003.txt, line 6: expected 16 fields, found 3"),
+        ("recipe.yaml", "\n: [", "demo/recipe.yaml is no YAML"),
+    ],
+)
+def test_broken_files_are_named(make_run: MakeRun, tmp_path: Path, file: str, text: str, sentence: str) -> None:
+    run = make_run()
+    with (run / file).open("a") as stream:
+        stream.write(text)
+    _, page = report([run], tmp_path)
+    assert sentence in page.text
+
+
+def test_data_set_that_moved_away_is_named(make_run: MakeRun, tmp_path: Path) -> None:
+    run = make_run()
+    recipe = yaml.safe_load((run / "recipe.yaml").read_text())
+    recipe["dataset"]["root"] = str(tmp_path / "gone")
+    (run / "recipe.yaml").write_text(yaml.safe_dump(recipe))
+    _, page = report([run], tmp_path)
+    assert f"The gallery is left out: {tmp_path / 'gone' / 'training' / 'label_2'} is not a folder" in page.text
+
+
+@pytest.mark.parametrize("stage", ["teacher", "baseline", "student"])
+def test_one_stage_alone(make_run: MakeRun, tmp_path: Path, stage: str) -> None:
+    _, page = report([make_run() / stage], tmp_path)
+    assert "No comparison yet" in page.text and f"Finished: {stage}." in page.text
+    assert sum(reference.startswith("data:image/") for reference in page.references) >= 4
+
+
+def test_resumed_runs_show_each_step_once(make_run: MakeRun) -> None:
+    run = make_run()
+    line = {"kind": "train", "step": 7, "epoch": 0, "loss": 99.0, "lr": 1e-3, "terms": {}}
+    with (run / "student" / "metrics.jsonl").open("a") as stream:
+        stream.write(json.dumps(line) + "\n")
+    student = next(stage for stage in read_runs([run]) if stage.name == "student")
+    assert [entry["step"] for entry in student.train] == list(range(1, 31))
+    assert student.train[6]["loss"] == 99.0
+
+
+def test_seeds_are_put_together(make_run: MakeRun, tmp_path: Path) -> None:
+    runs = []
+    for seed in (0, 1):
+        run = make_run("demo", seed)
+        runs.append(run.rename(run.parent / f"seed{seed}"))
+        (tmp_path / f"s{seed}").mkdir()
+        runs[-1] = Path(shutil.move(runs[-1], tmp_path / f"s{seed}" / "demo"))
+    _, page = report(runs, tmp_path)
+    assert "2 seeds" in page.text and "the ranges do not overlap" in page.text and "no proof" not in page.text
+    for name in ("Distilled, seed 0", "Distilled, seed 1"):
+        assert name in page.text
+
+
+def test_runs_of_different_names_are_told_apart(make_run: MakeRun, tmp_path: Path) -> None:
+    _, page = report([make_run("one"), make_run("two", 1)], tmp_path)
+    assert "Distilled (one)" in page.text and "Distilled (two)" in page.text
+
+
+def test_a_student_behind_is_said_to_be_behind(make_run: MakeRun) -> None:
+    run = make_run()
+    for a, b in (("student", "kept"), ("baseline", "student"), ("kept", "baseline")):
+        source = run / a / "evaluation.json"
+        (run / b).mkdir(exist_ok=True)
+        source.rename(run / b / "evaluation.json")
+    (run / "kept").rmdir()
+    _, leads = headline(read_runs([run]))
+    assert "points behind its baseline" in leads[0] and "closes" not in leads[0]
+
+
+@pytest.mark.parametrize(
+    ("file", "key", "value", "sentence"),
+    [
+        ("student/card.json", "epochs", 2, "not trained equally long"),
+        ("student/evaluation.json", "settings", {"frames": 3, "min_height_scale": 0.125}, "equally many frames"),
+        ("student/evaluation.json", "settings", {"frames": 6, "min_height_scale": 1.0}, "different least box heights"),
+    ],
+)
+def test_unequal_comparisons_are_warned_of(
+    make_run: MakeRun, file: str, key: str, value: object, sentence: str
+) -> None:
+    run = make_run()
+    content = json.loads((run / file).read_text())
+    (run / file).write_text(json.dumps({**content, key: value}))
+    assert sentence in " ".join(caution(read_runs([run])))
+
+
+def test_user_errors(make_run: MakeRun, tmp_path: Path) -> None:
+    out = tmp_path / "report.html"
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(UserError, match="no runs"):
+        write_report([], out)
+    with pytest.raises(UserError, match="nowhere is not a folder"):
+        write_report([tmp_path / "nowhere"], out)
+    with pytest.raises(UserError, match=r"empty is no run: expected recipe\.yaml"):
+        write_report([tmp_path / "empty"], out)
+    run = make_run()
+    with pytest.raises(UserError, match="cannot be written"):
+        write_report([run], run, gallery=0)
+    assert not out.exists()
+
+
+@pytest.mark.parametrize(
+    ("objects", "lead", "count", "expected"),
+    [
+        ([1, 5, 3], None, 2, [1, 2]),
+        ([1, 1, 1], None, 2, [0, 1]),
+        ([9, 1, 1, 1], [0, 2, -3, 0], 4, [0, 3, 1, 2]),
+        ([9, 1, 1, 1], [np.nan, 0.05, -0.05, 0], 4, [0, 1, 2, 3]),  # differences too small to show
+        ([1, 2], [1, -1], 8, [0, 1]),
+        ([], None, 3, []),
+    ],
+)
+def test_frames_are_chosen_by_rule(objects: list, lead: list | None, count: int, expected: list) -> None:
+    chosen = choose_frames(np.array(objects, dtype=int), None if lead is None else np.array(lead, dtype=float), count)
+    assert [choice.index for choice in chosen] == expected
+
+
+def test_figures_are_written(make_run: MakeRun, tmp_path: Path) -> None:
+    files = write_figures(read_runs([make_run()]), tmp_path / "figures", 4)
+    assert len(files) == 4 and all(Image.open(file).width > 1280 for file in files)
+    run = make_run("bare")
+    remove(run, *(f"{stage}/predictions" for stage in ("teacher", "baseline", "student")))
+    with pytest.raises(UserError, match="no finished stage"):
+        write_figures(read_runs([run]), tmp_path / "none", 1)
+
+
+@pytest.mark.real
+def test_real_frames(real_data: Path, tmp_path: Path) -> None:
+    from distill3d.data.kitti import KittiConfig, KittiDataset
+    from distill3d.view.draw import frame_figure
+
+    dataset = KittiDataset(KittiConfig(real_data / "kitti_mini", "trainval", points=True))
+    for index in range(len(dataset)):
+        sample = dataset.get(index)
+        assert sample.objects is not None
+        figure = frame_figure(sample, {"student": sample.objects.boxes})
+        assert figure.height < figure.width
