@@ -12,7 +12,7 @@ setup: $(READY)
 $(READY): pyproject.toml constraints.txt
 	python3 -m pip install --quiet --disable-pip-version-check --upgrade --target $(VENV)/uv uv
 	$(UV) venv --quiet --allow-existing --python "$$(command -v python3)" $(VENV)
-	$(UV) pip install --quiet --python $(PYTHON) --constraint constraints.txt --editable '.[dev]'
+	$(UV) pip install --quiet --compile-bytecode --python $(PYTHON) --constraint constraints.txt --editable '.[dev]'
 	touch $(READY)
 
 demo: $(READY)
@@ -24,7 +24,7 @@ test: $(READY) lint
 lint: $(READY)
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
-	$(VENV)/bin/basedpyright --level error
+	$(VENV)/bin/basedpyright --level error --pythonpath $(PYTHON)
 
 bench: $(READY)
 	for file in benchmarks/[a-z]*.py; do $(PYTHON) $$file || exit 1; done

@@ -28,7 +28,7 @@ from distill3d.distill.methods.monoskd import MonoSKDConfig, spearman_loss
 from distill3d.distill.relations import affinity_loss, resized
 
 try:
-    import torchsort
+    import torchsort  # pyright: ignore[reportMissingImports]
 except ImportError:
     torchsort = None
 

@@ -121,7 +121,10 @@ class Boxes3D:
         return self.centre[:, None, :] + half @ axes
 
     def contains(self, points: Float[Tensor, "m 3"], margin: float = 0.0) -> Tensor:
-        """Which points (m, 3) of the same frame lie inside which box: bool (n, m); ``margin`` in m enlarges each face."""
+        """Which points (m, 3) of the same frame lie inside which box: bool (n, m).
+
+        ``margin`` (m) enlarges each face.
+        """
         along = self.heading()
         up = along.new_tensor((0.0, -1.0, 0.0) if self.frame == "camera" else (0.0, 0.0, 1.0)).expand_as(along)
         axes = torch.stack((along, torch.linalg.cross(up, along, dim=-1), up), dim=1)  # (n, 3, 3)
@@ -165,8 +168,8 @@ def to_kitti(boxes: Boxes3D) -> tuple[Tensor, Tensor, Tensor]:
 def camera_to_lidar(boxes: Boxes3D, rect_to_lidar: Float[Tensor, "4 4"]) -> Boxes3D:
     """Camera-frame boxes in the LiDAR frame, as OpenPCDet converts them (pcdet/utils/box_utils.py).
 
-    The bottom centre is carried over exactly; the yaw is turned by the nominal quarter turn between the two frames, which
-    neglects the small tilt between the LiDAR's z and the camera's -y.
+    The bottom centre is carried over exactly; the yaw is turned by the nominal quarter turn between the two frames,
+    which neglects the small tilt between the LiDAR's z and the camera's -y.
     """
     _, bottom, rotation_y = to_kitti(boxes)
     centre = bottom @ rect_to_lidar[:3, :3].T.to(bottom) + rect_to_lidar[:3, 3].to(bottom)

@@ -35,7 +35,7 @@ class Camera:
         return homogeneous[..., :2] / divisor[..., None], depth
 
     def back_project(self, uv: Float[Tensor, "*b n 2"], depth: Float[Tensor, "*b n"]) -> Float[Tensor, "*b n 3"]:
-        """Pixels (..., n, 2) at depths (..., n) in m as points (..., n, 3); the inverse of ``project(..., "rect_z")``."""
+        """Pixels (..., n, 2) at depths (..., n) in m as points (..., n, 3): inverts ``project(..., "rect_z")``."""
         p = self.projection
         x = (uv[..., 0] - p[..., 0, 2, None]) * depth / p[..., 0, 0, None] - (p[..., 0, 3] / p[..., 0, 0])[..., None]
         y = (uv[..., 1] - p[..., 1, 2, None]) * depth / p[..., 1, 1, None] - (p[..., 1, 3] / p[..., 1, 1])[..., None]

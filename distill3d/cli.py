@@ -1,6 +1,5 @@
 """The command line. Heavy imports happen inside the command that needs them, so that ``--help`` answers at once."""
 
-
 import contextlib
 import difflib
 import io

@@ -27,7 +27,9 @@ def describe() -> dict[str, str]:
     if torch.cuda.is_available():
         for i in range(torch.cuda.device_count()):
             gpu = torch.device("cuda", i)
-            facts[f"gpu {i}"] = f"{torch.cuda.get_device_name(gpu)}, precision auto is {choose_precision('auto', gpu).name}"
+            facts[f"gpu {i}"] = (
+                f"{torch.cuda.get_device_name(gpu)}, precision auto is {choose_precision('auto', gpu).name}"
+            )
     else:
         facts["gpu"] = "none that this torch can use"
     facts["data parallel"] = ", ".join(

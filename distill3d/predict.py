@@ -41,7 +41,9 @@ def predict_images(
     camera = read_camera(calib, intrinsics)
     detector, card = load_detector(checkpoint)
     if detector.config.input != "rgb":
-        raise UserError(f"{checkpoint} looks at {detector.config.input}, predict needs a detector that looks at pictures")
+        raise UserError(
+            f"{checkpoint} looks at {detector.config.input}, predict needs a detector that looks at pictures"
+        )
     detector.to(device)
     out.mkdir(parents=True, exist_ok=True)
     for path in images:
@@ -60,14 +62,16 @@ def predict_image(
 ) -> Boxes3D:
     """Boxes in the camera frame of one picture (3, H, W) with values in 0..1.
 
-    A detector has learned depth at one focal length.  The picture is scaled so that objects at the same distance have the
-    size that they had in training; it may be larger or smaller than the training canvas, and nothing is cut off.
+    A detector has learned depth at one focal length.  The picture is scaled so that objects at the same distance have
+    the size that they had in training; it may be larger or smaller than the training canvas, and nothing is cut off.
     """
     width, height = image.shape[-1], image.shape[-2]
     (canvas_width, canvas_height), focal = card["canvas"], card["focal"]
     fx = float(camera.projection[0, 0])
     as_trained = canvas_width / width
-    if abs(fx * as_trained / focal - 1) <= FOCAL_TOLERANCE and height * as_trained <= canvas_height * (1 + FOCAL_TOLERANCE):
+    if abs(fx * as_trained / focal - 1) <= FOCAL_TOLERANCE and height * as_trained <= canvas_height * (
+        1 + FOCAL_TOLERANCE
+    ):
         affine = ImageAffine.crop((width, height), (canvas_width, canvas_height))
     else:
         scale = focal / fx

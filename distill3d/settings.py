@@ -47,7 +47,7 @@ def _restore(hint: Any, value: Any, where: str) -> Any:
     if isinstance(value, list) and any(typing.get_origin(t) is tuple for t in _members(hint)):
         item = next(typing.get_args(t) for t in _members(hint) if typing.get_origin(t) is tuple)
         return tuple(_restore(item[0], v, where) for v in value)
-    if value is not None and Path in _members(hint):
+    if isinstance(value, str) and Path in _members(hint):
         return Path(value)
     return value
 

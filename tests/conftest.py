@@ -20,3 +20,11 @@ def real_data() -> Path:
     if not folder.is_dir():
         pytest.skip(f"no real frames at {folder} (set DISTILL3D_DATA)")
     return folder
+
+
+@pytest.fixture(scope="session")
+def streets(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Eight synthetic training frames and four of evaluation, in KITTI's layout."""
+    from streets import write_streets
+
+    return write_streets(tmp_path_factory.mktemp("streets"))

@@ -21,7 +21,7 @@ def golden_files(method: str) -> list[Path]:
 
 
 def golden_file(name: str) -> pytest.MarkDecorator:
-    """Parametrises a test's ``path`` with one recorded file, ``<method>/<file without extension>``; no case without it."""
+    """Parametrises a test's ``path`` with one recorded file, ``<method>/<file without extension>``, if it is there."""
     method, stem = name.split("/")
     paths = [path for path in golden_files(method) if path.stem == stem]
     return pytest.mark.parametrize("path", paths, ids=[name] * len(paths))

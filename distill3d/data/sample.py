@@ -93,16 +93,21 @@ class ObjectBatch:
             return out
 
         boxes = [o.boxes for o in objects]
-        if any(b.box2d is None or b.alpha is None for b in boxes):
+        box2d, alpha = [b.box2d for b in boxes if b.box2d is not None], [b.alpha for b in boxes if b.alpha is not None]
+        if len(box2d) < len(boxes) or len(alpha) < len(boxes):
             raise ValueError("labelled objects of an image need box2d and alpha")
         return cls(
-            *(stack([getattr(b, name) for b in boxes]) for name in ("centre", "size", "yaw")),
-            stack([b.label for b in boxes], IGNORE),
-            *(stack([getattr(b, name) for b in boxes]) for name in ("box2d", "alpha")),
-            *(stack([getattr(o, name) for o in objects]) for name in ("truncation", "occlusion")),
-            stack([o.difficulty for o in objects], UNKNOWN),
-            stack([torch.ones(len(o), dtype=torch.bool) for o in objects]),
-        )  # fmt: skip
+            centre=stack([b.centre for b in boxes]),
+            size=stack([b.size for b in boxes]),
+            yaw=stack([b.yaw for b in boxes]),
+            label=stack([b.label for b in boxes], IGNORE),
+            box2d=stack(box2d),
+            alpha=stack(alpha),
+            truncation=stack([o.truncation for o in objects]),
+            occlusion=stack([o.occlusion for o in objects]),
+            difficulty=stack([o.difficulty for o in objects], UNKNOWN),
+            present=stack([torch.ones(len(o), dtype=torch.bool) for o in objects]),
+        )
 
 
 @dataclass(frozen=True)

@@ -56,7 +56,8 @@ class Outputs:
 class Detector(nn.Module):
     """Base of all detectors. Subclasses set ``config`` and implement the four methods.
 
-    ``encode`` turns raw boxes into this detector's own targets, once per step; ``loss`` and distillation terms share them.
+    ``encode`` turns raw boxes into this detector's own targets, once per step; ``loss`` and distillation terms share
+    them.
     """
 
     config: Any

@@ -1,7 +1,8 @@
 """MonoDLE: a monocular 3D detector that reads everything from dense maps at the projected centre of each object.
 
-Ma et al., "Delving into Localization Errors for Monocular 3D Object Detection", CVPR 2021, arXiv:2103.16237; released code
-xinzhuma/monodle (commit e426aa6).  It is the base of MonoDistill and MonoSTL, and with input ``depth`` their teacher.
+Ma et al., "Delving into Localization Errors for Monocular 3D Object Detection", CVPR 2021, arXiv:2103.16237; released
+code xinzhuma/monodle (commit e426aa6).  It is the base of MonoDistill and MonoSTL, and with input
+``depth`` their teacher.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from distill3d.camera import Camera
 from distill3d.data.sample import UNKNOWN, Batch
 from distill3d.detectors.base import Detector, FeatureMap, ImageGeometry, Outputs, Style
 from distill3d.layers.distributed import across_processes, world_size
-from distill3d.layers.dla import NECK_STRIDES, DLAConfig, DLAUp, dla_trunk
+from distill3d.layers.dla import NECK_STRIDES, UNUSED_IN_RELEASED, DLAConfig, DLAUp, dla_trunk
 from distill3d.layers.heatmap import (
     cells_inside,
     clamped_sigmoid,
@@ -35,7 +36,11 @@ STRIDE = 4
 #: Channels of the heat map, whatever classes are trained.
 HEAT_CLASSES = KITTI_CLASSES[:3]
 #: Mean (height, width, length) in m of the heat-map classes on KITTI train; used with ``mean_size`` only.
-MEAN_SIZE = ((1.76255119, 0.66068622, 0.84422524), (1.52563191, 1.62856739, 3.52588311), (1.73698127, 0.59706367, 1.76282397))
+MEAN_SIZE = (
+    (1.76255119, 0.66068622, 0.84422524),
+    (1.52563191, 1.62856739, 3.52588311),
+    (1.73698127, 0.59706367, 1.76282397),
+)
 HEADING_BINS = 12
 BIN_WIDTH = 2 * math.pi / HEADING_BINS
 #: The released constant in the Laplace likelihood, instead of sqrt(2).
@@ -414,15 +419,16 @@ def encode_depth(metres: Float[Tensor, "b 1 h w"], encoding: DepthEncoding) -> F
 
 
 def _head(channels: int, hidden: int, out: int, is_heat: bool) -> nn.Sequential:
-    head = nn.Sequential(nn.Conv2d(channels, hidden, 3, padding=1), nn.ReLU(inplace=True), nn.Conv2d(hidden, out, 1))
-    with torch.no_grad():
-        if is_heat:
-            head[-1].bias.fill_(HEAT_BIAS)
-        else:
-            for layer in (head[0], head[-1]):
-                layer.weight.normal_(std=HEAD_STD)
-                layer.bias.zero_()
-    return head
+    first, last = nn.Conv2d(channels, hidden, 3, padding=1), nn.Conv2d(hidden, out, 1)
+    if is_heat:
+        assert last.bias is not None
+        nn.init.constant_(last.bias, HEAT_BIAS)
+    else:
+        for layer in (first, last):
+            assert layer.bias is not None
+            nn.init.normal_(layer.weight, std=HEAD_STD)
+            nn.init.zeros_(layer.bias)
+    return nn.Sequential(first, nn.ReLU(inplace=True), last)
 
 
 def _is_one_of(label: Tensor, classes: tuple[str, ...]) -> Tensor:
@@ -438,9 +444,7 @@ def _is_cropped(batch: Batch) -> Bool[Tensor, "b"]:
 
 
 def released_state_dict(checkpoint: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The authors' weights under our names: parallel-training prefixes and parts that no forward pass uses are dropped."""
-    from distill3d.layers.dla import UNUSED_IN_RELEASED
-
+    """The authors' weights under our names, without parallel-training prefixes and parts that no forward pass uses."""
     plain = {name.removeprefix("module."): value for name, value in checkpoint.items()}
     return {name: value for name, value in plain.items() if not name.startswith(UNUSED_IN_RELEASED)}
 

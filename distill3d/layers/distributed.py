@@ -1,7 +1,7 @@
 """What makes several processes with a part of the batch each equal one process with the whole batch.
 
-Gradients are averaged over processes.  A loss that divides by a count of its batch must therefore divide by the count of
-all processes over their number, and batch norm must see the statistics of the whole batch.
+Gradients are averaged over processes.  A loss that divides by a count of its batch must therefore divide by the count
+of all processes over their number, and batch norm must see the statistics of the whole batch.
 """
 
 from __future__ import annotations

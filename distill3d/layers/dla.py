@@ -1,12 +1,13 @@
 """Deep layer aggregation: the DLA-34 trunk (from timm) and the up-sampling neck without deformable convolution.
 
-Sources: ucbdrive/dla (arXiv:1707.06484); xinzhuma/monodle lib/backbones/dla.py, dlaup.py.  Module names are those of the
-released checkpoints, so their weights load by name.
+Sources: ucbdrive/dla (arXiv:1707.06484); xinzhuma/monodle lib/backbones/dla.py, dlaup.py.  Module names are those of
+the released checkpoints, so their weights load by name.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import timm
 import torch
@@ -32,7 +33,7 @@ class DLAConfig:
 
 def dla_trunk(config: DLAConfig) -> nn.Module:
     """The trunk: (B, 3, H, W) -> six maps at ``STRIDES``."""
-    trunk = timm.create_model(
+    trunk: Any = timm.create_model(
         "dla34", features_only=True, out_indices=tuple(range(len(STRIDES))), pretrained=config.pretrained,
         levels=config.levels, channels=config.channels,
     )  # fmt: skip

@@ -59,9 +59,7 @@ def draw_gaussians(
     return drawn.view_as(maps)
 
 
-def focal_heatmap_loss(
-    probability: Float[Tensor, "b c h w"], target: Float[Tensor, "b c h w"]
-) -> Float[Tensor, ""]:
+def focal_heatmap_loss(probability: Float[Tensor, "b c h w"], target: Float[Tensor, "b c h w"]) -> Float[Tensor, ""]:
     """Penalty-reduced focal loss of CornerNet with exponents 2 and 4, divided by the number of cells whose target is
     exactly 1; with no such cell the negative sum stands undivided."""
     positive = target == 1

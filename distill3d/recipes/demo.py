@@ -18,8 +18,10 @@ STREETS = StreetConfig(width=CANVAS[0], height=CANVAS[1])
 
 
 def demo() -> Recipe:
-    """Teacher (LiDAR depth image), baseline (RGB), and the baseline's twins taught by MonoDistill and by MonoSKD, at
-    equal epochs; the control is taught by an RGB network with MonoDistill's terms."""
+    """Synthetic streets: a LiDAR teacher, an RGB baseline, its distilled twins at equal epochs, and a control.
+
+    The control is taught by an RGB network with the first student's terms.
+    """
     schedule = Schedule(
         epochs=20, batch_size=4, lr=2e-3, shape="one_cycle", optimiser="adamw", weight_decay=1e-4, clip_norm=10.0
     )

@@ -44,8 +44,8 @@ def monodistill_monodle() -> Recipe:
                 init="baseline",
             ),
         ),
-        note="MonoDistill: teacher 60.57 / 45.06 / 37.90, baseline 18.43 / 14.62 / 12.45, student 24.40 / 18.47 / 16.46 "
-        "(monster-ghost/MonoDistill readme)",
+        note="MonoDistill: teacher 60.57 / 45.06 / 37.90, baseline 18.43 / 14.62 / 12.45, student 24.40 / 18.47 / "
+        "16.46 (monster-ghost/MonoDistill readme)",
     )  # fmt: skip
 
 
@@ -61,14 +61,16 @@ def monoskd_monodle() -> Recipe:
                 "student", "student", PAPER, MONOSKD_SCHEDULE, UNSHIFTED, ("teacher",), MonoSKDConfig(), init="baseline"
             ),
         ),
-        note="MonoSKD was published on DID-M3D (28.91 / 20.21 / 16.99, Senwang98/MonoSKD readme); on MonoDLE there is no "
-        "released run, its mapping to this detector is ours",
+        note="MonoSKD was published on DID-M3D (28.91 / 20.21 / 16.99, Senwang98/MonoSKD readme); on MonoDLE there is "
+        "no released run, its mapping to this detector is ours",
     )
 
 
 def monodle_overfit() -> Recipe:
-    """MonoDLE (tiny), once with depth and once with RGB, learns a handful of frames by heart: the real-data path is right
-    if it then finds them. Needs --allow-overlap, for the training frames are evaluated."""
+    """MonoDLE (tiny) learns a handful of real frames by heart, from depth and from RGB; needs --allow-overlap.
+
+    If it then finds those frames' objects, the whole real-data path is right.
+    """
     schedule = Schedule(
         epochs=300, batch_size=5, lr=2e-3, shape="one_cycle", optimiser="adamw", clip_norm=10.0, weight_decay=1e-4
     )

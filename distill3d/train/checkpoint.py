@@ -1,7 +1,7 @@
 """Checkpoints that are never half-written, and weights that can be shared.
 
-``last.ckpt`` holds the state of training and is read with ``weights_only``, so it cannot run code.  ``model.safetensors``
-holds the weights alone, with the card in its header, so that one file suffices.
+``last.ckpt`` holds the state of training and is read with ``weights_only``, so it cannot run code.
+``model.safetensors`` holds the weights alone, with the card in its header, so that one file suffices.
 """
 
 from __future__ import annotations
@@ -66,7 +66,9 @@ def load_state(path: Path) -> dict[str, Any]:
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError, OSError) as error:
-        reason = "holds more than tensors and was not loaded" if isinstance(error, pickle.UnpicklingError) else "is damaged"
+        reason = (
+            "holds more than tensors and was not loaded" if isinstance(error, pickle.UnpicklingError) else "is damaged"
+        )
         raise UserError(f"{path}: {reason}, expected a checkpoint written by distill3d") from None
     if not isinstance(state, dict):
         raise UserError(f"{path}: holds a {type(state).__name__}, expected a checkpoint written by distill3d")
@@ -74,7 +76,7 @@ def load_state(path: Path) -> dict[str, Any]:
 
 
 def save_weights(folder: Path, weights: dict[str, Tensor], card: dict[str, Any]) -> None:
-    """``model.safetensors`` with the card in its header, then ``card.json``, whose presence says that the stage is done."""
+    """``model.safetensors`` with the card in its header, then ``card.json``: its presence says the stage is done."""
     text = json.dumps(card, indent=1)
     tensors = {name: value.detach().cpu().contiguous() for name, value in weights.items()}
     write_atomically(folder / WEIGHTS, lambda p: safetensors.torch.save_file(tensors, p, metadata={"card": text}))

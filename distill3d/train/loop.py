@@ -89,7 +89,9 @@ def build_step(stage: StageConfig, teachers: dict[str, Teacher]) -> TrainingStep
     return TrainingStep(student, build_terms(stage.method, student.tap_channels, teacher.detector.tap_channels))
 
 
-def train_stage(recipe: Recipe, stage: StageConfig, folder: Path, options: RunOptions, fabric: Fabric) -> dict[str, Any]:
+def train_stage(
+    recipe: Recipe, stage: StageConfig, folder: Path, options: RunOptions, fabric: Fabric
+) -> dict[str, Any]:
     """Trains one stage to its end, from its last state if there is one, and writes its folder. Returns its card.
 
     Raises:
@@ -213,7 +215,9 @@ class _Run:
             file.write(json.dumps(record) + "\n")
         if self.writer is not None:
             if record["kind"] == "train":
-                scalars = {"loss": record["loss"], "lr": record["lr"]} | {f"terms/{k}": v for k, v in record["terms"].items()}
+                scalars = {"loss": record["loss"], "lr": record["lr"]} | {
+                    f"terms/{k}": v for k, v in record["terms"].items()
+                }
             else:
                 scalars = {f"ap/{k}_moderate": v[1] for k, v in record["ap"].items()}
             for name, value in scalars.items():
@@ -266,7 +270,9 @@ class _Run:
         self.optimiser.zero_grad()
         self.fabric.backward(total)
         if schedule.clip_norm is not None:
-            self.fabric.clip_gradients(self.model, self.optimiser, max_norm=schedule.clip_norm, error_if_nonfinite=False)
+            self.fabric.clip_gradients(
+                self.model, self.optimiser, max_norm=schedule.clip_norm, error_if_nonfinite=False
+            )
         self.optimiser.step()
         if self.average is not None:
             self.average.update(self.step.student)
@@ -298,7 +304,12 @@ class _Run:
         if held is not None:
             student.load_state_dict(self.weights())
         result = evaluate_detector(
-            student, data or self.eval_data, self.recipe.evaluation.batch_size, self.fabric.device, self.precision, folder
+            student,
+            data or self.eval_data,
+            self.recipe.evaluation.batch_size,
+            self.fabric.device,
+            self.precision,
+            folder,
         )
         if held is not None:
             student.load_state_dict(held)
@@ -314,7 +325,11 @@ class _Run:
         data = KittiDataset(kitti_config(self.recipe, self.stage, split, train=False))
         score = self.evaluate(data).ap("car", "3d", "loose")[1]
         if self.best is None or score > self.best["score"]:
-            self.best = {"score": score, "epoch": self.epoch, "weights": {k: v.cpu() for k, v in self.weights().items()}}
+            self.best = {
+                "score": score,
+                "epoch": self.epoch,
+                "weights": {k: v.cpu() for k, v in self.weights().items()},
+            }
 
     def finish(self) -> dict[str, Any]:
         """Evaluates, and writes predictions, weights and card."""
@@ -337,14 +352,18 @@ class _Run:
         stage, method = self.stage, self.stage.method
         return {
             "recipe": self.recipe.name, "stage": stage.name, "role": stage.role,
-            "detector": detector_name(stage.detector), "config": to_plain(stage.detector), "input": stage.detector.input,
+            "detector": detector_name(stage.detector), "config": to_plain(stage.detector),
+            "input": stage.detector.input,
             "method": None if method is None else method_name(method), "method_config": to_plain(method),
             "teachers": list(stage.teachers), "init": stage.init, "seed": self.seed,
             "epochs": stage.schedule.epochs, "kept": "last" if self.best is None else f"epoch {self.best['epoch']}",
             "parameters": sum(p.numel() for p in self.step.student.parameters()),
             "precision": self.precision.name, "device": self.fabric.device.type, "world_size": world_size(),
             "canvas": list(self.recipe.dataset.canvas), "focal": float(self.data.get(0).camera.projection[0, 0]),
-            "min_height_scale": self.recipe.dataset.min_height_scale, "fingerprint": self.recipe.stage_fingerprint(stage),
+            "min_height_scale": self.recipe.dataset.min_height_scale,
+            "fingerprint": self.recipe.stage_fingerprint(stage),
             "trained_on": self.seen, "note": self.recipe.note,
-            "versions": {"distill3d": distill3d.__version__, "torch": torch.__version__, "python": platform.python_version()},
+            "versions": {
+                "distill3d": distill3d.__version__, "torch": torch.__version__, "python": platform.python_version(),
+            },
         }  # fmt: skip

@@ -38,8 +38,8 @@ class Schedule:
 def learning_rate(schedule: Schedule, epoch: int, step: int, steps_per_epoch: int) -> float:
     """The rate at ``step`` (0-based, within ``epoch``, 0-based).
 
-    ``steps``: per epoch e, a cosine rise over the warm-up epochs, then the full rate, times 0.1 at each drop counted from
-    the end of the warm-up.  ``one_cycle``: per step, cosine up to the full rate and down again.
+    ``steps``: per epoch e, a cosine rise over the warm-up epochs, then the full rate, times 0.1 at each drop counted
+    from the end of the warm-up.  ``one_cycle``: per step, cosine up to the full rate and down again.
     """
     if schedule.shape == "steps":
         if epoch < schedule.warmup_epochs:

@@ -1,4 +1,4 @@
-"""Frozen teachers: loading them, keeping them frozen, refusing those that have seen the answers, caching what they say."""
+"""Frozen teachers: loading them, keeping them frozen, refusing those that saw the answers, caching what they say."""
 
 from __future__ import annotations
 

@@ -29,10 +29,13 @@ FIGURE_WIDTH = 1280
 SUPERSAMPLE = 2
 LINE_WIDTH = 2.0  # px of the finished picture
 HALO_WIDTH = 1.2  # px on either side of a line, so that it shows on any background
+CLIP_MARGIN = 8  # px: lines are cut this far outside the image, so that their ends do not show
 HALO = (10, 14, 20, 120)
 TRUE_WIDTH = 1.75  # times as wide: the truth stays visible under boxes that hit it
 FRONT_ALPHA, OUTLINE_ALPHA = 42, 16  # of 255: tints in the image and seen from above
 FONT_SIZE = 15  # px of the finished picture
+LEGEND_FONT_SIZE, KEY_LENGTH = 18, 26  # px
+PLATE_ALPHA = 210  # of 255: what lies behind letters
 GAP = 10  # px between the parts of a figure
 
 #: Corners in the order of ``Boxes3D.corners``: bottom front left, rear left, rear right, front right; then the top.
@@ -42,12 +45,15 @@ FRONT_FACE = (0, 3, 7, 4)
 RING_STEP = 10.0  # m between distance rings
 LEAST_REACH, GREATEST_REACH = 30.0, 80.0  # m that a bird's-eye view looks forward
 BEHIND = 1.0  # m that it shows behind the camera
+BEYOND = 3.0  # m that it shows at least beyond the centre of the farthest box: more than half a car
+CAMERA_SIZE = 7  # px, half of the sign where the camera stands
 BIRD_SIZE = 760  # px, width and height
 GROUND_MARGIN = 0.25  # m: LiDAR points lower than this above the road are drawn as road
 CAMERA_HEIGHT = 1.65  # m above the road, KITTI's sensor set-up (Geiger et al., CVPR 2012)
 TALL = 2.0  # m above the road at which LiDAR points are darkest
 
 PAPER, INK, FAINT, GRID = (255, 255, 255), (31, 36, 44), (240, 242, 245), (205, 210, 217)
+POINT_ALPHA = 0.55  # of one point
 ROAD_POINT, TALL_POINT = (168, 177, 188), (70, 79, 92)
 
 
@@ -149,7 +155,7 @@ def draw_boxes(
             outline = camera.project(front)[0]
             draw.polygon([tuple(p) for p in outline.tolist()], fill=(*_rgb(colour), FRONT_ALPHA))
         pixels = camera.project(edges[index][visible[index]].reshape(-1, 3))[0].reshape(-1, 2, 2)
-        pixels, inside = clip_window(pixels, image.width, image.height, margin=8 * scale)
+        pixels, inside = clip_window(pixels, image.width, image.height, margin=CLIP_MARGIN * scale)
         lines = pixels[inside].tolist()
         _draw_lines(draw, lines, colour, width * scale, HALO_WIDTH * scale)
         if labels and lines:
@@ -180,7 +186,7 @@ def _write(draw: ImageDraw.ImageDraw, at: Sequence[float], text: str, colour: st
     left, top, right, bottom = draw.textbbox((0, 0), text, font=font)
     pad = 3 * scale
     x, y = max(at[0], 0.0), max(at[1] - (bottom - top) - 2 * pad, 0.0)
-    draw.rectangle((x, y, x + right - left + 2 * pad, y + bottom - top + 2 * pad), fill=(*_rgb(colour), 220))
+    draw.rectangle((x, y, x + right - left + 2 * pad, y + bottom - top + 2 * pad), fill=(*_rgb(colour), PLATE_ALPHA))
     draw.text((x + pad - left, y + pad - top), text, fill=PAPER, font=font)
 
 
@@ -233,7 +239,7 @@ def fitting_extent(sets: dict[str, Boxes3D]) -> Extent:
     """A square of ground in front of the camera that holds the boxes: 30 to 80 m deep, in steps of 10 m."""
     far = [_in_camera_frame(boxes).centre[:, 2] for boxes in sets.values()]
     farthest = max([float(z.max()) for z in far if len(z)], default=0.0)
-    reach = min(max(math.ceil((farthest + 3.0) / RING_STEP) * RING_STEP, LEAST_REACH), GREATEST_REACH)
+    reach = min(max(math.ceil((farthest + BEYOND) / RING_STEP) * RING_STEP, LEAST_REACH), GREATEST_REACH)
     half = (reach + BEHIND) / 2
     return Extent(-half, -BEHIND, half, reach)
 
@@ -282,22 +288,22 @@ def bird_view(
     _draw_camera(draw, origin)
     font = ImageFont.load_default(FONT_SIZE * SUPERSAMPLE)
     for ring in np.arange(RING_STEP, extent.far, RING_STEP):
-        draw.text(pixel(0, ring), f"{ring:.0f} m", fill=(*INK, 190), font=font, anchor="mm",
-                  stroke_width=2 * SUPERSAMPLE, stroke_fill=(*PAPER, 200))  # fmt: skip
+        draw.text(pixel(0, ring), f"{ring:.0f} m", fill=INK, font=font, anchor="mm",
+                  stroke_width=2 * SUPERSAMPLE, stroke_fill=(*PAPER, PLATE_ALPHA))  # fmt: skip
     return picture.reduce(SUPERSAMPLE)
 
 
 def _draw_camera(draw: ImageDraw.ImageDraw, origin: tuple[float, float]) -> None:
     """A small triangle where the camera stands."""
     u, v = origin
-    side = 7 * SUPERSAMPLE
+    side = CAMERA_SIZE * SUPERSAMPLE
     draw.polygon([(u, v - side), (u - side, v + side), (u + side, v + side)], fill=INK)
 
 
 def _draw_points(picture: Image.Image, points: Float[Tensor, "m c"], extent: Extent, pixels_per_metre: float) -> None:
     """Blend LiDAR points into the picture: the higher above the road, the darker; the more of them, the more solid."""
     x, y, z = points[:, :3].detach().cpu().double().numpy().T
-    spot = 2 * SUPERSAMPLE // 2  # px: a point covers a square of this side
+    spot = SUPERSAMPLE  # a point covers one pixel of the finished picture
     column = np.floor((x - extent.left) * pixels_per_metre / spot).astype(np.int64)
     row = np.floor((extent.far - z) * pixels_per_metre / spot).astype(np.int64)
     columns, rows = -(-picture.width // spot), -(-picture.height // spot)
@@ -307,7 +313,7 @@ def _draw_points(picture: Image.Image, points: Float[Tensor, "m c"], extent: Ext
     tallness = np.clip((above_road - GROUND_MARGIN) / (TALL - GROUND_MARGIN), 0.0, 1.0)
     count = np.bincount(cell, minlength=rows * columns)
     tall = np.bincount(cell, weights=tallness, minlength=rows * columns) / np.maximum(count, 1)
-    alpha = 1 - 0.45 ** np.minimum(count, 4)
+    alpha = 1 - (1 - POINT_ALPHA) ** count
     colour = np.array(ROAD_POINT) + tall[:, None] * (np.array(TALL_POINT) - np.array(ROAD_POINT))
     layer = np.concatenate((colour, 255 * alpha[:, None]), 1).round().astype(np.uint8).reshape(rows, columns, 4)
     dots = Image.fromarray(layer).resize((columns * spot, rows * spot), Image.Resampling.NEAREST)
@@ -383,12 +389,12 @@ def _compose(panels: list[Image.Image], bird: Image.Image, names: list[str], tit
 def _draw_legend(figure: Image.Image, top: int, height: int, names: list[str], title: str) -> None:
     strip = Image.new("RGB", (figure.width * SUPERSAMPLE, height * SUPERSAMPLE), PAPER)
     draw = ImageDraw.Draw(strip)
-    font = ImageFont.load_default(FONT_SIZE * 1.2 * SUPERSAMPLE)
+    font = ImageFont.load_default(LEGEND_FONT_SIZE * SUPERSAMPLE)
     middle, x = strip.height / 2, float(GAP * SUPERSAMPLE)
     for name, look in zip(names, looks(names), strict=True):
-        key = 26 * SUPERSAMPLE
+        key = KEY_LENGTH * SUPERSAMPLE
         draw.line((x, middle, x + key, middle), fill=look.colour, width=4 * SUPERSAMPLE)
-        draw.text((x + key + 8 * SUPERSAMPLE, middle), name, fill=INK, font=font, anchor="lm")
-        x += key + 34 * SUPERSAMPLE + draw.textlength(name, font=font)
+        draw.text((x + key + GAP * SUPERSAMPLE, middle), name, fill=INK, font=font, anchor="lm")
+        x += key + (GAP + KEY_LENGTH) * SUPERSAMPLE + draw.textlength(name, font=font)
     draw.text((strip.width - GAP * SUPERSAMPLE, middle), title, fill=INK, font=font, anchor="rm")
     figure.paste(strip.reduce(SUPERSAMPLE), (0, top))

@@ -26,8 +26,8 @@ h1 { font-size: 34px; line-height: 1.2; letter-spacing: -.015em; font-weight: 65
   text-wrap: balance; }
 h2 { font-size: 22px; line-height: 1.3; letter-spacing: -.008em; font-weight: 650; margin: 0 0 6px; }
 h3 { font-size: 16px; font-weight: 650; margin: 28px 0 6px; }
-p { margin: 0 0 12px; max-width: 74ch; }
-.lead { font-size: 18px; max-width: 66ch; }
+p { margin: 0 0 12px; max-width: 74ch; text-wrap: pretty; }
+.lead { font-size: 18px; max-width: 76ch; }
 .lead + .lead { margin-top: -4px; }
 .soft, figcaption, .method { color: var(--soft); font-size: 14px; }
 section { border-top: 1px solid var(--rule); margin-top: 44px; padding-top: 28px; }

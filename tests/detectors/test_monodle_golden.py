@@ -135,7 +135,9 @@ def test_decode(path: Path) -> None:
     source = g["in.bbox_downsample_ratio"] * torch.tensor([width, height])
     identity = torch.tensor([[1.0, 0, 0], [0, 1, 0]], dtype=torch.float64)
     n = len(source)
-    affine = ImageAffine(identity.expand(n, 2, 3), torch.zeros(n, dtype=torch.bool), torch.ones(n).double(), source, source)
+    affine = ImageAffine(
+        identity.expand(n, 2, 3), torch.zeros(n, dtype=torch.bool), torch.ones(n).double(), source, source
+    )
     blank = torch.zeros(n, 3, height * monodle.STRIDE, width * monodle.STRIDE, dtype=torch.float64)
     batch = Batch([str(i) for i in g["in.img_id"].tolist()], blank, Camera(g["in.P2"]), affine)
     config = MonoDLEConfig.styled(
@@ -209,7 +211,9 @@ def one_frame_batch(labels: Path, source: Camera, affine: ImageAffine) -> Batch:
 def hashed(count: int, position: int) -> np.ndarray:
     """The set's recipe for reproducible values in [-0.5, 0.5): a 32-bit integer hash of element and tensor number."""
     with np.errstate(over="ignore"):
-        h = np.arange(count, dtype=np.uint32) * np.uint32(2654435761) + np.uint32((position * 40503 + 12345) & 0xFFFFFFFF)
+        h = np.arange(count, dtype=np.uint32) * np.uint32(2654435761) + np.uint32(
+            (position * 40503 + 12345) & 0xFFFFFFFF
+        )
         h ^= h >> np.uint32(15)
         h *= np.uint32(2246822519)
         h ^= h >> np.uint32(13)

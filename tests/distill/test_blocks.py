@@ -49,7 +49,7 @@ def test_adapters_take_any_precision(dtype: torch.dtype, autocast: bool) -> None
     x = random(2, 4, 6, 6).to(dtype).requires_grad_()
     with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
         outputs = [modules[0](x), *modules[1]([x, x[..., ::2, ::2]])]
-    sum(o.float().sum() for o in outputs).backward()
+    torch.stack([o.float().sum() for o in outputs]).sum().backward()
     assert x.grad is not None
     assert x.grad.dtype == dtype
     assert bool(x.grad.isfinite().all())

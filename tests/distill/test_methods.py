@@ -12,6 +12,7 @@ from distill3d.data.sample import Batch
 from distill3d.detectors.base import FeatureMap, ImageGeometry, Outputs
 from distill3d.distill.adapters import AdaptedTaps
 from distill3d.distill.context import Context
+from distill3d.distill.masks import gaussian_mask
 from distill3d.distill.methods import METHODS, build_terms, monodistill, monoskd
 from distill3d.distill.methods.monodistill import MonoDistillConfig
 from distill3d.distill.methods.monoskd import MonoSKDConfig
@@ -116,7 +117,7 @@ def test_finite_and_differentiable_in_every_scene(name: str, scene: str, batch: 
         assert value.shape == ()
         assert value.dtype == torch.float32
         assert bool(value.isfinite()), term.name
-        assert float(value) >= 0, term.name
+        assert float(value.detach()) >= 0, term.name
     total(terms, context).backward()
     gradients = {n: p.grad for n, p in leaves(context.student).items() if p.grad is not None}
     assert gradients
@@ -178,8 +179,8 @@ def test_perfect_student_without_adapters_has_no_loss(method: str) -> None:
     context = make_context("ignored", 1)
     same = Context(context.student, {"teacher": context.student}, context.batch, context.targets)
     for term in terms:
-        assert float(term(same)) == pytest.approx(0, abs=1e-5), term.name
-        assert float(term(context)) > 1e-3, term.name
+        assert float(term(same).detach()) == pytest.approx(0, abs=1e-5), term.name
+        assert float(term(context).detach()) > 1e-3, term.name
 
 
 @pytest.mark.parametrize("name", CONFIGS)
@@ -193,7 +194,7 @@ def test_half_precision_networks(name: str, autocast: bool) -> None:
     exact = [term(make_context("one", 2)) for term in make_terms(CONFIGS[name])]
     for term, value, reference in zip(terms, values, exact, strict=True):
         assert value.dtype == torch.float32
-        assert float(value) == pytest.approx(float(reference), rel=0.1), term.name
+        assert float(value.detach()) == pytest.approx(float(reference.detach()), rel=0.1), term.name
     torch.stack(values).sum().backward()
     assert all(bool(p.grad.isfinite().all()) for p in leaves(rounded.student).values() if p.grad is not None)
 
@@ -273,6 +274,52 @@ def test_published_replica_size_makes_styles_agree() -> None:
             values.append({t.name: float(t(context)) for t in terms if t.name in names})
         assert values[0] == pytest.approx(values[1], rel=1e-6)
         assert set(values[0]) == set(names)
+
+
+#: An option away from its default changes the terms named, in a scene where it matters, and no other term.
+OPTIONS = [
+    ("monodistill", {"box_set": "all"}, "ignored", {"object"}),
+    ("monodistill", {"box_slice": "python"}, "border", {"object"}),
+    ("monodistill", {"response_mask": "zero_rows"}, "ignored", {"response"}),
+    ("monodistill", {"response_mask": "soft"}, "one", {"response"}),
+    ("monodistill", {"heading_slots": "all"}, "one", {"response"}),
+    ("monodistill", {"batch_divisor": None}, "one", {"object", "scene"}),
+    ("monodistill", {"affinity_norm": "cosine"}, "one", {"scene"}),
+    ("monodistill", {"empty_region": "nan"}, "empty", {"response"}),
+    ("monodistill", {"empty_region": "nan"}, "one", set()),
+    ("monoskd", {"spearman_mode": "both_rank"}, "one", {"spearman"}),
+    ("monoskd", {"spearman_mode": "teacher_rank"}, "one", {"spearman"}),
+    ("monoskd", {"corr_scope": "sample"}, "one", {"spearman"}),
+    ("monoskd", {"corr_group": 2}, "one", {"spearman"}),
+    ("monoskd", {"strength": 1e-3}, "one", {"spearman"}),
+    ("monoskd", {"affinity_div": None}, "one", {"affinity"}),
+    ("monoskd", {"affinity_norm": "cosine"}, "one", {"affinity"}),
+    ("monoskd", {"mask_rows": "zero_rows"}, "ignored", {"response"}),
+]
+
+
+@pytest.mark.parametrize(("method", "change", "scene", "expected"), OPTIONS)
+def test_options_change_what_they_should(method: str, change: dict[str, Any], scene: str, expected: set[str]) -> None:
+    batch = 3
+
+    def values(config: StyledConfig) -> dict[str, float]:
+        context = make_context(scene, batch)
+        return {t.name: float(t(context).detach()) for t in make_terms(config)}
+
+    before, after = values(CONFIGS[method]), values(replace(CONFIGS[method], **change))
+    assert {n for n in before if before[n] != pytest.approx(after[n], rel=1e-6, nan_ok=False)} == expected
+
+
+@pytest.mark.parametrize("mask", ["binary", "zero_rows", "soft"])
+def test_response_region(mask: Any) -> None:
+    """Only eligible lines make a region; with ``zero_rows`` the others mark the first cell."""
+    targets, size = make_targets("ignored", 2), (24, 40)
+    region = monodistill.response_region(targets, 4, size, mask) > 0
+    eligible = gaussian_mask(targets.box2d, targets.eligible, 4, size)
+    assert eligible[0].any()
+    assert not eligible[0, 0, 0]
+    eligible[0, 0, 0] |= mask == "zero_rows"
+    assert torch.equal(region, eligible)
 
 
 def test_monoskd_leaves_out_terms_of_weight_zero() -> None:

@@ -265,6 +265,7 @@ def test_user_errors(make_run: MakeRun, tmp_path: Path) -> None:
         ([1, 1, 1], None, 2, [0, 1]),
         ([9, 1, 1, 1], [0, 2, -3, 0], 4, [0, 3, 1, 2]),
         ([9, 1, 1, 1], [np.nan, 0.05, -0.05, 0], 4, [0, 1, 2, 3]),  # differences too small to show
+        ([9, 1, 1, 1, 1, 1], [0, 2, 3, 4, -1, -2], 4, [0, 1, 3, 5]),  # one ahead, one behind, the rest by objects
         ([1, 2], [1, -1], 8, [0, 1]),
         ([], None, 3, []),
     ],

@@ -51,8 +51,6 @@ class MonoDistillConfig(StyledConfig):
 
     #: Teacher's batch norm; ``train`` uses each batch's statistics and lets the stored ones drift.  For the train loop.
     teacher_bn: Literal["eval", "train"] = option(released="train", intended="eval", default="eval")
-    #: Whether the teacher runs without a graph, for the train loop; values are the same.
-    teacher_no_grad: bool = option(released=False, intended=True, default=True)
     #: The only published accuracy is that of raw products; cosines need a weight of their own.
     affinity_norm: AffinityNorm = option(released="none", intended="cosine", default="none")
     #: Extra divisor of L_object and L_scene; None: images in this process, so the loss depends on the number of GPUs.
@@ -69,8 +67,6 @@ class MonoDistillConfig(StyledConfig):
     heading_slots: Literal["all", "valid"] = option(released="all", intended="valid", default="valid")
     #: How the teacher sees depth, for the recipe; must be what the teacher was trained with.
     depth_input: DepthEncoding = option(released="monodistill", intended="clean", default="clean")
-    #: Whether student and teacher start from trained weights, for the recipe; from scratch is worse (authors' readme).
-    start: Literal["pretrained", "scratch"] = option(released="pretrained", intended="pretrained", default="pretrained")
     #: L_response over an empty region.
     empty_region: Empty = option(released="nan", intended="zero", default="zero")
 

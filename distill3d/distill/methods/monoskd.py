@@ -53,7 +53,7 @@ class MonoSKDConfig(StyledConfig):
     strength: float = 1.0  # of the teacher's soft rank in mode ``released``
     #: ``both_rank``: the student's strength times the length of a row, on rows of unit variance.  Values near 3 follow
     #: the true ranks; from about 10 on, rows of nearly normal values are one block, that is, affine again.
-    rank_smoothness: float = 10.0
+    rank_smoothness: float = 3.0
 
     #: ``released``: student raw, teacher soft-ranked; ``both_rank``: Spearman's correlation; ``teacher_rank``: student
     #: raw, teacher hard-ranked.  Only the first has a published accuracy.
@@ -73,8 +73,6 @@ class MonoSKDConfig(StyledConfig):
     mask_rows: Literal["zero_rows", "valid"] = option(released="zero_rows", intended="valid", default="valid")
     #: Teacher's batch norm; ``train`` uses each batch's statistics and lets the stored ones drift.  For the train loop.
     teacher_bn: Literal["eval", "train"] = option(released="train", intended="eval", default="eval")
-    #: Whether the teacher runs without a graph, for the train loop; values are the same.
-    teacher_no_grad: bool = option(released=False, intended=True, default=True)
     #: How the teacher sees depth, for the recipe; must be what the teacher was trained with.
     depth_input: DepthEncoding = option(released="monoskd", intended="clean", default="clean")
 

@@ -1,0 +1,44 @@
+"""A few synthetic frames and a recipe that trains on them within seconds, for end-to-end tests."""
+
+from dataclasses import replace
+from pathlib import Path
+
+from distill3d.layers.dla import DLAConfig
+from distill3d.recipes.demo import demo
+from distill3d.synth.writer import StreetConfig, write_kitti
+from distill3d.train.recipe import Recipe
+
+CANVAS = (160, 64)
+#: The smallest trunk that still has six levels.
+TRUNK = DLAConfig(levels=(1, 1, 1, 1, 1, 1), channels=(8, 8, 16, 16, 16, 16), stem_stride=2)
+
+
+def write_streets(folder: Path, train: int = 8, val: int = 4, seed: int = 0) -> Path:
+    """A KITTI-layout folder of small streets."""
+    config = StreetConfig(width=CANVAS[0], height=CANVAS[1], rays_per_pixel_side=1)
+    write_kitti(
+        folder,
+        frames=train + val,
+        seed=seed,
+        config=config,
+        splits={"train": train, "val": val},
+        workers=1,
+        progress=False,
+    )
+    return folder
+
+
+def small_recipe(root: Path, epochs: int = 2, batch_size: int = 4, **stage_fields: object) -> Recipe:
+    """The demo's stages with a very small net and few epochs, in float32."""
+    recipe = demo()
+    stages = tuple(
+        replace(
+            stage,
+            detector=replace(stage.detector, trunk=TRUNK, head_channels=8),
+            schedule=replace(stage.schedule, epochs=epochs, batch_size=batch_size),
+            **stage_fields,
+        )
+        for stage in recipe.stages
+    )
+    dataset = replace(recipe.dataset, root=root, canvas=CANVAS, min_height_scale=CANVAS[0] / 1242)
+    return replace(recipe, stages=stages, dataset=dataset, precision="fp32")

@@ -1,0 +1,233 @@
+"""Training end to end on a few synthetic frames: stages, resume, frozen teachers, overlap, several processes."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from streets import small_recipe
+
+from distill3d.data.collate import batches
+from distill3d.data.kitti import KittiDataset
+from distill3d.errors import UserError
+from distill3d.train.checkpoint import load_state, load_weights
+from distill3d.train.loop import RunOptions, build_step
+from distill3d.train.recipe import Recipe, kitti_config
+from distill3d.train.stages import run_recipe
+from distill3d.train.teachers import Teacher, refuse_overlap, trained_on
+
+QUIET = {"progress": False, "tensorboard": False, "threads": 1, "accelerator": "cpu"}
+
+
+def run(recipe: Recipe, out: Path, *only: str, **options: object) -> Path:
+    return run_recipe(recipe, RunOptions(out=out, **{**QUIET, **options}), only)
+
+
+@pytest.fixture(scope="module")
+def trained(streets: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The small recipe's teacher, baseline and both students."""
+    out = tmp_path_factory.mktemp("runs")
+    return run(small_recipe(streets), out, "teacher", "baseline", "monodistill", "monoskd")
+
+
+def test_run_folders(trained: Path) -> None:
+    assert (trained / "recipe.yaml").is_file()
+    for stage in ("teacher", "baseline", "monodistill", "monoskd"):
+        folder = trained / stage
+        names = {"config.yaml", "metrics.jsonl", "last.ckpt", "model.safetensors", "card.json", "evaluation.json"}
+        assert names <= {p.name for p in folder.iterdir()}
+        assert len(list((folder / "predictions").glob("*.txt"))) == 4
+        card = json.loads((folder / "card.json").read_text())
+        assert card["detector"] == "monodle" and card["trained_on"]["count"] == 8
+        lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+        assert lines[-1]["kind"] == "eval" and lines[-1]["epoch"] == 2
+
+
+def test_distilled_students_are_the_baseline_in_shape(trained: Path) -> None:
+    baseline = {k: v.shape for k, v in load_weights(trained / "baseline")[0].items()}
+    for stage in ("monodistill", "monoskd"):
+        assert {k: v.shape for k, v in load_weights(trained / stage)[0].items()} == baseline
+
+
+def test_finished_stages_are_skipped_and_other_settings_refused(trained: Path, streets: Path) -> None:
+    before = (trained / "baseline" / "model.safetensors").stat().st_mtime_ns
+    run(small_recipe(streets), trained.parent, "baseline")
+    assert (trained / "baseline" / "model.safetensors").stat().st_mtime_ns == before
+    with pytest.raises(UserError, match="other settings"):
+        run(small_recipe(streets, epochs=3), trained.parent, "baseline")
+
+
+def test_a_stage_needs_its_teacher(streets: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="needs stage 'teacher'"):
+        run(small_recipe(streets), tmp_path, "monoskd")
+
+
+@pytest.mark.parametrize("stage", ["baseline", "monoskd"])
+def test_a_killed_run_ends_in_the_same_weights(stage: str, trained: Path, streets: Path, tmp_path: Path) -> None:
+    """kill -9 three times at different moments; the fourth start runs to the end."""
+    (tmp_path / "demo").mkdir()
+    os.symlink(trained / "teacher", tmp_path / "demo" / "teacher")
+    script = (
+        "import sys; from pathlib import Path; from streets import small_recipe\n"
+        "from distill3d.train.loop import RunOptions; from distill3d.train.stages import run_recipe\n"
+        f"run_recipe(small_recipe(Path({str(streets)!r})), RunOptions(out=Path({str(tmp_path)!r}), checkpoint_steps=1, "
+        f"log_steps=1, progress=False, tensorboard=False, threads=1, accelerator='cpu'), ({stage!r},))"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1]), "OMP_NUM_THREADS": "1"}
+    state, log = tmp_path / "demo" / stage / "last.ckpt", tmp_path / "demo" / stage / "metrics.jsonl"
+    for steps in (1, 2, 3):
+        process = subprocess.Popen([sys.executable, "-c", script], env=environment)
+        while process.poll() is None and not (state.exists() and done(state) >= steps):
+            time.sleep(0.001)
+        os.kill(process.pid, signal.SIGKILL)
+        assert process.wait() == -signal.SIGKILL, "the run ended before it could be killed"
+    subprocess.run([sys.executable, "-c", script], env=environment, check=True)
+    ours, whole = load_weights(tmp_path / "demo" / stage)[0], load_weights(trained / stage)[0]
+    assert all(torch.equal(ours[name], whole[name]) for name in whole)
+    logged = [json.loads(line)["step"] for line in log.read_text().splitlines() if '"train"' in line]
+    assert logged == sorted(set(logged)), "steps that were repeated after a kill stand twice in the log"
+
+
+def done(state: Path) -> int:
+    loaded = load_state(state)
+    return loaded["epoch"] * 2 + loaded["step_in_epoch"]
+
+
+def test_one_seed_gives_one_result(trained: Path, streets: Path, tmp_path: Path) -> None:
+    again = run(small_recipe(streets), tmp_path, "baseline", workers=1)
+    ours, theirs = (load_weights(f / "baseline")[0] for f in (again, trained))
+    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+
+
+@pytest.mark.parametrize("batch_norm", ["eval", "train"])
+def test_a_teacher_is_frozen(batch_norm: str, trained: Path, streets: Path) -> None:
+    recipe = small_recipe(streets)
+    teacher = Teacher(trained / "teacher", batch_norm).train()
+    assert not any(p.requires_grad for p in teacher.parameters())
+    data = KittiDataset(kitti_config(recipe, recipe.stage("monoskd"), "train", train=True))
+    batch = next(batches(data, [0, 1], 2, 0, 0))
+    before = {k: v.clone() for k, v in teacher.state_dict().items()}
+    outputs = teacher(batch)
+    assert not any(p.requires_grad for p in outputs.predictions.values())
+    moved = {k for k, v in teacher.state_dict().items() if not torch.equal(v, before[k])}
+    assert bool(moved) == (batch_norm == "train")
+    assert all("running" in k or "num_batches" in k for k in moved)
+
+
+def test_a_teachers_remembered_answers_are_its_answers(trained: Path, streets: Path) -> None:
+    recipe = small_recipe(streets)
+    data = KittiDataset(kitti_config(recipe, recipe.stage("monoskd"), "train", train=True))
+    plain, remembering = Teacher(trained / "teacher"), Teacher(trained / "teacher", repeatable=True)
+    for epoch in range(3):
+        for batch in batches(data, [0, 3, 1, 2], 2, 0, epoch):
+            ours, theirs = remembering(batch), plain(batch)
+            for name, value in theirs.predictions.items():
+                torch.testing.assert_close(ours.predictions[name], value, rtol=1e-4, atol=1e-4)
+            for tap, feature in theirs.features.items():
+                torch.testing.assert_close(ours.features[tap].tensor, feature.tensor, rtol=1e-4, atol=1e-4)
+
+
+def test_the_gradient_reaches_student_and_terms_only(trained: Path, streets: Path) -> None:
+    recipe = small_recipe(streets)
+    for name in ("monodistill", "monoskd"):
+        stage = recipe.stage(name)
+        teachers = {"teacher": Teacher(trained / "teacher")}
+        step = build_step(stage, teachers)
+        data = KittiDataset(kitti_config(recipe, stage, "train", train=True))
+        batch = next(batches(data, [0, 1], 2, 0, 0))
+        sum(step(batch, {k: t(batch) for k, t in teachers.items()}).values()).backward()
+        assert all(p.grad is not None and p.grad.isfinite().all() for p in step.parameters())
+        assert all(p.grad is None for p in teachers["teacher"].parameters())
+
+
+def test_overlap_is_refused(trained: Path, streets: Path, tmp_path: Path) -> None:
+    recipe = small_recipe(streets)
+    leaky = replace(recipe, dataset=replace(recipe.dataset, eval_split="train"))
+    with pytest.raises(UserError, match="was trained on 8 of the 8 evaluation frames"):
+        run(leaky, tmp_path, "baseline")
+    run(leaky, tmp_path, "baseline", allow_overlap=True)
+    card = {"trained_on": trained_on("kitti", ["1", "2"], [trained_on("kitti", ["9"], [])])}
+    refuse_overlap(card, "x", "other", ["9"], allowed=False)
+    with pytest.raises(UserError, match="1 of the 2 evaluation frames"):
+        refuse_overlap(card, "x", "kitti", ["8", "9"], allowed=False)
+
+
+def test_best_needs_a_split_of_its_own(streets: Path, tmp_path: Path) -> None:
+    recipe = small_recipe(streets)
+    with pytest.raises(UserError, match="select_split"):
+        replace(recipe, evaluation=replace(recipe.evaluation, keep="best"))
+    (streets / "ImageSets" / "select.txt").write_text("000010\n")
+    chosen = replace(recipe, dataset=replace(recipe.dataset, select_split="select"),
+                     evaluation=replace(recipe.evaluation, keep="best"))  # fmt: skip
+    card = json.loads((run(chosen, tmp_path, "baseline") / "baseline" / "card.json").read_text())
+    assert card["kept"].startswith("epoch ")
+
+
+def test_averaged_weights_are_evaluated_and_shared(trained: Path, streets: Path, tmp_path: Path) -> None:
+    recipe = small_recipe(streets)
+    stages = tuple(replace(s, schedule=replace(s.schedule, ema=0.5)) for s in recipe.stages)
+    folder = run(replace(recipe, stages=stages), tmp_path, "baseline")
+    shared, state = load_weights(folder / "baseline")[0], load_state(folder / "baseline" / "last.ckpt")
+    assert all(torch.equal(shared[k], state["average"][k]) for k in shared)
+    assert not torch.equal(shared["depth.0.weight"], state["model"]["student.depth.0.weight"])
+
+
+def test_a_loss_that_is_not_finite_stops_with_its_name(streets: Path, tmp_path: Path) -> None:
+    recipe = small_recipe(streets)
+    stages = tuple(replace(s, schedule=replace(s.schedule, lr=1e30, clip_norm=None)) for s in recipe.stages)
+    with pytest.raises(UserError, match="loss term '.*' is (nan|inf).*frames \\['0000"):
+        run(replace(recipe, stages=stages), tmp_path, "baseline")
+
+
+GRADIENTS = """
+import sys, torch
+from pathlib import Path
+from streets import small_recipe
+from distill3d.data.collate import EpochSampler, batches
+from distill3d.data.kitti import KittiDataset
+from distill3d.layers.distributed import share_batch_norm
+from distill3d.train.loop import RunOptions, build_step
+from distill3d.train.recipe import kitti_config
+from distill3d.train.stages import launch
+
+root, out, world = Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3])
+fabric = launch(RunOptions(devices=world, accelerator="cpu"))
+recipe = small_recipe(root)
+stage = recipe.stage("baseline")
+torch.manual_seed(0)
+step = build_step(stage, {}).double()
+share_batch_norm(step)
+model = fabric.setup(step)
+data = KittiDataset(kitti_config(recipe, stage, "train", train=True))
+sampler = EpochSampler(len(data), 4, 0, rank=fabric.global_rank, world=world)
+batch = next(batches(data, sampler.order(0), sampler.local_batch, 0, 0))
+from dataclasses import replace
+batch = replace(batch, image=batch.image.double())
+fabric.backward(sum(model(batch, {}).values()))
+if fabric.global_rank == 0:
+    torch.save({n: p.grad for n, p in step.named_parameters()}, out)
+"""
+
+
+def test_two_processes_give_the_gradients_of_one(streets: Path, tmp_path: Path) -> None:
+    """torchrun with gloo, half the batch each; float64, so that only the reductions' order differs."""
+    script = tmp_path / "gradients.py"
+    script.write_text(GRADIENTS)
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1]), "OMP_NUM_THREADS": "1"}
+    gradients = []
+    for world in (1, 2):
+        out = tmp_path / f"{world}.pt"
+        command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", str(world), "--standalone",
+                   str(script), str(streets), str(out), str(world)]  # fmt: skip
+        subprocess.run(command, env=environment, check=True, capture_output=True)
+        gradients.append(torch.load(out, weights_only=True))
+    one, two = gradients
+    assert all(v.abs().max() > 0 for v in one.values())
+    for name, value in one.items():
+        torch.testing.assert_close(two[name], value, rtol=1e-5, atol=1e-5 * float(value.abs().max()), msg=name)
