@@ -120,6 +120,7 @@ class MonoDLETargets:
     size_2d: Float[Tensor, "b k 2"]  # (width, height) of the 2D box, in cells
     offset_3d: Float[Tensor, "b k 2"]  # projected 3D centre minus cell, in cells
     size_3d: Float[Tensor, "b k 3"]  # (height, width, length) in m, minus the class mean with ``mean_size``
+    dimension: Float[Tensor, "b k 3"]  # (height, width, length) in m
     depth: Float[Tensor, "b k"]  # m times crop zoom
     heading_bin: Int[Tensor, "b k"]
     heading_residual: Float[Tensor, "b k"]  # rad
@@ -154,10 +155,16 @@ def laplace_loss(prediction: Tensor, target: Tensor, log_scale: Tensor) -> Tenso
     return LAPLACE_FACTOR * torch.exp(-log_scale) * (prediction - target).abs() + log_scale
 
 
-def dimension_aware_l1(prediction: Float[Tensor, "n 3"], target: Float[Tensor, "n 3"]) -> Float[Tensor, "n 3"]:
-    """Element-wise L1 relative to the true size, rescaled so that its mean is the plain L1's (paper section 4.3)."""
+def dimension_aware_l1(
+    prediction: Float[Tensor, "n 3"], target: Float[Tensor, "n 3"], dimension: Float[Tensor, "n 3"]
+) -> Float[Tensor, "n 3"]:
+    """Element-wise L1 relative to the true size, rescaled so that its mean is the plain L1's (paper section 4.3).
+
+    ``dimension`` is the size itself.  The released code passes the target here, which with ``mean_size`` is the small
+    difference to the class mean, and then does not train.
+    """
     error = (prediction - target).abs()
-    relative = error / target.detach()
+    relative = error / dimension.detach()
     sums = across_processes(torch.stack((error.sum(), relative.sum())))
     return relative * torch.where(sums[1] > 0, sums[0] / sums[1], torch.ones_like(sums[0]))
 
@@ -192,7 +199,7 @@ def detection_losses(
     uncropped = of(targets.mask_3d)
     depth, heading = read("depth"), read("heading")
     depth_loss = laplace_loss(decode_depth(depth[:, 0]), of(targets.depth), depth[:, 1])
-    size, true_size = read("size_3d")[uncropped], of(targets.size_3d)[uncropped]
+    size, true_size, dimension = (v[uncropped] for v in (read("size_3d"), of(targets.size_3d), of(targets.dimension)))
     bins, true_bin = heading[:, :HEADING_BINS], of(targets.heading_bin)
     residual = heading[:, HEADING_BINS:].gather(1, true_bin[:, None])[:, 0]
     return {
@@ -201,7 +208,7 @@ def detection_losses(
         "size_2d": mean((read("size_2d") - of(targets.size_2d)).abs()),
         "offset_3d": mean((read("offset_3d") - of(targets.offset_3d)).abs(), uncropped),
         "depth": mean(depth_loss, uncropped if config.depth_mask == "mask_3d" else None),
-        "size_3d": mean(dimension_aware_l1(size, true_size)),
+        "size_3d": mean(dimension_aware_l1(size, true_size, dimension)),
         "heading": mean(F.cross_entropy(bins, true_bin, reduction="none"))
         + mean((residual - of(targets.heading_residual)).abs()),
     }
@@ -363,7 +370,7 @@ class MonoDLE(Detector):
 
         alpha, zoom = fit(o.alpha), batch.affine.zoom.double()[:, None]
         bins, residual = encode_heading(alpha)
-        hwl = fit(o.size).flip(-1)
+        dimension = hwl = fit(o.size).flip(-1)
         if config.mean_size:
             hwl = hwl - hwl.new_tensor(MEAN_SIZE)[label.clamp(0, len(HEAT_CLASSES) - 1)]
         uncropped = ~_is_cropped(batch)
@@ -374,11 +381,22 @@ class MonoDLE(Detector):
             return value.to(batch.image.dtype) if value.is_floating_point() else value
 
         return MonoDLETargets(
-            heatmap, trained_only(cell[..., 1] * width + cell[..., 0]),
-            trained_only(centre_2d - cell), trained_only(size_2d), trained_only(centre_3d - cell), trained_only(hwl),
-            trained_only(z * zoom), trained_only(bins), trained_only(residual),
-            mask_2d, mask_2d & uncropped[:, None], box2d.to(batch.image.dtype), present, eligible,
-        )  # fmt: skip
+            heatmap=heatmap,
+            indices=trained_only(cell[..., 1] * width + cell[..., 0]),
+            offset_2d=trained_only(centre_2d - cell),
+            size_2d=trained_only(size_2d),
+            offset_3d=trained_only(centre_3d - cell),
+            size_3d=trained_only(hwl),
+            dimension=trained_only(dimension),
+            depth=trained_only(z * zoom),
+            heading_bin=trained_only(bins),
+            heading_residual=trained_only(residual),
+            mask_2d=mask_2d,
+            mask_3d=mask_2d & uncropped[:, None],
+            box2d=box2d.to(batch.image.dtype),
+            present=present,
+            eligible=eligible,
+        )
 
     def _draw(
         self, shown: Tensor, label: Tensor, cell: Tensor, size_2d: Tensor, height: int, width: int

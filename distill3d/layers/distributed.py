@@ -6,9 +6,10 @@ of all processes over their number, and batch norm must see the statistics of th
 
 from __future__ import annotations
 
+from typing import Any, cast
+
 import torch
 import torch.distributed as dist
-import torch.distributed.nn.functional as dist_nn
 from torch import Tensor, nn
 
 
@@ -26,17 +27,37 @@ def across_processes(total: Tensor) -> Tensor:
     return total / world_size()
 
 
+class _Sum(torch.autograd.Function):
+    """The sum over processes; so is its gradient, for every process's loss depends on it."""
+
+    @staticmethod
+    def forward(ctx: Any, value: Tensor) -> Tensor:
+        total = value.clone()
+        dist.all_reduce(total)
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
+        total = gradients[0].clone()
+        dist.all_reduce(total)
+        return total
+
+
+def _summed(value: Tensor) -> Tensor:
+    return cast(Tensor, _Sum.apply(value))
+
+
 class WholeBatchNorm(nn.BatchNorm2d):
     """Batch norm over the batches of all processes, on any device (torch's own is for accelerators only)."""
 
     def forward(self, input: Tensor) -> Tensor:
         if not self.training or world_size() == 1:
             return super().forward(input)
-        x = input.float()
+        x = input if input.dtype == torch.float64 else input.float()
         count = x.numel() / x.shape[1] * world_size()
-        mean = dist_nn.all_reduce(x.sum((0, 2, 3))) / count
+        mean = _summed(x.sum((0, 2, 3))) / count
         centred = x - mean[:, None, None]
-        variance = dist_nn.all_reduce((centred * centred).sum((0, 2, 3))) / count
+        variance = _summed((centred * centred).sum((0, 2, 3))) / count
         with torch.no_grad():
             if self.num_batches_tracked is not None:
                 self.num_batches_tracked.add_(1)

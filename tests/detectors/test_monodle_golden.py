@@ -72,7 +72,7 @@ def test_laplace(path: Path) -> None:
 def test_dimension_aware_l1(path: Path) -> None:
     g = load(path)
     prediction = g["in.pred"].clone().requires_grad_()
-    loss = monodle.dimension_aware_l1(prediction, g["in.target"]).mean()
+    loss = monodle.dimension_aware_l1(prediction, g["in.target"], g["in.target"]).mean()
     close(loss, g["out.loss"], 1e-12)
     loss.backward()
     close(prediction.grad, g["grad.pred"], 1e-12, 1e-15)
@@ -105,7 +105,8 @@ def test_detection_loss(path: Path, depth_mask: str) -> None:
     t = {k.removeprefix("in.target."): v for k, v in g.items() if k.startswith("in.target.")}
     slots = t["indices"]
     targets = MonoDLETargets(
-        t["heatmap"], slots, t["offset_2d"], t["size_2d"], t["offset_3d"], t["size_3d"], t["depth"][..., 0],
+        t["heatmap"], slots, t["offset_2d"], t["size_2d"], t["offset_3d"], t["size_3d"], t["size_3d"],
+        t["depth"][..., 0],
         t["heading_bin"][..., 0], t["heading_res"][..., 0], t["mask_2d"].bool(), t["mask_3d"].bool(),
         box2d=torch.zeros(*slots.shape, 4), present=t["mask_2d"].bool(), eligible=t["mask_2d"].bool(),
     )  # fmt: skip

@@ -223,8 +223,8 @@ def test_two_processes_give_the_gradients_of_one(streets: Path, tmp_path: Path) 
     gradients = []
     for world in (1, 2):
         out = tmp_path / f"{world}.pt"
-        command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", str(world), "--standalone",
-                   str(script), str(streets), str(out), str(world)]  # fmt: skip
+        launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(world)] if world > 1 else []
+        command = [sys.executable, *launcher, str(script), str(streets), str(out), str(world)]
         subprocess.run(command, env=environment, check=True, capture_output=True)
         gradients.append(torch.load(out, weights_only=True))
     one, two = gradients

@@ -1,0 +1,131 @@
+"""Every registered detector: any number of objects, any batch, both precisions, and decode undoes encode."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from distill3d.boxes import Boxes3D, from_kitti, wrap_angle
+from distill3d.camera import Camera, ImageAffine
+from distill3d.data.augment import place_objects
+from distill3d.data.sample import EASY, Batch, ObjectBatch, Objects
+from distill3d.detectors import DETECTORS, build_detector
+from distill3d.detectors.base import Outputs
+from distill3d.detectors.monodle import HEADING_BINS, HEADS, STRIDE, MonoDLE, MonoDLETargets, tiny
+
+SIZE, CANVAS = (1242, 375), (320, 96)
+CAMERA = Camera(torch.tensor([[721.5, 0, 609.6, 44.9], [0, 721.5, 172.9, 0.2], [0, 0, 1, 0]], dtype=torch.float64))
+#: The smallest settings of each detector, by modality.
+ENCODINGS = ("clean", "metric", "monodistill", "monoskd", "log")
+SMALL = {"monodle": [tiny(), *(tiny(input="depth", depth_encoding=e) for e in ENCODINGS)]}
+CASES = [(name, config) for name in DETECTORS for config in SMALL[name]]
+
+
+def cars(count: int, generator: torch.Generator, border: bool = False) -> Objects:
+    """Cars at random places in front of the camera; on the image's left border with ``border``."""
+    z = 5 + 50 * torch.rand(count, generator=generator, dtype=torch.float64)
+    u = torch.rand(count, generator=generator, dtype=torch.float64) * (4 if border else SIZE[0])
+    centre = CAMERA.back_project(torch.stack((u, torch.full_like(u, 200.0)), -1), z)
+    hwl = torch.tensor([1.5, 1.6, 3.9], dtype=torch.float64) + 0.1 * torch.rand(count, 3, generator=generator).double()
+    rotation_y = wrap_angle(6.28 * torch.rand(count, generator=generator).double())
+    half = 721.5 * torch.stack((hwl[:, 1], hwl[:, 0]), -1) / z[:, None] / 2
+    uv = CAMERA.project(centre)[0]
+    boxes = from_kitti(
+        hwl, centre + torch.stack((torch.zeros_like(z), hwl[:, 0] / 2, torch.zeros_like(z)), -1), rotation_y,
+        torch.ones(count, dtype=torch.int64), box2d=torch.cat((uv - half, uv + half), -1),
+        alpha=wrap_angle(rotation_y - torch.atan2(uv[:, 0] - 609.6, torch.full_like(z, 721.5))),
+    )  # fmt: skip
+    zero = torch.zeros(count, dtype=torch.int64)
+    return Objects(boxes, zero.double(), zero, torch.full_like(zero, EASY))
+
+
+def make_batch(objects: list[Objects], generator: torch.Generator) -> Batch:
+    affines = [ImageAffine.crop(SIZE, CANVAS) for _ in objects]
+    placed = [
+        replace(o, boxes=replace(o.boxes, box2d=a.apply_boxes(o.boxes.box2d)))
+        for o, a in zip(objects, affines, strict=True)
+    ]
+    n = len(objects)
+    depth = 60 * torch.rand(n, 1, CANVAS[1], CANVAS[0], generator=generator)
+    return Batch(
+        [f"{i:06}" for i in range(n)], torch.rand(n, 3, CANVAS[1], CANVAS[0], generator=generator),
+        Camera(torch.stack([a.camera(CAMERA).projection for a in affines])), ImageAffine.stack(affines),
+        ObjectBatch.pad(placed), torch.where(depth > 10, depth, torch.zeros_like(depth)),
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(("name", "config"), CASES, ids=[f"{n}-{c.input}-{c.depth_encoding}" for n, c in CASES])
+@pytest.mark.parametrize(
+    ("counts", "border"), [([0], False), ([1], False), ([0, 3], False), ([200, 2], False), ([4], True)],
+    ids=["none", "one", "none and three", "two hundred", "border"],
+)  # fmt: skip
+@pytest.mark.parametrize("bf16", [False, True], ids=["fp32", "bf16"])
+def test_losses_are_finite_and_trainable(name: str, config, counts: list[int], border: bool, bf16: bool) -> None:
+    generator = torch.Generator().manual_seed(0)
+    batch = make_batch([cars(n, generator, border) for n in counts], generator)
+    torch.manual_seed(0)
+    model = build_detector(config).train()
+    with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+        outputs = model(batch)
+    losses = model.loss(outputs, batch)
+    assert all(v.dtype == torch.float32 and v.isfinite() for v in losses.values()), losses
+    sum(losses.values()).backward()
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters())
+    assert {t: f.tensor.shape[1] for t, f in outputs.features.items()} == model.tap_channels
+    found = model.eval().decode(outputs, batch)
+    assert len(found) == len(counts) and all(isinstance(b, Boxes3D) for b in found)
+
+
+def perfect_outputs(targets: MonoDLETargets) -> Outputs:
+    """Head maps that say what the targets say."""
+    batch, _, height, width = targets.heatmap.shape
+    heads = {name: torch.zeros(batch, channels, height * width).double() for name, channels in HEADS.items()}
+    heads["heatmap"] = torch.where(targets.heatmap == 1, 9.0, -9.0).double().flatten(2)
+    image, slot = targets.mask_2d.nonzero(as_tuple=True)
+    cell = targets.indices[image, slot]
+    depth = targets.depth[image, slot].double()
+    heads["depth"][image, 0, cell] = torch.logit(1 / (depth + 1) - 1e-6)
+    for name in ("offset_2d", "size_2d", "offset_3d", "size_3d"):
+        heads[name][image, :, cell] = getattr(targets, name)[image, slot].double()
+    bins = targets.heading_bin[image, slot]
+    heads["heading"][image, bins, cell] = 5.0
+    heads["heading"][image, HEADING_BINS + bins, cell] = targets.heading_residual[image, slot].double()
+    return Outputs({}, {name: value.view(batch, -1, height, width) for name, value in heads.items()})
+
+
+@pytest.mark.parametrize("zoom", [1.0, 0.8])
+@pytest.mark.parametrize("flip", [False, True])
+def test_decode_undoes_encode(zoom: float, flip: bool) -> None:
+    """Also through a mirror and a crop: boxes come back in the frame of the image file."""
+    generator = torch.Generator().manual_seed(3)
+    objects = cars(4, generator)
+    affine = ImageAffine.crop(SIZE, CANVAS, zoom, (0.02, 0.0), flip)
+    batch = replace(
+        make_batch([objects], generator), camera=Camera(affine.camera(CAMERA).projection[None]),
+        affine=ImageAffine.stack([affine]), objects=ObjectBatch.pad([place_objects(objects, affine)]),
+    )  # fmt: skip
+    model = MonoDLE(tiny()).double()
+    batch = replace(batch, image=batch.image.double())
+    targets = model.encode(batch)
+    shown = targets.mask_2d[0, : len(objects)]
+    assert shown.sum() >= 2
+    (found,) = model.decode(perfect_outputs(targets), batch)
+    truth = objects.boxes[shown]
+    assert len(found) == len(truth)
+    match = torch.cdist(found.centre, truth.centre).argmin(1)
+    torch.testing.assert_close(found.centre, truth.centre[match], rtol=0, atol=1e-2)
+    torch.testing.assert_close(found.size, truth.size[match], rtol=0, atol=1e-6)
+    assert wrap_angle(found.yaw - truth.yaw[match]).abs().max() < 2e-2
+    torch.testing.assert_close(found.box2d, truth.box2d[match], rtol=0, atol=1e-2)
+
+
+def test_a_map_cell_is_stride_pixels() -> None:
+    generator = torch.Generator().manual_seed(0)
+    outputs = build_detector(tiny())(make_batch([cars(1, generator)], generator))
+    assert outputs.predictions["heatmap"].shape[-2:] == (CANVAS[1] // STRIDE, CANVAS[0] // STRIDE)
+    for feature in outputs.features.values():
+        assert feature.tensor.shape[-1] * feature.geometry.stride == CANVAS[0]
+
+
+def test_tiny_has_about_two_point_four_million_parameters() -> None:
+    assert sum(p.numel() for p in build_detector(tiny()).parameters()) == pytest.approx(2.4e6, rel=0.02)
