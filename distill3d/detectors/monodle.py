@@ -48,7 +48,6 @@ LAPLACE_FACTOR = 1.4142
 DEPTH_EPSILON = 1e-6
 #: Bias of the heat map's last layer: sigmoid(-2.19) = 0.1, the prior of a peak.
 HEAT_BIAS = -2.19
-HEAD_STD = 0.001
 #: ImageNet statistics of RGB in 0..1.
 RGB_MEAN = (0.485, 0.456, 0.406)
 RGB_STD = (0.229, 0.224, 0.225)
@@ -79,6 +78,7 @@ class MonoDLEConfig:
     merge_classes: tuple[str, ...] = ()  # drawn as cars in the heat map, nothing regressed; e.g. Van, Truck
     trunk: DLAConfig = field(default_factory=DLAConfig)
     head_channels: int = 256
+    head_std: float | None = 0.001  # of initial weights of all heads but the heat map; None: PyTorch's default
     max_objects: int = 50  # label lines looked at per image
     cell: Literal["centre_3d", "centre_2d"] = "centre_3d"  # which projected point marks an object's cell
     mean_size: bool = False  # regress sizes as differences to class means
@@ -106,8 +106,12 @@ TINY_TRUNK = DLAConfig(levels=(1, 1, 1, 1, 1, 1), channels=(32, 32, 32, 64, 128,
 
 
 def tiny(**fields: Any) -> MonoDLEConfig:
-    """The small configuration: about 2.4 million parameters."""
-    return MonoDLEConfig(**{"trunk": TINY_TRUNK, "head_channels": 64, **fields})
+    """The small configuration: about 2.4 million parameters.
+
+    Its heads start from PyTorch's default weights: the released 0.001 costs the first thousand steps, which is all that
+    a small training has.
+    """
+    return MonoDLEConfig(**{"trunk": TINY_TRUNK, "head_channels": 64, "head_std": None, **fields})
 
 
 @dataclass(frozen=True)
@@ -308,7 +312,17 @@ class MonoDLE(Detector):
         self.backbone = dla_trunk(config.trunk)
         self.neck = DLAUp(channels)
         for head, width in HEADS.items():
-            setattr(self, head, _head(channels[0], config.head_channels, width, is_heat=head == "heatmap"))
+            layers = (
+                nn.Conv2d(channels[0], config.head_channels, 3, padding=1),
+                nn.Conv2d(config.head_channels, width, 1),
+            )
+            if head == "heatmap":
+                nn.init.constant_(_bias(layers[1]), HEAT_BIAS)
+            elif config.head_std is not None:
+                for layer in layers:
+                    nn.init.normal_(layer.weight, std=config.head_std)
+                    nn.init.zeros_(_bias(layer))
+            setattr(self, head, nn.Sequential(layers[0], nn.ReLU(inplace=True), layers[1]))
         self.tap_channels = {f"backbone_{s}": c for s, c in zip(NECK_STRIDES, channels, strict=True)}
         self.tap_channels |= {f"neck_{s}": c for s, c in zip(NECK_STRIDES[:3], channels, strict=False)}
 
@@ -436,17 +450,9 @@ def encode_depth(metres: Float[Tensor, "b 1 h w"], encoding: DepthEncoding) -> F
     return one.expand(-1, 3, -1, -1)
 
 
-def _head(channels: int, hidden: int, out: int, is_heat: bool) -> nn.Sequential:
-    first, last = nn.Conv2d(channels, hidden, 3, padding=1), nn.Conv2d(hidden, out, 1)
-    if is_heat:
-        assert last.bias is not None
-        nn.init.constant_(last.bias, HEAT_BIAS)
-    else:
-        for layer in (first, last):
-            assert layer.bias is not None
-            nn.init.normal_(layer.weight, std=HEAD_STD)
-            nn.init.zeros_(layer.bias)
-    return nn.Sequential(first, nn.ReLU(inplace=True), last)
+def _bias(layer: nn.Conv2d) -> nn.Parameter:
+    assert layer.bias is not None
+    return layer.bias
 
 
 def _is_one_of(label: Tensor, classes: tuple[str, ...]) -> Tensor:

@@ -1,0 +1,161 @@
+"""Does distillation help on the demo's size? The demo's recipe over several seeds, each with its own streets.
+
+    python benchmarks/demo_seeds.py [--seeds 5] [--out FOLDER]
+
+Every stage is one single-thread process, as many side by side as there are cores.  Finished stages are kept, so the same
+command continues after a kill.  Writes benchmarks/results/demo_seeds.json and docs/demo.md.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from machine import describe_machine
+
+from distill3d.recipes.demo import EVAL_FRAMES, STREETS, TRAIN_FRAMES, demo
+from distill3d.settings import to_plain
+from distill3d.synth.writer import write_kitti
+
+ROOT = Path(__file__).resolve().parents[1]
+RESULT, PAGE = ROOT / "benchmarks" / "results" / "demo_seeds.json", ROOT / "docs" / "demo.md"
+#: What the tables show, Car AP|R40 at moderate difficulty.
+COLUMNS = {"3D 0.5": ("loose", "car_3d"), "3D 0.7": ("strict", "car_3d"), "BEV 0.5": ("loose", "car_bev"),
+           "BEV 0.7": ("strict", "car_bev")}  # fmt: skip
+MODERATE = 1
+HEADLINE = "3D 0.5"
+BASELINE = "baseline"
+
+
+def train_all(out: Path, seeds: int, side_by_side: int) -> None:
+    """Runs every stage of every seed, each as soon as those that it needs are finished."""
+    recipe = demo()
+    waiting = [(seed, stage) for seed in range(seeds) for stage in recipe.stages]
+    running: dict[subprocess.Popen, tuple[int, str]] = {}
+    while waiting or running:
+        for process in [p for p in running if p.poll() is not None]:
+            seed, name = running.pop(process)
+            if process.returncode:
+                raise SystemExit(f"seed {seed}, stage {name} failed, see {out / f'seed_{seed}_{name}.log'}")
+            print(f"seed {seed}: {name} done", flush=True)
+        for seed, stage in list(waiting):
+            folder = out / f"seed_{seed}"
+            ready = all((folder / recipe.name / t / "card.json").exists() for t in stage.teachers)
+            if len(running) < side_by_side and ready:
+                waiting.remove((seed, stage))
+                running[start(out, seed, stage.name)] = (seed, stage.name)
+        time.sleep(0.5)
+
+
+def start(out: Path, seed: int, stage: str) -> subprocess.Popen:
+    """One stage of one seed as a process of one thread."""
+    log = (out / f"seed_{seed}_{stage}.log").open("w")
+    return subprocess.Popen(
+        [sys.executable, "-m", "distill3d", "train", "demo", "--data-root", str(out / f"streets_{seed}"),
+         "--out", str(out / f"seed_{seed}"), "--seed", str(seed), "--threads", "1", "--no-progress", "--only", stage],
+        stdout=log, stderr=log,
+    )  # fmt: skip
+
+
+def collect(out: Path, seeds: int) -> dict:
+    """Values per seed, mean and standard error of every stage, and paired differences to the baseline."""
+    recipe = demo()
+    values: dict[str, dict[str, list[float]]] = {s.name: {c: [] for c in COLUMNS} for s in recipe.stages}
+    precision = set()
+    for seed in range(seeds):
+        for stage in recipe.stages:
+            folder = out / f"seed_{seed}" / recipe.name / stage.name
+            result = json.loads((folder / "evaluation.json").read_text())
+            card = json.loads((folder / "card.json").read_text())
+            precision.add(card["precision"])
+            for column, (overlap, key) in COLUMNS.items():
+                values[stage.name][column].append(result[overlap][key]["AP_R40"][MODERATE])
+    stages = {}
+    for stage in recipe.stages:
+        columns = {}
+        for column, numbers in values[stage.name].items():
+            gains = [a - b for a, b in zip(numbers, values[BASELINE][column], strict=True)]
+            columns[column] = {"values": numbers, **mean_and_error(numbers), "minus_baseline": mean_and_error(gains)}
+        stages[stage.name] = {"role": stage.role, "columns": columns}
+    return {
+        "what": "Car AP|R40 (percent), moderate, on the demo's synthetic streets; each seed has its own streets",
+        "seeds": seeds, "train_frames": TRAIN_FRAMES, "eval_frames": EVAL_FRAMES, "precision": sorted(precision),
+        "min_height_scale": recipe.dataset.min_height_scale, "streets": to_plain(STREETS), "recipe": to_plain(recipe),
+        "machine": describe_machine(), "stages": stages,
+    }  # fmt: skip
+
+
+def mean_and_error(numbers: list[float]) -> dict[str, float]:
+    """Mean and standard error of the mean."""
+    error = statistics.stdev(numbers) / len(numbers) ** 0.5 if len(numbers) > 1 else float("nan")
+    return {"mean": statistics.fmean(numbers), "standard_error": error}
+
+
+def page(result: dict) -> str:
+    """docs/demo.md: the table, and in its first lines what is larger than noise."""
+    lines = ["# Does distillation help? The demo over several seeds", "", *verdicts(result), ""]
+    lines += [
+        f"Car AP|R40 (%), moderate, mean ± standard error over {result['seeds']} seeds; each seed has its own "
+        f"{result['train_frames']} training and {result['eval_frames']} evaluation streets and its own initial weights. "
+        f"Image {result['streets']['width']} x {result['streets']['height']} px, minimum box heights scaled by "
+        f"{result['min_height_scale']:.4f}. All stages train for the same number of epochs.",
+        "", "| stage | " + " | ".join(COLUMNS) + f" | {HEADLINE} minus baseline |", "|" + "---|" * (len(COLUMNS) + 2),
+    ]  # fmt: skip
+    for name, stage in result["stages"].items():
+        cells = [plus_minus(stage["columns"][c]) for c in COLUMNS]
+        gain = "" if name == BASELINE else plus_minus(stage["columns"][HEADLINE]["minus_baseline"], signed=True)
+        lines.append(f"| {name} | " + " | ".join(cells) + f" | {gain} |")
+    lines += ["", f"Per seed, {HEADLINE}:", "", "| stage | " + " | ".join(map(str, range(result["seeds"]))) + " |",
+              "|" + "---|" * (result["seeds"] + 1)]  # fmt: skip
+    for name, stage in result["stages"].items():
+        lines.append(f"| {name} | " + " | ".join(f"{v:.1f}" for v in stage["columns"][HEADLINE]["values"]) + " |")
+    machine = ", ".join(f"{k} {v}" for k, v in result["machine"].items())
+    lines += ["", f"Precision {', '.join(result['precision'])}; {machine}.",
+              "Recompute: `python benchmarks/demo_seeds.py` (numbers in `benchmarks/results/demo_seeds.json`)."]  # fmt: skip
+    return "\n".join(lines) + "\n"
+
+
+def verdicts(result: dict) -> list[str]:
+    """One line per student and control: is the difference to the baseline above two standard errors?"""
+    lines = []
+    for name, stage in result["stages"].items():
+        if stage["role"] == "student" or name == "control":
+            gain = stage["columns"][HEADLINE]["minus_baseline"]
+            clear = abs(gain["mean"]) > 2 * gain["standard_error"]
+            word = ("better than" if gain["mean"] > 0 else "worse than") if clear else "within noise of"
+            lines.append(
+                f"- **{name}** is {word} the baseline: {plus_minus(gain, signed=True)} AP ({HEADLINE}, paired)."
+            )
+    return lines
+
+
+def plus_minus(value: dict[str, float], signed: bool = False) -> str:
+    """12.3 ± 0.4"""
+    return f"{value['mean']:{'+' if signed else ''}.1f} ± {value['standard_error']:.1f}"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--out", type=Path, default=ROOT / "runs" / "demo_seeds")
+    parser.add_argument("--side-by-side", type=int, default=2, help="stages at a time, one core each")
+    options = parser.parse_args()
+    options.out.mkdir(parents=True, exist_ok=True)
+    splits = {"train": TRAIN_FRAMES, "val": EVAL_FRAMES}
+    for seed in range(options.seeds):
+        folder = options.out / f"streets_{seed}"
+        write_kitti(folder, seed=seed, config=STREETS, splits=splits, workers=options.side_by_side)
+    train_all(options.out, options.seeds, options.side_by_side)
+    result = collect(options.out, options.seeds)
+    RESULT.write_text(json.dumps(result, indent=1) + "\n")
+    PAGE.write_text(page(result))
+    print(page(result))
+
+
+if __name__ == "__main__":
+    main()
