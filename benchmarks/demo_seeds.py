@@ -2,8 +2,8 @@
 
     python benchmarks/demo_seeds.py [--seeds 5] [--out FOLDER]
 
-Every stage is one single-thread process, as many side by side as there are cores.  Finished stages are kept, so the same
-command continues after a kill.  Writes benchmarks/results/demo_seeds.json and docs/demo.md.
+Every stage is one single-thread process, as many side by side as there are cores.  Finished stages are kept, so the
+same command continues after a kill.  Writes benchmarks/results/demo_seeds.json and docs/demo.md.
 """
 
 from __future__ import annotations
@@ -101,8 +101,8 @@ def page(result: dict) -> str:
     lines = ["# Does distillation help? The demo over several seeds", "", *verdicts(result), ""]
     lines += [
         f"Car AP|R40 (%), moderate, mean ± standard error over {result['seeds']} seeds; each seed has its own "
-        f"{result['train_frames']} training and {result['eval_frames']} evaluation streets and its own initial weights. "
-        f"Image {result['streets']['width']} x {result['streets']['height']} px, minimum box heights scaled by "
+        f"{result['train_frames']} training and {result['eval_frames']} evaluation streets and its own initial weights."
+        f" Image {result['streets']['width']} x {result['streets']['height']} px, minimum box heights scaled by "
         f"{result['min_height_scale']:.4f}. All stages train for the same number of epochs.",
         "", "| stage | " + " | ".join(COLUMNS) + f" | {HEADLINE} minus baseline |", "|" + "---|" * (len(COLUMNS) + 2),
     ]  # fmt: skip
@@ -115,8 +115,8 @@ def page(result: dict) -> str:
     for name, stage in result["stages"].items():
         lines.append(f"| {name} | " + " | ".join(f"{v:.1f}" for v in stage["columns"][HEADLINE]["values"]) + " |")
     machine = ", ".join(f"{k} {v}" for k, v in result["machine"].items())
-    lines += ["", f"Precision {', '.join(result['precision'])}; {machine}.",
-              "Recompute: `python benchmarks/demo_seeds.py` (numbers in `benchmarks/results/demo_seeds.json`)."]  # fmt: skip
+    lines += ["", f"Precision {', '.join(result['precision'])}; {machine}."]
+    lines += ["Recompute: `python benchmarks/demo_seeds.py` (numbers in `benchmarks/results/demo_seeds.json`)."]
     return "\n".join(lines) + "\n"
 
 

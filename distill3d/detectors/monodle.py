@@ -450,7 +450,7 @@ def encode_depth(metres: Float[Tensor, "b 1 h w"], encoding: DepthEncoding) -> F
     return one.expand(-1, 3, -1, -1)
 
 
-def _bias(layer: nn.Conv2d) -> nn.Parameter:
+def _bias(layer: nn.Conv2d) -> Tensor:
     assert layer.bias is not None
     return layer.bias
 
