@@ -35,7 +35,7 @@ BASELINE = "baseline"
 def train_all(out: Path, seeds: int, side_by_side: int) -> None:
     """Runs every stage of every seed, each as soon as those that it needs are finished."""
     recipe = demo()
-    waiting = [(seed, stage) for seed in range(seeds) for stage in recipe.stages]
+    waiting = [(seed, stage) for stage in recipe.stages for seed in range(seeds)]
     running: dict[subprocess.Popen, tuple[int, str]] = {}
     while waiting or running:
         for process in [p for p in running if p.poll() is not None]:

@@ -10,8 +10,8 @@ from pathlib import Path
 
 from distill3d.errors import UserError
 
-#: Stages that do not wait for each other, in order; the last row of stages is the control's, which the demo leaves out.
-WAVES = (("teacher", "baseline"), ("monodistill", "monoskd"))
+#: Stages that do not wait for each other, in order; the demo leaves the control out.
+WAVES = (("teacher", "baseline"), ("monoskd", "monodistill"))
 #: Seconds between looks at the running stages.
 POLL = 0.2
 

@@ -37,10 +37,10 @@ def demo() -> Recipe:
         (
             StageConfig("teacher", "teacher", tiny(input="depth", depth_encoding="log"), **common),
             StageConfig("baseline", "baseline", tiny(), **common),
-            StageConfig("monodistill", "student", tiny(), teachers=("teacher",), method=monodistill, **common),
             StageConfig("monoskd", "student", tiny(), teachers=("teacher",), method=MonoSKDConfig(), **common),
             StageConfig("rgb_teacher", "control", tiny(), seed_offset=1000, **common),
-            StageConfig("control", "control", tiny(), teachers=("rgb_teacher",), method=monodistill, **common),
+            StageConfig("control", "control", tiny(), teachers=("rgb_teacher",), method=MonoSKDConfig(), **common),
+            StageConfig("monodistill", "student", tiny(), teachers=("teacher",), method=monodistill, **common),
         ),
         DatasetConfig(
             identity="synthetic-streets", canvas=CANVAS, depth="completed", in_memory=True,
