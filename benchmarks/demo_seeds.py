@@ -1,4 +1,4 @@
-"""Does distillation help on the demo's size? The demo's recipe over several seeds, each with its own streets.
+"""Does distillation help on the demo's size? The demo's recipe, with its control, over several seeds, each with its own streets.
 
     python benchmarks/demo_seeds.py [--seeds 5] [--out FOLDER]
 
@@ -18,7 +18,7 @@ from pathlib import Path
 
 from machine import describe_machine
 
-from distill3d.recipes.demo import EVAL_FRAMES, STREETS, TRAIN_FRAMES, demo
+from distill3d.recipes.demo import EVAL_FRAMES, STREETS, TRAIN_FRAMES, demo_control
 from distill3d.settings import to_plain
 from distill3d.synth.writer import write_kitti
 
@@ -34,7 +34,7 @@ BASELINE = "baseline"
 
 def train_all(out: Path, seeds: int, side_by_side: int) -> None:
     """Runs every stage of every seed, each as soon as those that it needs are finished."""
-    recipe = demo()
+    recipe = demo_control()
     waiting = [(seed, stage) for stage in recipe.stages for seed in range(seeds)]
     running: dict[subprocess.Popen, tuple[int, str]] = {}
     while waiting or running:
@@ -56,7 +56,7 @@ def start(out: Path, seed: int, stage: str) -> subprocess.Popen:
     """One stage of one seed as a process of one thread."""
     log = (out / f"seed_{seed}_{stage}.log").open("w")
     return subprocess.Popen(
-        [sys.executable, "-m", "distill3d", "train", "demo", "--data-root", str(out / f"streets_{seed}"),
+        [sys.executable, "-m", "distill3d", "train", "demo_control", "--data-root", str(out / f"streets_{seed}"),
          "--out", str(out / f"seed_{seed}"), "--seed", str(seed), "--threads", "1", "--no-progress", "--only", stage],
         stdout=log, stderr=log,
     )  # fmt: skip
@@ -64,7 +64,7 @@ def start(out: Path, seed: int, stage: str) -> subprocess.Popen:
 
 def collect(out: Path, seeds: int) -> dict:
     """Values per seed, mean and standard error of every stage, and paired differences to the baseline."""
-    recipe = demo()
+    recipe = demo_control()
     values: dict[str, dict[str, list[float]]] = {s.name: {c: [] for c in COLUMNS} for s in recipe.stages}
     precision = set()
     for seed in range(seeds):

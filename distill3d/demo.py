@@ -10,7 +10,7 @@ from pathlib import Path
 
 from distill3d.errors import UserError
 
-#: Stages that do not wait for each other, in order; the demo leaves the control out.
+#: Stages that do not wait for each other, in order.
 WAVES = (("teacher", "baseline"), ("monoskd", "monodistill"))
 #: Seconds between looks at the running stages.
 POLL = 0.2

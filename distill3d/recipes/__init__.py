@@ -6,12 +6,13 @@ import difflib
 from collections.abc import Callable
 
 from distill3d.errors import UserError
-from distill3d.recipes.demo import demo
+from distill3d.recipes.demo import demo, demo_control
 from distill3d.recipes.kitti import monodistill_monodle, monodle, monodle_overfit, monoskd_monodle
 from distill3d.train.recipe import Recipe
 
 RECIPES: dict[str, Callable[[], Recipe]] = {
     "demo": demo,
+    "demo_control": demo_control,
     "monodle": monodle,
     "monodle_overfit": monodle_overfit,
     "monodistill_monodle": monodistill_monodle,
