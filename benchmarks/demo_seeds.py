@@ -1,4 +1,4 @@
-"""Does distillation help on the demo's size? The demo's recipe, with its control, over several seeds, each with its own streets.
+"""Does distillation help on the demo's size? Its recipe, with a control, over several seeds, each with its own streets.
 
     python benchmarks/demo_seeds.py [--seeds 5] [--out FOLDER]
 
@@ -44,12 +44,16 @@ def train_all(out: Path, seeds: int, side_by_side: int) -> None:
                 raise SystemExit(f"seed {seed}, stage {name} failed, see {out / f'seed_{seed}_{name}.log'}")
             print(f"seed {seed}: {name} done", flush=True)
         for seed, stage in list(waiting):
-            folder = out / f"seed_{seed}"
-            ready = all((folder / recipe.name / t / "card.json").exists() for t in stage.teachers)
+            ready = all(card_of(out, seed, teacher).exists() for teacher in stage.teachers)
             if len(running) < side_by_side and ready:
                 waiting.remove((seed, stage))
                 running[start(out, seed, stage.name)] = (seed, stage.name)
         time.sleep(0.5)
+
+
+def card_of(out: Path, seed: int, stage: str) -> Path:
+    """The card of one stage of one seed; it is there when the stage is finished."""
+    return out / f"seed_{seed}" / "demo_control" / stage / "card.json"
 
 
 def start(out: Path, seed: int, stage: str) -> subprocess.Popen:
@@ -63,20 +67,21 @@ def start(out: Path, seed: int, stage: str) -> subprocess.Popen:
 
 
 def collect(out: Path, seeds: int) -> dict:
-    """Values per seed, mean and standard error of every stage, and paired differences to the baseline."""
+    """Values per seed, mean and standard error of every finished stage, and paired differences to the baseline."""
     recipe = demo_control()
-    values: dict[str, dict[str, list[float]]] = {s.name: {c: [] for c in COLUMNS} for s in recipe.stages}
+    finished = [s for s in recipe.stages if all(card_of(out, seed, s.name).exists() for seed in range(seeds))]
+    values: dict[str, dict[str, list[float]]] = {s.name: {c: [] for c in COLUMNS} for s in finished}
     precision = set()
     for seed in range(seeds):
-        for stage in recipe.stages:
-            folder = out / f"seed_{seed}" / recipe.name / stage.name
-            result = json.loads((folder / "evaluation.json").read_text())
-            card = json.loads((folder / "card.json").read_text())
+        for stage in finished:
+            path = card_of(out, seed, stage.name)
+            result = json.loads((path.parent / "evaluation.json").read_text())
+            card = json.loads(path.read_text())
             precision.add(card["precision"])
             for column, (overlap, key) in COLUMNS.items():
                 values[stage.name][column].append(result[overlap][key]["AP_R40"][MODERATE])
     stages = {}
-    for stage in recipe.stages:
+    for stage in finished:
         columns = {}
         for column, numbers in values[stage.name].items():
             gains = [a - b for a, b in zip(numbers, values[BASELINE][column], strict=True)]

@@ -72,7 +72,7 @@ def _train(stages: tuple[str, ...], folders: DemoFolders, seed: int) -> None:
         UserError: one of them failed; the others are stopped.
     """
     command = [sys.executable, "-m", "distill3d", "train", "demo", "--data-root", str(folders.data),
-               "--out", str(folders.runs), "--seed", str(seed), "--threads", "1", "--only"]  # fmt: skip
+               "--out", str(folders.runs), "--seed", str(seed), "--threads", "1", "--no-live", "--only"]  # fmt: skip
     processes = {stage: subprocess.Popen([*command, stage], stdout=subprocess.DEVNULL) for stage in stages}
     try:
         while any(p.poll() is None for p in processes.values()):

@@ -5,6 +5,10 @@ from pathlib import Path
 
 import pytest
 from hypothesis import settings
+from jaxtyping import install_import_hook
+
+# Shapes and types of every annotated function are checked while tests run, and nowhere else.
+install_import_hook("distill3d", "typecheck.checker")
 
 # No test fails for being slow: machines differ, and torch's first call of anything is slow everywhere.
 settings.register_profile("untimed", deadline=None)

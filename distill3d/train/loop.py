@@ -54,6 +54,7 @@ class RunOptions:
     checkpoint_steps: int = 200  # steps between states within an epoch; each epoch's end is always written
     log_steps: int = 10  # steps between lines of metrics.jsonl
     progress: bool = True
+    live: bool = True  # a bar that redraws itself, on terminals; otherwise a line now and then
     allow_overlap: bool = False  # train or evaluate on frames that a teacher or the model itself has seen
     tensorboard: bool = True
 
@@ -234,7 +235,7 @@ class _Run:
             self.data, order, self.sampler.local_batch, self.seed, self.epoch, self.options.workers, self.step_in_epoch
         )
         visible = self.options.progress and self.is_first
-        with ProgressBar(title, self.sampler.steps, self.step_in_epoch, visible) as bar:
+        with ProgressBar(title, self.sampler.steps, self.step_in_epoch, visible, self.options.live) as bar:
             for batch in steps:
                 losses = self.train_step(batch.to(self.fabric.device))
                 bar.advance(" ".join(f"{name} {value:.3f}" for name, value in losses.items()))

@@ -16,11 +16,11 @@ LINE_INTERVAL = 10.0
 class ProgressBar:
     """Counts steps towards ``total`` with a changing remark; writes to stderr."""
 
-    def __init__(self, title: str, total: int, done: int = 0, visible: bool = True) -> None:
+    def __init__(self, title: str, total: int, done: int = 0, visible: bool = True, live: bool = True) -> None:
         self.title, self.total, self.done, self.visible = title, total, done, visible
         self._last = time.monotonic()
         self._live: Progress | None = None
-        if visible and sys.stderr.isatty():
+        if visible and live and sys.stderr.isatty():
             self._live = Progress(
                 TextColumn("[bold]{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(),
                 TextColumn("{task.fields[remark]}"), console=Console(stderr=True),
@@ -46,10 +46,3 @@ class ProgressBar:
         elif self.visible and (time.monotonic() - self._last > LINE_INTERVAL or self.done == self.total):
             self._last = time.monotonic()
             print(f"{self.title}: {self.done}/{self.total} {remark}".rstrip(), file=sys.stderr, flush=True)
-
-    def say(self, line: str) -> None:
-        """A line above the bar."""
-        if self._live:
-            self._live.console.print(line, highlight=False)
-        elif self.visible:
-            print(line, file=sys.stderr, flush=True)
