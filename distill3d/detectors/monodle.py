@@ -8,7 +8,7 @@ code xinzhuma/monodle (commit e426aa6).  It is the base of MonoDistill and MonoS
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import torch
@@ -471,8 +471,3 @@ def released_state_dict(checkpoint: dict[str, Tensor]) -> dict[str, Tensor]:
     """The authors' weights under our names, without parallel-training prefixes and parts that no forward pass uses."""
     plain = {name.removeprefix("module."): value for name, value in checkpoint.items()}
     return {name: value for name, value in plain.items() if not name.startswith(UNUSED_IN_RELEASED)}
-
-
-def with_input(config: MonoDLEConfig, modality: Literal["rgb", "depth"]) -> MonoDLEConfig:
-    """The twin of a configuration that looks at another modality."""
-    return replace(config, input=modality)

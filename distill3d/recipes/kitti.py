@@ -5,8 +5,10 @@ Published numbers are Car 3D AP|R40 at IoU 0.7 on KITTI val (easy / moderate / h
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from distill3d.data.augment import AugmentConfig
-from distill3d.detectors.monodle import MonoDLEConfig, tiny, with_input
+from distill3d.detectors.monodle import MonoDLEConfig, tiny
 from distill3d.distill.methods.monodistill import MonoDistillConfig
 from distill3d.distill.methods.monoskd import MonoSKDConfig
 from distill3d.layers.dla import DLAConfig
@@ -35,36 +37,38 @@ def monodle() -> Recipe:
 
 def monodistill_monodle() -> Recipe:
     """MonoDistill: both networks first trained alone, then the student goes on with its teacher."""
-    schedule = Schedule(batch_size=16)
-    return Recipe(
+    return _taught(
         "monodistill_monodle",
-        (
-            StageConfig("teacher", "teacher", with_input(PAPER, "depth"), schedule, UNSHIFTED),
-            StageConfig("baseline", "baseline", PAPER, schedule, UNSHIFTED),
-            StageConfig(
-                "student", "student", PAPER, MONODISTILL_SCHEDULE, UNSHIFTED, ("teacher",), MonoDistillConfig(),
-                init="baseline",
-            ),
-        ),
-        note="MonoDistill: teacher 60.57 / 45.06 / 37.90, baseline 18.43 / 14.62 / 12.45, student 24.40 / 18.47 / "
-        "16.46 (monster-ghost/MonoDistill readme)",
-    )  # fmt: skip
+        MonoDistillConfig(),
+        MONODISTILL_SCHEDULE,
+        "MonoDistill: teacher 60.57 / 45.06 / 37.90, baseline 18.43 / 14.62 / 12.45, student 24.40 / 18.47 / 16.46 "
+        "(monster-ghost/MonoDistill readme)",
+    )
 
 
 def monoskd_monodle() -> Recipe:
     """MonoSKD on MonoDLE."""
-    schedule = Schedule(batch_size=16)
-    return Recipe(
+    return _taught(
         "monoskd_monodle",
+        MonoSKDConfig(),
+        MONOSKD_SCHEDULE,
+        "MonoSKD was published on DID-M3D (28.91 / 20.21 / 16.99, Senwang98/MonoSKD readme); on MonoDLE there is no "
+        "released run, its mapping to this detector is ours",
+    )
+
+
+def _taught(name: str, method: MonoDistillConfig | MonoSKDConfig, schedule: Schedule, note: str) -> Recipe:
+    """Teacher and baseline trained alone, as MonoDLE is; then the student, from the baseline's weights."""
+    alone = Schedule(batch_size=16)
+    teacher = replace(PAPER, input="depth", depth_encoding=method.depth_input)
+    return Recipe(
+        name,
         (
-            StageConfig("teacher", "teacher", with_input(PAPER, "depth"), schedule, UNSHIFTED),
-            StageConfig("baseline", "baseline", PAPER, schedule, UNSHIFTED),
-            StageConfig(
-                "student", "student", PAPER, MONOSKD_SCHEDULE, UNSHIFTED, ("teacher",), MonoSKDConfig(), init="baseline"
-            ),
+            StageConfig("teacher", "teacher", teacher, alone, UNSHIFTED),
+            StageConfig("baseline", "baseline", PAPER, alone, UNSHIFTED),
+            StageConfig("student", "student", PAPER, schedule, UNSHIFTED, ("teacher",), method, init="baseline"),
         ),
-        note="MonoSKD was published on DID-M3D (28.91 / 20.21 / 16.99, Senwang98/MonoSKD readme); on MonoDLE there is "
-        "no released run, its mapping to this detector is ours",
+        note=note,
     )
 
 
