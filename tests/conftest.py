@@ -7,8 +7,10 @@ import pytest
 from hypothesis import settings
 from jaxtyping import install_import_hook
 
-# Shapes and types of every annotated function are checked while tests run, and nowhere else.
-install_import_hook("distill3d", "typecheck.checker")
+# Shapes and types of everything that handles tensors are checked while tests run, and nowhere else.  The numpy side is
+# left to the static checker: numpy gives a scalar where an array of no dimensions is meant, which counts as another type.
+TENSOR_SIDE = ("boxes", "camera", "data", "detectors", "distill", "layers", "train", "view")
+install_import_hook([f"distill3d.{name}" for name in TENSOR_SIDE], "typecheck.checker")
 
 # No test fails for being slow: machines differ, and torch's first call of anything is slow everywhere.
 settings.register_profile("untimed", deadline=None)
