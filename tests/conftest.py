@@ -8,7 +8,7 @@ from hypothesis import settings
 from jaxtyping import install_import_hook
 
 # Shapes and types of everything that handles tensors are checked while tests run, and nowhere else.  The numpy side is
-# left to the static checker: numpy gives a scalar where an array of no dimensions is meant, which counts as another type.
+# left to the static checker: numpy gives a scalar where an array of no dimensions is meant, which is another type.
 TENSOR_SIDE = ("boxes", "camera", "data", "detectors", "distill", "layers", "train", "view")
 install_import_hook([f"distill3d.{name}" for name in TENSOR_SIDE], "typecheck.checker")
 
