@@ -30,6 +30,8 @@ COLUMNS = {"3D 0.5": ("loose", "car_3d"), "3D 0.7": ("strict", "car_3d"), "BEV 0
 MODERATE = 1
 HEADLINE = "3D 0.5"
 BASELINE = "baseline"
+#: The student whose terms the control has, too.
+CONTROLLED = "monoskd"
 
 
 def train_all(out: Path, seeds: int, side_by_side: int) -> None:
@@ -136,6 +138,14 @@ def verdicts(result: dict) -> list[str]:
             lines.append(
                 f"- **{name}** is {word} the baseline: {plus_minus(gain, signed=True)} AP ({HEADLINE}, paired)."
             )
+    if "control" in result["stages"]:
+        student, control = (result["stages"][n]["columns"][HEADLINE]["values"] for n in (CONTROLLED, "control"))
+        lead = mean_and_error([a - b for a, b in zip(student, control, strict=True)])
+        word = "beyond" if abs(lead["mean"]) > 2 * lead["standard_error"] else "within"
+        lines.append(
+            f"- **{CONTROLLED}** minus **control**, LiDAR's teacher against a second camera network's: "
+            f"{plus_minus(lead, signed=True)} AP ({HEADLINE}, paired), {word} noise."
+        )
     return lines
 
 
