@@ -78,7 +78,7 @@ def monodle_overfit() -> Recipe:
     If it then finds those frames' objects, the whole real-data path is right.
     """
     schedule = Schedule(
-        epochs=300, batch_size=5, lr=2e-3, shape="one_cycle", optimiser="adamw", clip_norm=10.0, weight_decay=1e-4
+        epochs=500, batch_size=5, lr=2e-3, shape="one_cycle", optimiser="adamw", clip_norm=10.0, weight_decay=1e-4
     )
     common = {"schedule": schedule, "augment": None}
     return Recipe(
@@ -87,7 +87,7 @@ def monodle_overfit() -> Recipe:
             StageConfig("depth", "teacher", tiny(input="depth", depth_encoding="log"), **common),
             StageConfig("rgb", "baseline", tiny(), **common),
         ),
-        DatasetConfig(eval_split="train", canvas=OVERFIT_CANVAS, in_memory=True),
+        DatasetConfig(eval_split="train", canvas=OVERFIT_CANVAS, depth="lidar", in_memory=True),
         EvaluationConfig(every=50),
         note="five real frames, trained and evaluated on the same: a check, no result",
     )
