@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -53,7 +54,7 @@ class Outputs:
     predictions: dict[str, Tensor] = field(default_factory=dict)  # e.g. "heatmap" (B, 3, H, W), raw logits
 
 
-class Detector(nn.Module):
+class Detector(nn.Module, ABC):
     """Base of all detectors. Subclasses set ``config`` and implement the four methods.
 
     ``encode`` turns raw boxes into this detector's own targets, once per step; ``loss`` and distillation terms share
@@ -66,19 +67,19 @@ class Detector(nn.Module):
     #: Channels of every tap that ``forward`` offers, e.g. {"backbone_8": 128, "neck_4": 64}.
     tap_channels: dict[str, int]
 
+    @abstractmethod
     def forward(self, batch: Batch) -> Outputs:
         """Feature maps and raw predictions of a batch."""
-        raise NotImplementedError
 
+    @abstractmethod
     def encode(self, batch: Batch) -> Any:
         """This detector's training targets for the batch's objects (a dataclass of tensors, no gradient)."""
-        raise NotImplementedError
 
+    @abstractmethod
     def loss(self, outputs: Outputs, batch: Batch, targets: Any = None) -> dict[str, Tensor]:
         """Supervised loss terms by name, each a scalar; ``targets`` as ``encode`` gave them, or None to encode here."""
-        raise NotImplementedError
 
+    @abstractmethod
     def decode(self, outputs: Outputs, batch: Batch) -> list[Boxes3D]:
         """Detections per image in the camera frame of the image file, with ``score``, ``box2d`` (px of the image file)
         and ``alpha``."""
-        raise NotImplementedError

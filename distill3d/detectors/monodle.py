@@ -173,6 +173,11 @@ def dimension_aware_l1(
     return relative * torch.where(sums[1] > 0, sums[0] / sums[1], torch.ones_like(sums[0]))
 
 
+def _in_full_precision(maps: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Head maps in float32, or better where they are."""
+    return {name: m.float() if m.dtype in (torch.bfloat16, torch.float16) else m for name, m in maps.items()}
+
+
 def _mean(values: Tensor, empty: Literal["zero", "nan"]) -> Tensor:
     """The mean over all processes' values; over nothing it is 0 connected to the graph, or NaN as released."""
     count = across_processes(values.new_tensor(values.numel()))
@@ -187,7 +192,7 @@ def detection_losses(
     Reduction: heat map over all cells, divided by the number of peaks; the others are means over the trained objects of
     the batch (times 2 or 3 components); heading is cross entropy plus L1 of the true bin's residual.
     """
-    maps = {k: p.float() if p.dtype in (torch.bfloat16, torch.float16) else p for k, p in predictions.items()}
+    maps = _in_full_precision(predictions)
     batch, slot = targets.mask_2d.nonzero(as_tuple=True)
     cell = targets.indices[batch, slot]
 
@@ -235,7 +240,7 @@ class Peaks:
 
 def read_peaks(predictions: dict[str, Tensor], top_k: int) -> Peaks:
     """Peaks of the heat map (3 x 3 maxima) and the other maps' values there; float32 or better."""
-    maps = {k: p.float() if p.dtype in (torch.bfloat16, torch.float16) else p for k, p in predictions.items()}
+    maps = _in_full_precision(predictions)
     score, label, index = find_peaks(clamped_sigmoid(maps["heatmap"]), top_k)
     width = maps["heatmap"].shape[-1]
     cell = torch.stack((index % width, index // width), dim=-1)

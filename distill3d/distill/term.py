@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from typing import ClassVar
 
 from torch import Tensor, nn
@@ -9,7 +10,7 @@ from torch import Tensor, nn
 from distill3d.distill.context import Context
 
 
-class Term(nn.Module):
+class Term(nn.Module, ABC):
     """One distillation loss.
 
     Adapters and other training-only modules are children of the term, never of the student: the distilled student's
@@ -24,6 +25,6 @@ class Term(nn.Module):
         self.name = name
         self.weight = weight
 
+    @abstractmethod
     def forward(self, context: Context) -> Tensor:
         """The un-weighted loss, a float32 scalar."""
-        raise NotImplementedError

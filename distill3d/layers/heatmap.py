@@ -90,13 +90,11 @@ def find_peaks(
     As in CenterNet the best ``count`` of each class come first and the best of those second, so ties keep its order.
     Cells that are no local maximum have score 0 and fill up where there are too few.
     """
-    channels, cells = probability.shape[1], probability.shape[2] * probability.shape[3]
+    cells = probability.shape[2] * probability.shape[3]
     summit = F.max_pool2d(probability, 3, stride=1, padding=1) == probability
     score, cell = (probability * summit).flatten(2).topk(min(count, cells), dim=2)  # (b, c, k)
     score, order = score.flatten(1).topk(min(count, score.shape[1] * score.shape[2]), dim=1)
-    per_class = cell.shape[2]
-    assert channels * per_class >= score.shape[1]
-    return score, order // per_class, cell.flatten(1).gather(1, order)
+    return score, order // cell.shape[2], cell.flatten(1).gather(1, order)
 
 
 def cells_inside(cell: Int[Tensor, "*n 2"], height: int, width: int) -> Bool[Tensor, "*n"]:
