@@ -31,6 +31,7 @@ from distill3d.layers.heatmap import (
     gather_cells,
     gaussian_radius,
 )
+from distill3d.layers.readout import Readout
 
 STRIDE = 4
 #: Channels of the heat map, whatever classes are trained.
@@ -173,11 +174,6 @@ def dimension_aware_l1(
     return relative * torch.where(sums[1] > 0, sums[0] / sums[1], torch.ones_like(sums[0]))
 
 
-def _in_full_precision(maps: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Head maps in float32, or better where they are."""
-    return {name: m.float() if m.dtype in (torch.bfloat16, torch.float16) else m for name, m in maps.items()}
-
-
 def _mean(values: Tensor, empty: Literal["zero", "nan"]) -> Tensor:
     """The mean over all processes' values; over nothing it is 0 connected to the graph, or NaN as released."""
     count = across_processes(values.new_tensor(values.numel()))
@@ -192,12 +188,11 @@ def detection_losses(
     Reduction: heat map over all cells, divided by the number of peaks; the others are means over the trained objects of
     the batch (times 2 or 3 components); heading is cross entropy plus L1 of the true bin's residual.
     """
-    maps = _in_full_precision(predictions)
     batch, slot = targets.mask_2d.nonzero(as_tuple=True)
     cell = targets.indices[batch, slot]
 
     def read(head: str) -> Tensor:
-        return maps[head].flatten(2)[batch, :, cell]
+        return predictions[head].flatten(2)[batch, :, cell]
 
     def of(target: Tensor) -> Tensor:
         return target[batch, slot]
@@ -212,7 +207,7 @@ def detection_losses(
     bins, true_bin = heading[:, :HEADING_BINS], of(targets.heading_bin)
     residual = heading[:, HEADING_BINS:].gather(1, true_bin[:, None])[:, 0]
     return {
-        "heatmap": focal_heatmap_loss(clamped_sigmoid(maps["heatmap"]), targets.heatmap),
+        "heatmap": focal_heatmap_loss(clamped_sigmoid(predictions["heatmap"]), targets.heatmap),
         "offset_2d": mean((read("offset_2d") - of(targets.offset_2d)).abs()),
         "size_2d": mean((read("size_2d") - of(targets.size_2d)).abs()),
         "offset_3d": mean((read("offset_3d") - of(targets.offset_3d)).abs(), uncropped),
@@ -239,12 +234,11 @@ class Peaks:
 
 
 def read_peaks(predictions: dict[str, Tensor], top_k: int) -> Peaks:
-    """Peaks of the heat map (3 x 3 maxima) and the other maps' values there; float32 or better."""
-    maps = _in_full_precision(predictions)
-    score, label, index = find_peaks(clamped_sigmoid(maps["heatmap"]), top_k)
-    width = maps["heatmap"].shape[-1]
+    """Peaks of the heat map (3 x 3 maxima) and the other maps' values there."""
+    score, label, index = find_peaks(clamped_sigmoid(predictions["heatmap"]), top_k)
+    width = predictions["heatmap"].shape[-1]
     cell = torch.stack((index % width, index // width), dim=-1)
-    at = {head: gather_cells(maps[head], index) for head in HEADS if head != "heatmap"}
+    at = {head: gather_cells(predictions[head], index) for head in HEADS if head != "heatmap"}
     return Peaks(
         score, label, cell + at["offset_2d"], at["size_2d"], cell + at["offset_3d"],
         decode_depth(at["depth"][..., 0]), torch.exp(-at["depth"][..., 1]), at["heading"], at["size_3d"],
@@ -319,7 +313,7 @@ class MonoDLE(Detector):
         for head, width in HEADS.items():
             layers = (
                 nn.Conv2d(channels[0], config.head_channels, 3, padding=1),
-                nn.Conv2d(config.head_channels, width, 1),
+                Readout(config.head_channels, width, 1),
             )
             if head == "heatmap":
                 nn.init.constant_(_bias(layers[1]), HEAT_BIAS)
