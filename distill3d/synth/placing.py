@@ -14,7 +14,8 @@ from . import buildings, shapes
 from .road import Road
 from .settings import KITTI_FOCAL, KITTI_WIDTH, StreetConfig
 
-GROUND, MATTE, CAR, FACADE, ROOF, LEAF, METAL = range(7)  # how a surface is shaded
+MATERIALS = range(7)  # how a surface is shaded
+GROUND, MATTE, CAR, FACADE, ROOF, LEAF, METAL = MATERIALS
 NO_OBJECT = -1
 
 

@@ -13,7 +13,7 @@ from embreex.mesh_construction import TriangleMesh
 from embreex.rtcore_scene import EmbreeScene
 
 from . import cars, light, surfaces
-from .placing import CAR, FACADE, GROUND, LEAF, METAL, NO_OBJECT, ROOF
+from .placing import CAR, FACADE, GROUND, LEAF, MATERIALS, METAL, NO_OBJECT, ROOF
 from .scene import Scene
 from .settings import KITTI_FOCAL, KITTI_WIDTH, StreetConfig
 from .shapes import unit
@@ -149,20 +149,19 @@ def radiance(
     origin: np.ndarray,
     rays: np.ndarray,
     hits: dict[str, np.ndarray],
+    chosen: np.ndarray,
     rng: np.random.Generator,
 ) -> np.ndarray:
-    """Linear radiance (N, 3) along unit rays (N, 3) from one origin (3,), given what they hit (RayCaster.cast)."""
+    """Linear radiance (N, 3) along those unit rays (N, 3) from one origin (3,) that are chosen (N,), 0 elsewhere;
+    hits: what the rays met (RayCaster.cast)."""
     found = hits["primID"] >= 0
-    colour = np.empty_like(rays)
-    missed, seen = np.flatnonzero(~found), np.flatnonzero(found)
+    colour = np.zeros_like(rays)
+    missed, seen = np.flatnonzero(chosen & ~found), np.flatnonzero(chosen & found)
     colour[missed] = light.sky(scene.light, rays[missed])
     if len(seen):
-        hit = _Hits(scene, _float32(origin), rays[seen], *(hits[key][seen] for key in HIT_FIELDS))
-        colour[seen] = _shade(scene, caster, hit, rng)
+        hit = _Hits(scene, _float32(origin), rays, hits, seen)
+        colour[hit.index] = _shade(scene, caster, hit, rng)
     return colour
-
-
-HIT_FIELDS = ("primID", "u", "v", "tfar")
 
 
 def _worth_shading(triangles: np.ndarray) -> np.ndarray:
@@ -190,31 +189,35 @@ def _dot(a: np.ndarray, b: np.ndarray) -> np.ndarray:
 
 
 class _Hits:
-    """Where rays (N, 3) from an origin (3,) met triangles (N,) at barycentric u, v (N,) and distance (N,) m."""
+    """What rays from one origin met, ordered by material, so that each material is a slice and not a gather.
+
+    index (N,): the rays; all else is in its order. parts: the slice of each material.
+    """
 
     def __init__(
-        self,
-        scene: Scene,
-        origin: np.ndarray,
-        rays: np.ndarray,
-        triangle: np.ndarray,
-        u: np.ndarray,
-        v: np.ndarray,
-        distance: np.ndarray,
+        self, scene: Scene, origin: np.ndarray, rays: np.ndarray, hits: dict[str, np.ndarray], seen: np.ndarray
     ) -> None:
-        self.rays, self.triangle, self.distance = rays, triangle, distance
-        self.position = origin + rays * distance[:, None]
-        self.material = scene.material[triangle]
-        self.normal = scene.flat_normals[triangle]
-        curved = np.flatnonzero(scene.curved[triangle])
-        self.normal[curved] = unit(_interpolate(scene.normals, triangle[curved], u[curved], v[curved]))
-        self.facing = _dot(self.normal, rays)
+        """rays (R, 3) from an origin (3,) m with their hits (RayCaster.cast); seen (N,): those to look at."""
+        material = scene.material[hits["primID"][seen]]
+        self.index = index = seen[np.argsort(material, kind="stable")]
+        ends = np.cumsum(np.bincount(material, minlength=len(MATERIALS)))
+        self.parts = [slice(end - count, end) for end, count in zip(ends, np.diff(ends, prepend=0), strict=True)]
+        self.rays, self.triangle, self.distance = rays[index], hits["primID"][index], hits["tfar"][index]
+        u, v = hits["u"][index], hits["v"][index]
+        self.position = origin + self.rays * self.distance[:, None]
+        self.normal = scene.flat_normals[self.triangle]
+        curved = np.flatnonzero(scene.curved[self.triangle])
+        self.normal[curved] = unit(_interpolate(scene.normals, self.triangle[curved], u[curved], v[curved]))
+        self.facing = _dot(self.normal, self.rays)
         self.normal *= -np.sign(self.facing)[:, None]
         self.facing = -np.abs(self.facing)
-        patterned = np.flatnonzero((self.material == CAR) | (self.material == FACADE) | (self.material == ROOF))
-        self.uv = np.zeros((len(rays), 2), np.float32)
-        self.uv[patterned] = _interpolate(scene.uv, triangle[patterned], u[patterned], v[patterned])
-        self.base, self.gloss = surfaces.albedo(scene, triangle, self.position, self.uv, rays, distance)
+        self.uv = np.zeros((len(index), 2), np.float32)
+        for patterned in (CAR, FACADE, ROOF):
+            part = self.parts[patterned]
+            self.uv[part] = _interpolate(scene.uv, self.triangle[part], u[part], v[part])
+        self.base, self.gloss = surfaces.albedo(
+            scene, self.parts, self.triangle, self.position, self.uv, self.rays, self.distance
+        )
 
 
 def _interpolate(values: np.ndarray, triangle: np.ndarray, u: np.ndarray, v: np.ndarray) -> np.ndarray:
@@ -227,9 +230,8 @@ def _interpolate(values: np.ndarray, triangle: np.ndarray, u: np.ndarray, v: np.
 def _shade(scene: Scene, caster: RayCaster, hit: _Hits, rng: np.random.Generator) -> np.ndarray:
     """Linear radiance (N, 3) that leaves hits towards the camera."""
     sky, normal, base = scene.light, hit.normal, hit.base
-    leafy = hit.material == LEAF
+    ground, leafy = hit.parts[GROUND], hit.parts[LEAF]
     ambient = (0.5 + 0.5 * normal[:, 2:]) * (sky.ambient_up - sky.ambient_down) + sky.ambient_down
-    ground = np.flatnonzero(hit.material == GROUND)
     ambient[ground] *= scene.contact.at(hit.position[ground, 0], hit.position[ground, 1])[:, None]
     # Sides of cars and people see dark ground and one another near the street.
     owned = np.flatnonzero(scene.object[hit.triangle] != NO_OBJECT)
@@ -243,8 +245,9 @@ def _shade(scene: Scene, caster: RayCaster, hit: _Hits, rng: np.random.Generator
         towards[leafy] = 0.5 * towards[leafy] + LEAF_THROUGH
         bright = np.flatnonzero(towards > 0)
         sun = sky.sun + SUN_RADIUS * rng.standard_normal((len(bright), 3), np.float32)
-        bias = np.where(leafy[bright], np.float32(LEAF_BIAS), np.float32(SHADOW_BIAS))[:, None]
-        start = hit.position[bright] + SHADOW_BIAS * normal[bright] + bias * sky.sun
+        bias = np.full((len(base), 1), SHADOW_BIAS, np.float32)
+        bias[leafy] = LEAF_BIAS
+        start = hit.position[bright] + SHADOW_BIAS * normal[bright] + bias[bright] * sky.sun
         free = ~caster.blocked(start, sun)
         towards[bright] *= free
         lit += base * (towards[:, None] * sky.sun_colour)
@@ -301,7 +304,7 @@ def develop(linear: np.ndarray, sky: np.ndarray, exposure: Exposure, rng: np.ran
     return np.clip(noisy + 0.5, 0, 255).astype(np.uint8)
 
 
-SHADED_AT_ONCE = 65536  # rays: what numpy works on stays in the processor's cache
+RAYS_AT_ONCE = 32768  # what numpy works on stays in the processor's cache
 HIGHLIGHT = 6.0  # radiance at which a single ray saturates, so that a glint does not eat a pixel
 
 
@@ -309,25 +312,32 @@ def take_picture(
     scene: Scene, caster: RayCaster, rig: Rig, config: StreetConfig, rng: np.random.Generator
 ) -> np.ndarray:
     """The image (H, W, 3) uint8 of camera 2."""
+    exposure = random_exposure(rng)
+    rows = max(1, RAYS_AT_ONCE // (config.width * config.rays_per_pixel_side**2))
+    bands = [
+        _see_rows(scene, caster, rig, config, range(top, min(top + rows, config.height)), rng)
+        for top in range(0, config.height, rows)
+    ]
+    linear, sky = (np.concatenate(parts) for parts in zip(*bands, strict=True))
+    return develop(linear, sky, exposure, rng)
+
+
+def _see_rows(
+    scene: Scene, caster: RayCaster, rig: Rig, config: StreetConfig, rows: range, rng: np.random.Generator
+) -> tuple[np.ndarray, np.ndarray]:
+    """Linear radiance (R, W, 3) of some rows of the image, and which of their pixels (R, W) show sky."""
     side = config.rays_per_pixel_side
     u = (np.arange(config.width * side, dtype=np.float32) + 0.5) / side - 0.5
-    v = (np.arange(config.height * side, dtype=np.float32) + 0.5) / side - 0.5
-    pixels = np.stack(np.meshgrid(u, v), -1).reshape(-1, 2)
-    exposure = random_exposure(rng)
-    origin, rays = rig.pixel_rays(pixels)
+    v = (np.arange(rows.start * side, rows.stop * side, dtype=np.float32) + 0.5) / side - 0.5
+    origin, rays = rig.pixel_rays(np.stack(np.meshgrid(u, v), -1).reshape(-1, 2))
     rays = _float32(rays)
     hits = caster.cast(np.broadcast_to(origin, rays.shape), rays)
-    grid = (config.height, side, config.width, side)
-    chosen = _worth_shading(hits["primID"].reshape(grid))
-    some = np.flatnonzero(chosen)
-    colour = np.zeros_like(rays)
-    for start in range(0, len(some), SHADED_AT_ONCE):
-        part = some[start : start + SHADED_AT_ONCE]
-        colour[part] = radiance(scene, caster, origin, rays[part], {key: hits[key][part] for key in HIT_FIELDS}, rng)
-    linear = (
-        _sum_rays(np.minimum(colour, HIGHLIGHT).reshape(*grid, 3)) / _sum_rays(chosen.astype(np.float32))[..., None]
-    )
-    return develop(linear, hits["primID"].reshape(grid)[:, 0, :, 0] < 0, exposure, rng)
+    grid = (len(rows), side, config.width, side)
+    triangles = hits["primID"].reshape(grid)
+    chosen = _worth_shading(triangles)
+    colour = radiance(scene, caster, origin, rays, hits, chosen.ravel(), rng)
+    total = _sum_rays(np.minimum(colour, HIGHLIGHT).reshape(*grid, 3))
+    return total / _sum_rays(chosen.astype(np.float32))[..., None], triangles[:, 0, :, 0] < 0
 
 
 def _sum_rays(values: np.ndarray) -> np.ndarray:
@@ -349,36 +359,38 @@ def scan(
     each lies on (N,), NO_OBJECT for none."""
     low, high = config.lidar_azimuth
     azimuth = np.radians(np.arange(low, high, config.lidar_step))
-    beams = np.radians(BEAMS[:: config.lidar_beam_stride])
-    elevation, turn = np.meshgrid(beams, azimuth, indexing="ij")
-    turn = turn + np.radians(config.lidar_step) * rng.random((len(beams), 1))
-    rays = np.stack(
-        [np.cos(elevation) * np.cos(turn), np.cos(elevation) * np.sin(turn), np.sin(elevation)], -1
-    ).reshape(-1, 3)
+    beams = np.radians(BEAMS[:: config.lidar_beam_stride])[:, None]
+    turn = _float32(azimuth + np.radians(config.lidar_step) * rng.random((len(beams), 1)))
+    level, rise = _float32(np.cos(beams)), _float32(np.sin(beams))
+    rays = np.stack([level * np.cos(turn), level * np.sin(turn), np.broadcast_to(rise, turn.shape)], -1).reshape(-1, 3)
     rotate, shift = rig.rect_from_velodyne
-    world_rays = _float32(rays @ (rig.rotation @ rotate).T)
+    world_rays = rays @ _float32((rig.rotation @ rotate).T)
     origin = _float32(rig.rotation @ shift + rig.position)
     hits = caster.cast(np.broadcast_to(origin, world_rays.shape), world_rays)
     seen = np.flatnonzero((hits["primID"] >= 0) & (hits["tfar"] < config.lidar_max_range))
-    hit = _Hits(scene, origin, world_rays[seen], *(hits[key][seen] for key in HIT_FIELDS))
+    hit = _Hits(scene, origin, world_rays, hits, seen)
     cosine, distance, triangle = -hit.facing, hit.distance, hit.triangle
     bright, lost = _reflectivity(hit)
     lost = 1 - (1 - config.lidar_dropout) * (1 - lost * (1 - 0.5 * cosine))
-    kept = rng.random(len(seen)) >= 1 - (1 - lost) * config.lidar_keep
-    noisy = distance + config.lidar_range_sigma * rng.standard_normal(len(seen))
-    intensity = np.clip(bright * (0.35 + 0.65 * cosine) + 0.03 * rng.standard_normal(len(seen)), 0, 0.99)
-    points = np.concatenate([rays[seen] * noisy[:, None], intensity[:, None]], 1)[kept]
-    return _float32(points), scene.object[triangle[kept]].astype(np.int32)
+    kept = rng.random(len(seen), np.float32) >= 1 - (1 - lost) * config.lidar_keep
+    range_noise, intensity_noise = rng.standard_normal((2, len(seen)), np.float32)
+    noisy = distance + config.lidar_range_sigma * range_noise
+    intensity = np.clip(bright * (0.35 + 0.65 * cosine) + 0.03 * intensity_noise, 0, 0.99)
+    points = np.concatenate([rays[hit.index] * noisy[:, None], intensity[:, None]], 1)
+    swept = np.flatnonzero(kept)[np.argsort(hit.index[kept])]  # as the beams turn
+    return _float32(points[swept]), scene.object[triangle[swept]].astype(np.int32)
 
 
 def _reflectivity(hit: _Hits) -> tuple[np.ndarray, np.ndarray]:
     """Near-infrared reflectivity 0..1 (N,) and extra loss 0..1 (N,) of LiDAR hits."""
     bright = 0.75 * np.sqrt(hit.base.mean(-1))
     # Leaves are brighter in the near infrared than to the eye.
-    bright = np.where(hit.material == LEAF, 0.28 + 0.6 * bright, bright)
-    bright = np.where(hit.material == METAL, 0.45, bright)
-    glass = (hit.gloss >= surfaces.WINDOW_GLOSS) & (hit.material != METAL)
-    plate = (hit.material == CAR) & (np.abs(hit.base[:, 0] - cars.SLOT_COLOURS[cars.PLATE, 0]) < 1e-4)
-    bright = np.where(plate, 0.95, np.where(glass, 0.05, bright))
+    bright[hit.parts[LEAF]] = 0.28 + 0.6 * bright[hit.parts[LEAF]]
+    glass = hit.gloss >= surfaces.WINDOW_GLOSS
+    glass[hit.parts[METAL]] = False
+    bright[glass] = 0.05
+    bright[hit.parts[METAL]] = 0.45
+    plate = np.abs(hit.base[hit.parts[CAR], 0] - cars.SLOT_COLOURS[cars.PLATE, 0]) < 1e-4
+    bright[hit.parts[CAR]][plate] = 0.95
     lost = np.where(glass, GLASS_LOSS, DARK_LOSS * np.clip(1 - bright / 0.25, 0, 1))
     return bright, lost

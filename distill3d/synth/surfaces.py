@@ -6,6 +6,8 @@ clear coat at normal incidence, 0 for matt.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 
 from . import cars, noise
@@ -25,31 +27,37 @@ RECESS, LEAST_COSINE = 0.10, 0.25  # m from a wall's face to its windows; limit 
 
 
 def albedo(
-    scene: Scene, triangle: np.ndarray, position: np.ndarray, uv: np.ndarray, rays: np.ndarray, distance: np.ndarray
+    scene: Scene,
+    parts: Sequence[slice],
+    triangle: np.ndarray,
+    position: np.ndarray,
+    uv: np.ndarray,
+    rays: np.ndarray,
+    distance: np.ndarray,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Albedo (N, 3) and gloss (N,) of hits.
 
-    triangle (N,), position (N, 3) m, uv (N, 2), unit rays (N, 3), distance (N,) m.
+    parts: the slice of the hits that lie on each material; triangle (N,), position (N, 3) m, uv (N, 2), unit rays
+    (N, 3), distance (N,) m.
     """
-    material = scene.material[triangle]
     colour = scene.colour[triangle]
     gloss = np.zeros(len(triangle), np.float32)
-    hit = np.flatnonzero(material == GROUND)
-    colour[hit] = _ground(scene.road, position[hit, 0], position[hit, 1], distance[hit])
-    hit = np.flatnonzero(material == CAR)
+    hit = parts[GROUND]
+    colour[hit] = _ground(scene.road, position[hit, 0].copy(), position[hit, 1].copy(), distance[hit])
+    hit = parts[CAR]
     colour[hit], gloss[hit] = _car(colour[hit], scene.layer[triangle[hit]], uv[hit])
-    hit = np.flatnonzero(material == FACADE)
+    hit = parts[FACADE]
     normal = scene.normals[triangle[hit], 0]
     colour[hit], gloss[hit] = _facade(
         scene.facades, scene.layer[triangle[hit]], uv[hit], rays[hit], normal, distance[hit]
     )
-    hit = np.flatnonzero(material == ROOF)
+    hit = parts[ROOF]
     colour[hit] = _roof(colour[hit], uv[hit], distance[hit])
-    hit = np.flatnonzero(material == LEAF)
+    hit = parts[LEAF]
     spot = position[hit]
     grain = noise.sample(0.4, spot[:, 0] + 0.7 * spot[:, 2], spot[:, 1] + spot[:, 2], 9.0)
     colour[hit] *= (1 + 0.22 * grain)[:, None].clip(0.4, 1.7)
-    gloss[material == METAL] = METAL_GLOSS
+    gloss[parts[METAL]] = METAL_GLOSS
     return colour, gloss
 
 
