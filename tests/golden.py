@@ -20,8 +20,7 @@ def golden_files(method: str) -> list[Path]:
     return [] if root is None else sorted((root / method).glob("*.npz"))
 
 
-def golden_file(name: str) -> pytest.MarkDecorator:
-    """Parametrises a test's ``path`` with one recorded file, ``<method>/<file without extension>``, if it is there."""
-    method, stem = name.split("/")
-    paths = [path for path in golden_files(method) if path.stem == stem]
-    return pytest.mark.parametrize("path", paths, ids=[name] * len(paths))
+def golden_file(*names: str) -> pytest.MarkDecorator:
+    """Parametrises a test's ``path`` with recorded files, ``<method>/<file without extension>``, as far as there."""
+    paths = [path for name in names for path in golden_files(name.split("/")[0]) if path.stem == name.split("/")[1]]
+    return pytest.mark.parametrize("path", paths, ids=[f"{path.parent.name}/{path.stem}" for path in paths])

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 from distill3d.detectors.base import Detector
+from distill3d.detectors.did_m3d import DIDM3D, DIDM3DConfig
+from distill3d.detectors.gupnet import GUPNet, GUPNetConfig
+from distill3d.detectors.monodetr import MonoDETR, MonoDETRConfig
 from distill3d.detectors.monodle import MonoDLE, MonoDLEConfig
 from distill3d.errors import UserError
 
@@ -15,12 +17,17 @@ class DetectorEntry:
     """A registered detector: its settings' type, and how it is built from them."""
 
     config_type: type
-    build: Callable[..., Detector]
+    build: type[Detector]
 
 
-DETECTORS = {MonoDLE.name: DetectorEntry(MonoDLEConfig, MonoDLE)}
+DETECTORS = {
+    MonoDLE.name: DetectorEntry(MonoDLEConfig, MonoDLE),
+    GUPNet.name: DetectorEntry(GUPNetConfig, GUPNet),
+    DIDM3D.name: DetectorEntry(DIDM3DConfig, DIDM3D),
+    MonoDETR.name: DetectorEntry(MonoDETRConfig, MonoDETR),
+}
 #: Settings of any detector, as recipes hold them.
-DetectorConfig = MonoDLEConfig
+DetectorConfig = MonoDLEConfig | GUPNetConfig | DIDM3DConfig | MonoDETRConfig
 
 
 def build_detector(config: DetectorConfig) -> Detector:
@@ -30,7 +37,7 @@ def build_detector(config: DetectorConfig) -> Detector:
 
 def detector_name(config: DetectorConfig) -> str:
     """The name under which the detector of these settings is registered."""
-    return next(name for name, entry in DETECTORS.items() if isinstance(config, entry.config_type))
+    return next(name for name, entry in DETECTORS.items() if type(config) is entry.config_type)
 
 
 def detector_entry(name: str, where: str) -> DetectorEntry:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from distill3d.boxes import Boxes3D
 from distill3d.data.sample import Batch
+from distill3d.layers.roi import RoISlots
 
 #: What a detector looks at.  A teacher is the same class as its student with another input.
 Modality = Literal["rgb", "depth", "points", "rgb+gt_depth", "labels"]
@@ -52,6 +53,7 @@ class Outputs:
 
     features: dict[str, FeatureMap] = field(default_factory=dict)  # e.g. "backbone_8", "neck_4"
     predictions: dict[str, Tensor] = field(default_factory=dict)  # e.g. "heatmap" (B, 3, H, W), raw logits
+    rois: RoISlots | None = None  # where a two-stage detector looked; its predictions ``roi_...`` are (B, K, ...)
 
 
 class Detector(nn.Module, ABC):
@@ -64,12 +66,21 @@ class Detector(nn.Module, ABC):
     config: Any
     #: The name in cards, checkpoints and recipes.
     name: str
+    #: What training looks at beside the input: the data set gives it, and nobody needs it after training.
+    also_trained_on: ClassVar[frozenset[Modality]] = frozenset()
     #: Channels of every tap that ``forward`` offers, e.g. {"backbone_8": 128, "neck_4": 64}.
     tap_channels: dict[str, int]
 
     @abstractmethod
     def forward(self, batch: Batch) -> Outputs:
         """Feature maps and raw predictions of a batch."""
+
+    def forward_at(self, batch: Batch, targets: Any) -> Outputs:
+        """``forward`` where the objects are known, for training and for teachers; ``loss`` takes these outputs.
+
+        Two-stage detectors look at the targets' slots instead of at their own peaks; for others nothing changes.
+        """
+        return self(batch)
 
     @abstractmethod
     def encode(self, batch: Batch) -> Any:
@@ -83,3 +94,14 @@ class Detector(nn.Module, ABC):
     def decode(self, outputs: Outputs, batch: Batch) -> list[Boxes3D]:
         """Detections per image in the camera frame of the image file, with ``score``, ``box2d`` (px of the image file)
         and ``alpha``."""
+
+    def depth_log_scale(self, outputs: Outputs, batch: Batch, targets: Any) -> Float[Tensor, "b k"]:
+        """How unsure the detector is of each object's depth: the log of the scale (m) of a Laplace distribution, in the
+        slots of ``targets``; 0, which means nothing, in slots that are not trained.
+
+        ``outputs`` are those of ``forward_at``.
+
+        Raises:
+            NotImplementedError: this detector does not say.
+        """
+        raise NotImplementedError(f"{self.name} predicts no uncertainty of depth")

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
@@ -20,7 +20,7 @@ from distill3d.boxes import IGNORE, KITTI_CLASSES, Boxes3D, from_kitti, wrap_ang
 from distill3d.camera import Camera
 from distill3d.data.sample import UNKNOWN, Batch
 from distill3d.detectors.base import Detector, FeatureMap, ImageGeometry, Outputs, Style
-from distill3d.layers.distributed import across_processes, world_size
+from distill3d.layers.distributed import across_processes, mean_over_processes
 from distill3d.layers.dla import NECK_STRIDES, UNUSED_IN_RELEASED, DLAConfig, DLAUp, dla_trunk
 from distill3d.layers.heatmap import (
     cells_inside,
@@ -131,10 +131,14 @@ class MonoDLETargets:
     heading_residual: Float[Tensor, "b k"]  # rad
     mask_2d: Bool[Tensor, "b k"]  # trained objects
     mask_3d: Bool[Tensor, "b k"]  # trained objects of images that were not cropped
+    label: Int[Tensor, "b k"]  # index into HEAT_CLASSES
     # what distillation methods ask for
     box2d: Float[Tensor, "b k 4"]  # canvas px, every label line
     present: Bool[Tensor, "b k"]  # a label line stands here
     eligible: Bool[Tensor, "b k"]  # passed class, level and range; its centre may lie outside the map
+    on_map: Bool[Tensor, "b k"]  # the detector says how sure it is of this line's depth; any class, level and range
+    centre_cell: Int[Tensor, "b k"]  # where it says so: the projected 3D centre; 0 where it is not on the map
+    distance: Float[Tensor, "b k"]  # depth of the 3D centre, m; every label line
 
 
 def encode_heading(angle: Float[Tensor, "*n"]) -> tuple[Int[Tensor, "*n"], Float[Tensor, "*n"]]:
@@ -174,12 +178,6 @@ def dimension_aware_l1(
     return relative * torch.where(sums[1] > 0, sums[0] / sums[1], torch.ones_like(sums[0]))
 
 
-def _mean(values: Tensor, empty: Literal["zero", "nan"]) -> Tensor:
-    """The mean over all processes' values; over nothing it is 0 connected to the graph, or NaN as released."""
-    count = across_processes(values.new_tensor(values.numel()))
-    return values.sum() / (count.clamp(min=1 / world_size()) if empty == "zero" else count)
-
-
 def detection_losses(
     predictions: dict[str, Tensor], targets: MonoDLETargets, config: MonoDLEConfig
 ) -> dict[str, Tensor]:
@@ -198,7 +196,7 @@ def detection_losses(
         return target[batch, slot]
 
     def mean(values: Tensor, mask: Tensor | None = None) -> Tensor:
-        return _mean(values if mask is None else values[mask], config.empty_reduction)
+        return mean_over_processes(values if mask is None else values[mask], config.empty_reduction)
 
     uncropped = of(targets.mask_3d)
     depth, heading = read("depth"), read("heading")
@@ -300,6 +298,8 @@ class MonoDLE(Detector):
 
     name = "monodle"
     config: MonoDLEConfig
+    #: Heads on the map, and their channels.
+    map_heads: ClassVar[dict[str, int]] = HEADS
 
     def __init__(self, config: MonoDLEConfig) -> None:
         super().__init__()
@@ -310,7 +310,7 @@ class MonoDLE(Detector):
         channels = config.trunk.channels[2:]
         self.backbone = dla_trunk(config.trunk)
         self.neck = DLAUp(channels)
-        for head, width in HEADS.items():
+        for head, width in self.map_heads.items():
             layers = (
                 nn.Conv2d(channels[0], config.head_channels, 3, padding=1),
                 Readout(config.head_channels, width, 1),
@@ -327,13 +327,7 @@ class MonoDLE(Detector):
 
     def input_image(self, batch: Batch) -> Float[Tensor, "b 3 h w"]:
         """The three channels that the trunk sees."""
-        if self.config.input == "rgb":
-            mean, std = (batch.image.new_tensor(v)[:, None, None] for v in (RGB_MEAN, RGB_STD))
-            return (batch.image - mean) / std
-        if batch.depth is None:
-            raise ValueError("a detector with input 'depth' needs depth images; the data set gives none")
-        return encode_depth(batch.depth * batch.affine.zoom.to(batch.depth)[:, None, None, None],
-                            self.config.depth_encoding)  # fmt: skip
+        return input_channels(batch, self.config.input, self.config.depth_encoding)
 
     def forward(self, batch: Batch) -> Outputs:
         return self.forward_image(self.input_image(batch))
@@ -344,7 +338,7 @@ class MonoDLE(Detector):
         neck = self.neck(trunk)
         features = {f"backbone_{s}": FeatureMap(m, ImageGeometry(s)) for s, m in zip(NECK_STRIDES, trunk, strict=True)}
         features |= {f"neck_{s}": FeatureMap(m, ImageGeometry(s)) for s, m in neck.items()}
-        return Outputs(features, {head: getattr(self, head)(neck[STRIDE]) for head in HEADS})
+        return Outputs(features, {head: getattr(self, head)(neck[STRIDE]) for head in self.map_heads})
 
     @torch.no_grad()
     def encode(self, batch: Batch) -> MonoDLETargets:
@@ -373,10 +367,12 @@ class MonoDLE(Detector):
 
         box = box2d / STRIDE
         centre_2d, size_2d = (box[..., :2] + box[..., 2:]) / 2, box[..., 2:] - box[..., :2]
-        safe = torch.where(eligible[..., None], centre, torch.ones_like(centre))
+        ahead = present & (z > 0)
+        safe = torch.where(ahead[..., None], centre, torch.ones_like(centre))
         centre_3d = batch.camera.project(safe)[0] / STRIDE
-        point = centre_3d if config.cell == "centre_3d" else centre_2d
-        cell = point.trunc().long()
+        centre_cell = centre_3d.trunc().long()
+        on_map = ahead & cells_inside(centre_cell, height, width)
+        cell = centre_cell if config.cell == "centre_3d" else centre_2d.trunc().long()
         shown = eligible & cells_inside(cell, height, width)
         mask_2d = shown & trained
         heatmap = self._draw(shown, label, cell, size_2d, height, width)
@@ -406,9 +402,13 @@ class MonoDLE(Detector):
             heading_residual=trained_only(residual),
             mask_2d=mask_2d,
             mask_3d=mask_2d & uncropped[:, None],
+            label=trained_only(label),
             box2d=box2d.to(batch.image.dtype),
             present=present,
             eligible=eligible,
+            on_map=on_map,
+            centre_cell=torch.where(on_map, centre_cell[..., 1] * width + centre_cell[..., 0], 0),
+            distance=z.to(batch.image.dtype),
         )
 
     def _draw(
@@ -427,11 +427,28 @@ class MonoDLE(Detector):
         with torch.autocast(batch.image.device.type, enabled=False):
             return detection_losses(outputs.predictions, targets or self.encode(batch), self.config)
 
+    def depth_log_scale(self, outputs: Outputs, batch: Batch, targets: Any) -> Float[Tensor, "b k"]:
+        """The log scale in the cell of each label line's centre; only those of trained classes were learned."""
+        log_scale = gather_cells(outputs.predictions["depth"][:, 1:], targets.centre_cell)[..., 0]
+        return torch.where(targets.on_map, log_scale, 0)
+
     @torch.no_grad()
     def decode(self, outputs: Outputs, batch: Batch) -> list[Boxes3D]:
         height, width = outputs.predictions["heatmap"].shape[-2:]
         peaks = read_peaks(outputs.predictions, self.config.top_k)
         return peaks_to_boxes(peaks, batch, self.config, (width, height))
+
+
+def input_channels(
+    batch: Batch, modality: Literal["rgb", "depth"], encoding: DepthEncoding
+) -> Float[Tensor, "b 3 h w"]:
+    """A batch as three channels: normalised colours, or depth times crop zoom."""
+    if modality == "rgb":
+        mean, std = (batch.image.new_tensor(v)[:, None, None] for v in (RGB_MEAN, RGB_STD))
+        return (batch.image - mean) / std
+    if batch.depth is None:
+        raise ValueError("a detector with input 'depth' needs depth images; the data set gives none")
+    return encode_depth(batch.depth * batch.affine.zoom.to(batch.depth)[:, None, None, None], encoding)
 
 
 def encode_depth(metres: Float[Tensor, "b 1 h w"], encoding: DepthEncoding) -> Float[Tensor, "b 3 h w"]:

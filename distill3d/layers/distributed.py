@@ -6,7 +6,7 @@ of all processes over their number, and batch norm must see the statistics of th
 
 from __future__ import annotations
 
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 import torch
 import torch.distributed as dist
@@ -25,6 +25,12 @@ def across_processes(total: Tensor) -> Tensor:
     total = total.detach().clone()
     dist.all_reduce(total)
     return total / world_size()
+
+
+def mean_over_processes(values: Tensor, empty: Literal["zero", "nan"] = "zero") -> Tensor:
+    """The mean over all processes' values; over nothing it is 0 connected to the graph, or NaN."""
+    count = across_processes(values.new_tensor(values.numel()))
+    return values.sum() / (count.clamp(min=1 / world_size()) if empty == "zero" else count)
 
 
 class _Sum(torch.autograd.Function):
@@ -54,16 +60,17 @@ class WholeBatchNorm(nn.BatchNorm2d):
         if not self.training or world_size() == 1:
             return super().forward(input)
         x = input if input.dtype == torch.float64 else input.float()
-        count = x.numel() / x.shape[1] * world_size()
-        mean = _summed(x.sum((0, 2, 3))) / count
+        # A process may hold more than another, or nothing: RoIs of a batch without objects.
+        count = _summed(x.new_tensor(x.numel() / x.shape[1]))
+        mean = _summed(x.sum((0, 2, 3))) / count.clamp(min=1)
         centred = x - mean[:, None, None]
-        variance = _summed((centred * centred).sum((0, 2, 3))) / count
+        variance = _summed((centred * centred).sum((0, 2, 3))) / count.clamp(min=1)
         with torch.no_grad():
             if self.num_batches_tracked is not None:
                 self.num_batches_tracked.add_(1)
             if self.running_mean is not None and self.running_var is not None:
                 self.running_mean.lerp_(mean.to(self.running_mean), self.momentum or 0.0)
-                unbiased = variance * count / max(count - 1, 1)
+                unbiased = variance * count / (count - 1).clamp(min=1)
                 self.running_var.lerp_(unbiased.to(self.running_var), self.momentum or 0.0)
         out = centred * torch.rsqrt(variance + self.eps)[:, None, None]
         return (out * self.weight[:, None, None] + self.bias[:, None, None]).to(input.dtype)

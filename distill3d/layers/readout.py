@@ -17,3 +17,11 @@ class Readout(nn.Conv2d):
         with torch.autocast(input.device.type, enabled=False):
             exact = input.to(torch.promote_types(input.dtype, self.weight.dtype))
             return self._conv_forward(exact, self.weight, self.bias)
+
+
+class LinearReadout(nn.Linear):
+    """A linear layer that computes and answers in float32 or better, also under autocast."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        with torch.autocast(input.device.type, enabled=False):
+            return super().forward(input.to(torch.promote_types(input.dtype, self.weight.dtype)))

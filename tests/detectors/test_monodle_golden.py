@@ -96,7 +96,7 @@ TERM_NAMES = {"heatmap": "seg", "offset_2d": "offset2d", "size_2d": "size2d", "o
 @pytest.mark.parametrize(
     ("path", "depth_mask"),
     [pytest.param(path, mask, id=f"{method}/{path.stem}")
-     for method, mask in (("monodle", "mask_3d"), ("monodistill", "mask_2d"))
+     for method, mask in (("monodle", "mask_3d"), ("monodistill", "mask_2d"), ("monostl", "mask_2d"))
      for path in golden_files(method) if path.stem == "detection_loss"],
 )  # fmt: skip
 def test_detection_loss(path: Path, depth_mask: str) -> None:
@@ -108,7 +108,9 @@ def test_detection_loss(path: Path, depth_mask: str) -> None:
         t["heatmap"], slots, t["offset_2d"], t["size_2d"], t["offset_3d"], t["size_3d"], t["size_3d"],
         t["depth"][..., 0],
         t["heading_bin"][..., 0], t["heading_res"][..., 0], t["mask_2d"].bool(), t["mask_3d"].bool(),
-        box2d=torch.zeros(*slots.shape, 4), present=t["mask_2d"].bool(), eligible=t["mask_2d"].bool(),
+        label=torch.ones_like(slots), box2d=torch.zeros(*slots.shape, 4), present=t["mask_2d"].bool(),
+        eligible=t["mask_2d"].bool(), on_map=t["mask_2d"].bool(), centre_cell=slots,
+        distance=torch.zeros(slots.shape),
     )  # fmt: skip
     losses = monodle.detection_losses(heads, targets, MonoDLEConfig(depth_mask=depth_mask))
     for name, recorded in TERM_NAMES.items():

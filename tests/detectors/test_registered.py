@@ -9,7 +9,7 @@ from distill3d.boxes import Boxes3D, from_kitti, wrap_angle
 from distill3d.camera import Camera, ImageAffine
 from distill3d.data.augment import place_objects
 from distill3d.data.sample import EASY, Batch, ObjectBatch, Objects
-from distill3d.detectors import DETECTORS, build_detector
+from distill3d.detectors import DETECTORS, build_detector, did_m3d, gupnet, monodetr
 from distill3d.detectors.base import Outputs
 from distill3d.detectors.monodle import HEADING_BINS, HEADS, STRIDE, MonoDLE, MonoDLETargets, tiny
 
@@ -17,7 +17,12 @@ SIZE, CANVAS = (1242, 375), (320, 96)
 CAMERA = Camera(torch.tensor([[721.5, 0, 609.6, 44.9], [0, 721.5, 172.9, 0.2], [0, 0, 1, 0]], dtype=torch.float64))
 #: The smallest settings of each detector, by modality.
 ENCODINGS = ("clean", "metric", "monodistill", "monoskd", "log")
-SMALL = {"monodle": [tiny(), *(tiny(input="depth", depth_encoding=e) for e in ENCODINGS)]}
+SMALL = {
+    "monodle": [tiny(), *(tiny(input="depth", depth_encoding=e) for e in ENCODINGS)],
+    "gupnet": [gupnet.tiny(), gupnet.tiny(input="depth")],
+    "did_m3d": [did_m3d.tiny(), did_m3d.tiny(input="depth")],
+    "monodetr": [monodetr.tiny(), monodetr.tiny(input="depth", depth_encoding="log")],
+}
 CASES = [(name, config) for name in DETECTORS for config in SMALL[name]]
 
 
@@ -66,14 +71,17 @@ def test_losses_are_finite_and_trainable(name: str, config, counts: list[int], b
     torch.manual_seed(0)
     model = build_detector(config).train()
     with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
-        outputs = model(batch)
+        targets = model.encode(batch)
+        outputs = model.forward_at(batch, targets)
     assert {p.dtype for p in outputs.predictions.values()} == {torch.float32}  # metres and pixels need more than bf16
-    losses = model.loss(outputs, batch)
+    losses = model.loss(outputs, batch, targets)
     assert all(v.dtype == torch.float32 and v.isfinite() for v in losses.values()), losses
     sum(losses.values()).backward()
     assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters())
     assert {t: f.tensor.shape[1] for t, f in outputs.features.items()} == model.tap_channels
-    found = model.eval().decode(outputs, batch)
+    model.eval()
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+        found = model.decode(model(batch), batch)
     assert len(found) == len(counts) and all(isinstance(b, Boxes3D) for b in found)
 
 

@@ -1,0 +1,114 @@
+"""Multi-scale deformable attention: each query reads a few points, chosen by itself, on every level of a pyramid.
+
+Zhu et al., "Deformable DETR", ICLR 2021, arXiv:2010.04159, section 4.1, with bilinear sampling of torch in place of the
+released CUDA extension.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor, nn
+
+#: (height, width) in cells of each level, finest first.
+Sizes = tuple[tuple[int, int], ...]
+
+
+def cell_centres(sizes: Sizes, like: Tensor) -> Float[Tensor, "t 2"]:
+    """Centres (x, y) of all cells, level after level and row by row, each level's map spanning 0..1."""
+    levels = []
+    for height, width in sizes:
+        y, x = ((torch.arange(n, device=like.device, dtype=like.dtype) + 0.5) / n for n in (height, width))
+        levels.append(torch.stack(torch.meshgrid(x, y, indexing="xy"), dim=-1).flatten(0, 1))
+    return torch.cat(levels)
+
+
+def sample_levels(
+    value: Float[Tensor, "b t h d"],
+    sizes: Sizes,
+    locations: Float[Tensor, "b q h levels p 2"],
+    weights: Float[Tensor, "b q h levels p"],
+) -> Float[Tensor, "b q h d"]:
+    """The weighted sum of every head's sampled values, in float32 or better.
+
+    ``value`` holds the cells of all levels as ``cell_centres`` orders them.  ``locations`` (x, y) span 0..1 over each
+    level; between cell centres values are bilinear, and outside the map they are 0.
+    """
+    value, locations, weights = (t.to(torch.promote_types(t.dtype, torch.float32)) for t in (value, locations, weights))
+    grid = (2 * locations - 1).permute(3, 0, 2, 1, 4, 5).flatten(1, 2)  # (levels, b h, q, p, 2)
+    share = weights.permute(3, 0, 2, 1, 4).flatten(1, 2)  # (levels, b h, q, p)
+    maps = value.permute(0, 2, 3, 1).flatten(0, 1).split([height * width for height, width in sizes], dim=-1)
+    total = torch.zeros((), dtype=value.dtype, device=value.device)
+    for level, size in enumerate(sizes):
+        sampled = F.grid_sample(maps[level].unflatten(-1, size), grid[level], align_corners=False)  # (b h, d, q, p)
+        total = total + (sampled * share[level, :, None]).sum(-1)
+    return total.unflatten(0, (value.shape[0], -1)).permute(0, 3, 1, 2)
+
+
+class DeformableAttention(nn.Module):
+    """Attention of queries to ``points`` places per head and level about their reference.
+
+    Sampling geometry and sums leave autocast; the linear projections stay in it.
+    """
+
+    def __init__(self, channels: int, levels: int, heads: int, points: int) -> None:
+        super().__init__()
+        self.levels, self.heads, self.points = levels, heads, points
+        self.offset = nn.Linear(channels, heads * levels * points * 2)
+        self.weight = nn.Linear(channels, heads * levels * points)
+        self.value = nn.Linear(channels, channels)
+        self.output = nn.Linear(channels, channels)
+        self._reset()
+
+    def _reset(self) -> None:
+        """Point i of a head starts i cells away from the reference, in the head's own direction, weights alike."""
+        for layer in (self.offset, self.weight, self.value, self.output):
+            nn.init.zeros_(layer.bias)
+        for layer in (self.offset, self.weight):
+            nn.init.zeros_(layer.weight)
+        for layer in (self.value, self.output):
+            nn.init.xavier_uniform_(layer.weight)
+        angle = torch.arange(self.heads) * (2 * math.pi / self.heads)
+        direction = torch.stack((angle.cos(), angle.sin()), dim=-1)
+        direction = direction / direction.abs().amax(-1, keepdim=True)
+        steps = torch.arange(1, self.points + 1)[:, None]
+        start = (direction[:, None, None] * steps).expand(-1, self.levels, -1, -1)  # (heads, levels, points, 2)
+        with torch.no_grad():
+            self.offset.bias.copy_(start.flatten())
+
+    def locations(
+        self, query: Float[Tensor, "b q c"], reference: Float[Tensor, "b q r"], sizes: Sizes
+    ) -> Float[Tensor, "b q h levels p 2"]:
+        """Where each query looks, as ``sample_levels`` takes it.
+
+        ``reference`` is a point (x, y), about which offsets count in cells, or a point with the distances to the sides
+        of its box (x, y, left, right, top, bottom), about which ``points`` offsets of 1 reach half the box's size.
+        """
+        offset = self.offset(query).unflatten(-1, (self.heads, self.levels, self.points, 2))
+        offset = offset.to(torch.promote_types(offset.dtype, torch.float32))
+        centre = reference[:, :, None, None, None, :2]
+        if reference.shape[-1] == 2:
+            scale = 1 / offset.new_tensor([(width, height) for height, width in sizes])[:, None]  # (levels, 1, 2)
+        else:
+            box = torch.stack((reference[..., 2] + reference[..., 3], reference[..., 4] + reference[..., 5]), dim=-1)
+            scale = box[:, :, None, None, None] / (2 * self.points)
+        return centre + offset * scale
+
+    def forward(
+        self,
+        query: Float[Tensor, "b q c"],
+        reference: Float[Tensor, "b q r"],
+        tokens: Float[Tensor, "b t c"],
+        sizes: Sizes,
+    ) -> Float[Tensor, "b q c"]:
+        """What the queries gather from the ``tokens`` of all levels; ``reference`` as in ``locations``."""
+        value = self.value(tokens).unflatten(-1, (self.heads, -1))
+        weights = self.weight(query).unflatten(-1, (self.heads, self.levels * self.points))
+        weights = weights.softmax(-1).unflatten(-1, (self.levels, self.points))
+        locations = self.locations(query, reference, sizes)
+        with torch.autocast(query.device.type, enabled=False):
+            gathered = sample_levels(value, sizes, locations, weights)
+        return self.output(gathered.flatten(-2))

@@ -1,0 +1,64 @@
+"""ResNet trunks from timm (He et al., arXiv:1512.03385)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import timm
+from jaxtyping import Float
+from timm.models.resnet import BasicBlock, Bottleneck
+from torch import Tensor, nn
+
+#: Strides of the last three stages, which detectors use.
+STRIDES = (8, 16, 32)
+#: timm's name of torchvision's first ImageNet weights, which the released detectors start from.
+RELEASED_WEIGHTS = "resnet50.tv_in1k"
+
+
+@dataclass(frozen=True)
+class ResNetConfig:
+    """Depths and widths of the four stages; the defaults are ResNet-50's."""
+
+    block: Literal["bottleneck", "basic"] = "bottleneck"
+    layers: tuple[int, ...] = (3, 4, 6, 3)
+    channels: tuple[int, ...] = (64, 128, 256, 512)  # inside the blocks; bottlenecks give four times as many
+    pretrained: bool = False  # ImageNet weights of ResNet-50; they are fetched by timm
+    frozen: bool = False  # stem, first stage and all batch norms stay as they are: asks for ImageNet weights
+
+    @property
+    def outputs(self) -> tuple[int, ...]:
+        """Channels of the maps at ``STRIDES``."""
+        return tuple(self.block_type.expansion * width for width in self.channels[1:])
+
+    @property
+    def block_type(self) -> type[BasicBlock] | type[Bottleneck]:
+        return Bottleneck if self.block == "bottleneck" else BasicBlock
+
+
+class ResNet(nn.Module):
+    """The trunk: (B, 3, H, W) -> three maps at ``STRIDES``."""
+
+    def __init__(self, config: ResNetConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.body: Any = timm.create_model(
+            RELEASED_WEIGHTS, features_only=True, out_indices=(2, 3, 4), pretrained=config.pretrained,
+            block=config.block_type, layers=config.layers, channels=config.channels,
+        )  # fmt: skip
+        if config.frozen:
+            norms = [m for m in self.body.modules() if isinstance(m, nn.BatchNorm2d)]
+            for module in (self.body.conv1, self.body.layer1, *norms):
+                module.requires_grad_(False)
+
+    def train(self, mode: bool = True) -> ResNet:
+        """As every module, but frozen batch norms keep to their statistics."""
+        super().train(mode)
+        if self.config.frozen:
+            for module in self.body.modules():
+                if isinstance(module, nn.BatchNorm2d):
+                    module.eval()
+        return self
+
+    def forward(self, image: Float[Tensor, "b 3 h w"]) -> list[Tensor]:
+        return self.body(image)
