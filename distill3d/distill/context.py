@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
+import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from distill3d.data.sample import Batch
-from distill3d.detectors.base import FeatureMap, Outputs
+from distill3d.detectors.base import Detector, FeatureMap, Outputs
 
 
 @dataclass(frozen=True)
@@ -19,6 +22,9 @@ class Context:
     teachers: dict[str, Outputs]  # detached; in eval mode unless the method says otherwise
     batch: Batch
     targets: Any  # as the student's ``encode`` gave them
+    #: Who said ``student``, and who said each of ``teachers``: for what outputs alone do not tell.
+    student_detector: Detector | None = None
+    teacher_detectors: dict[str, Detector] = field(default_factory=dict)
 
     @property
     def teacher(self) -> Outputs:
@@ -34,6 +40,18 @@ class Context:
     def pairs(self, taps: tuple[str, ...]) -> list[tuple[FeatureMap, FeatureMap]]:
         """The same taps of student and teacher, checked to be comparable."""
         return [comparable(tap, self.student, self.teacher) for tap in taps]
+
+    @cached_property
+    def depth_log_scales(self) -> tuple[Float[Tensor, "b k"], Float[Tensor, "b k"]]:
+        """How unsure student and teacher are of each object's depth, see ``Detector.depth_log_scale``; no gradient."""
+        teacher = self.teacher
+        (of_teacher,) = self.teacher_detectors.values()
+        assert self.student_detector is not None
+        with torch.no_grad():
+            return (
+                self.student_detector.depth_log_scale(self.student, self.batch, self.targets),
+                of_teacher.depth_log_scale(teacher, self.batch, self.targets),
+            )
 
 
 def comparable(tap: str, student: Outputs, teacher: Outputs) -> tuple[FeatureMap, FeatureMap]:
@@ -55,7 +73,7 @@ def comparable(tap: str, student: Outputs, teacher: Outputs) -> tuple[FeatureMap
 
 
 def detached(outputs: Outputs) -> Outputs:
-    """The outputs cut from the graph, as teachers give them."""
+    """The outputs cut from the graph, as teachers give them; where they looked (``rois``) is left out."""
     features = {k: FeatureMap(f.tensor.detach(), f.geometry) for k, f in outputs.features.items()}
     predictions: dict[str, Tensor] = {k: p.detach() for k, p in outputs.predictions.items()}
     return Outputs(features, predictions)

@@ -1,7 +1,8 @@
-"""Distillation blocks and methods against recorded tensors of the released code (sets ``monodistill``, ``monoskd``)."""
+"""Distillation blocks and methods against recorded tensors of the released code (sets ``monodistill``, ``monoskd``,
+``monostl``)."""
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -11,13 +12,17 @@ import torch
 from golden import golden_file, golden_files
 from torch import Tensor
 
+from distill3d.distill import responses
 from distill3d.distill.adapters import AdaptedTaps
-from distill3d.distill.masks import box_mask
-from distill3d.distill.methods import monodistill, monoskd
+from distill3d.distill.masks import box_mask, paint_boxes
+from distill3d.distill.methods import monodistill, monoskd, monostl
 from distill3d.distill.methods.monodistill import MonoDistillConfig
 from distill3d.distill.methods.monoskd import MonoSKDConfig
+from distill3d.distill.methods.monostl import MonoSTLConfig
 from distill3d.distill.relations import affinity_loss
 from distill3d.distill.softrank import is_one_block, soft_rank
+from distill3d.layers.heatmap import gather_cells
+from distill3d.layers.roi import RoISlots
 
 pytestmark = pytest.mark.golden
 
@@ -65,10 +70,13 @@ class RecordedTargets:
         present = torch.arange(box2d.shape[1]) < g["in.target.obj_num"][:, None]
         eligible = present & (box2d != 0).any(-1)
         heading_bin = g["in.target.heading_bin"][..., 0]
-        return cls(box2d, present, eligible, eligible, g["in.target.indices"], heading_bin)
+        mask_2d = g.get("in.target.mask_2d", eligible).bool()
+        return cls(
+            box2d, present, eligible, mask_2d, g.get("in.target.indices", torch.zeros_like(heading_bin)), heading_bin
+        )
 
 
-@golden_file("monodistill/fusion_adapters")
+@golden_file("monodistill/fusion_adapters", "monostl/fusion_adapters")
 def test_fusion_and_adapters(path: Path) -> None:
     g, _ = load(path)
     maps = levels(g, "in.backbone_")
@@ -117,10 +125,12 @@ def test_fusion_and_adapters(path: Path) -> None:
         close(adapted.get_buffer(name), expected, 1e-10, 1e-12)
 
 
-@golden_file("monodistill/object_feature")
+@golden_file("monodistill/object_feature", "monostl/object_feature")
 def test_object_feature(path: Path) -> None:
     g, constants = load(path)
     maps, box2d = pairs(g), g["in.target.box2d_gt"]
+    stated = constants.get("extra_divisor")
+    divisor = float(stated if isinstance(stated, int | float) else len(box2d))  # monodistill says "batch size"
     count = torch.arange(box2d.shape[1])
     rule = MonoDistillConfig.styled("released").box_slice
 
@@ -132,17 +142,17 @@ def test_object_feature(path: Path) -> None:
     found = masks(g["in.target.obj_num"])
     for actual, expected in zip(found, levels(g, "out.mask_"), strict=True):
         close(actual, expected)
-    loss = monodistill.object_feature_loss(maps, found, float(len(box2d)))
+    loss = monodistill.object_feature_loss(maps, found, divisor)
     close(loss, g["out.loss"])
     for actual, expected in zip(
         torch.autograd.grad(loss, [s for s, _ in maps]), levels(g, "grad.student_"), strict=True
     ):
         close_to_peak(actual, expected, 1e-10)
     nothing = masks(torch.zeros_like(g["in.target.obj_num"]))
-    close(monodistill.object_feature_loss(maps, nothing, float(len(box2d))), g["out.loss_no_boxes"])
+    close(monodistill.object_feature_loss(maps, nothing, divisor), g["out.loss_no_boxes"])
 
 
-@golden_file("monodistill/response")
+@golden_file("monodistill/response", "monostl/response")
 def test_response(path: Path) -> None:
     g, constants = load(path)
     heads = [k.removeprefix("in.student.") for k in g if k.startswith("in.student.")]
@@ -151,10 +161,10 @@ def test_response(path: Path) -> None:
     targets = RecordedTargets.read(g)
     config = MonoDistillConfig.styled("released")
     size = (student["depth"].shape[-2], student["depth"].shape[-1])
-    region = monodistill.response_region(targets, constants["stride"], size, config.response_mask)
+    region = responses.response_region(targets, constants["stride"], size, config.response_mask)
     close(region, g["out.mask"])
     slots = torch.ones_like(targets.mask_2d)
-    parts = monodistill.response_losses(student, teacher, region, targets, slots, config.empty_region)
+    parts = responses.response_losses(student, teacher, region, targets, slots, config.empty_region)
     for name, value in parts.items():
         close(value, g[f"out.term.{name.replace('_2d', '2d').replace('_3d', '3d')}"])
     loss = torch.stack(list(parts.values())).sum()
@@ -163,11 +173,44 @@ def test_response(path: Path) -> None:
         close_to_peak(gradient, g[f"grad.student.{head}"], 1e-10)
 
 
-@pytest.mark.parametrize(
-    "path",
-    [*golden_file("monodistill/scene_affinity").args[1], *golden_file("monoskd/affinity_4level").args[1]],
-    ids=lambda path: f"{path.parent.name}/{path.stem}",
-)
+@golden_file("monoskd/response")
+def test_response_of_regions(path: Path) -> None:
+    """DID-M3D's: dense 2D heads, and the values of M regions by slot."""
+    g, constants = load(path)
+    names = {"offset_2d": "offset_2d", "size_2d": "size_2d", "roi_offset_3d": "offset_3d", "roi_size_3d": "size_3d",
+             "roi_visual_depth": "vis_depth", "roi_attribute_depth": "att_depth", "roi_depth": "ins_depth",
+             "roi_heading": "heading"}  # fmt: skip
+    leaves = {ours: g[f"in.student.{theirs}"].requires_grad_() for ours, theirs in names.items()}
+    targets = RecordedTargets.read(g)
+
+    def by_slot(values: dict[str, Tensor], mask: Tensor) -> dict[str, Tensor]:
+        slots = RoISlots.at_targets(mask.long(), mask.long(), mask)
+        return {k: slots.spread(v[: len(slots.image)]) if k.startswith("roi_") else v for k, v in values.items()}
+
+    teacher = {ours: g[f"in.teacher.{theirs}"] for ours, theirs in names.items()}
+    region = responses.response_region(
+        targets, constants["stride"], (leaves["size_2d"].shape[-2], leaves["size_2d"].shape[-1]), "zero_rows"
+    )
+    close(region, g["out.mask"])
+
+    def parts(mask: Tensor) -> dict[str, Tensor]:
+        said = by_slot(leaves, mask), by_slot(teacher, mask)
+        return responses.response_losses(*said, region, replace(targets, mask_2d=mask), mask)
+
+    found = parts(targets.mask_2d)
+    depths = ("roi_visual_depth", "roi_attribute_depth", "roi_depth")
+    for recorded, ours in {"offset2d": ("offset_2d",), "size2d": ("size_2d",), "offset3d": ("roi_offset_3d",),
+                           "size3d": ("roi_size_3d",), "depth": depths, "heading": ("heading",)}.items():  # fmt: skip
+        close(torch.stack([found[name] for name in ours]).sum(), g[f"out.term.{recorded}"])
+    loss = torch.stack(list(found.values())).sum()
+    close(loss, g["out.loss"])
+    for name, gradient in zip(leaves, torch.autograd.grad(loss, list(leaves.values())), strict=True):
+        close_to_peak(gradient, g[f"grad.student.{names[name]}"], 1e-10)
+    nobody = parts(torch.zeros_like(targets.mask_2d))
+    close(torch.stack(list(nobody.values())).sum(), g["out.loss_no_roi"])
+
+
+@golden_file("monodistill/scene_affinity", "monoskd/affinity_4level", "monostl/scene_affinity")
 def test_affinity(path: Path) -> None:
     g, constants = load(path)
     maps = pairs(g)
@@ -213,3 +256,82 @@ def test_spearman(path: Path) -> None:
               - monoskd.spearman_loss([maps[-1]], config), expected, 0.0, 1e-9)  # fmt: skip
     if all(bool(is_one_block(t.flatten(1) / constants["strength"])) for _, t in maps):
         close(loss, g["out.closed_form_loss"], 0.0, 1e-9)
+
+
+def log_scale(confidence: Tensor) -> Tensor:
+    """s of the recorded c = exp(-s); in double precision the way back costs no digit that counts."""
+    return -confidence.log()
+
+
+def painted_boxes(g: dict[str, Tensor], value: Tensor, keep: Tensor, sizes: list[tuple[int, int]]) -> list:
+    config = MonoSTLConfig.styled("released")
+    value = torch.where(g["in.target.indices_all"] == 0, monostl.SENTINEL_WEIGHT, value)
+    strides = [8 * 2**i for i in range(len(sizes))]
+    return [
+        paint_boxes(value, g["in.target.box2d_gt"], keep, r, size, config.box_slice)
+        for r, size in zip(strides, sizes, strict=True)
+    ]
+
+
+def visited(g: dict[str, Tensor]) -> Tensor:
+    """The label lines that the released loops visit."""
+    slots = torch.arange(g["in.target.box2d_gt"].shape[1])
+    return slots < g["in.target.obj_num"][:, None]
+
+
+@golden_file("monostl/uncertainty_weights")
+def test_uncertainty_weights(path: Path) -> None:
+    g, _ = load(path)
+    scale = {
+        who: gather_cells(g[f"in.{who}_depth"], g["in.target.indices_all"])[..., 1] for who in ("student", "teacher")
+    }
+    for who, s in scale.items():
+        close(torch.exp(-s), g[f"out.conf_{who}"])
+    sizes = [(int(h), int(w)) for _, h, w in g["in.level_shapes"]]
+    for who in ("student", "teacher"):
+        value = monostl.transfer_weight(scale["student"], scale["teacher"], who)
+        for i, (weight, mask) in enumerate(painted_boxes(g, value, visited(g), sizes)):
+            close(weight, g[f"out.weight_{who}_{i}"], 1e-12, 1e-12)
+            close(mask, g[f"out.mask_{i}"])
+
+
+@golden_file("monostl/dasfd_student", "monostl/dasfd_teacher")
+def test_selective_features(path: Path) -> None:
+    g, constants = load(path)
+    maps = pairs(g)
+    sizes = [(s.shape[-2], s.shape[-1]) for s, _ in maps]
+    select = path.stem.removeprefix("dasfd_")
+
+    def loss(student: Tensor, teacher: Tensor) -> Tensor:
+        value = monostl.transfer_weight(log_scale(student), log_scale(teacher), select)
+        return monostl.selective_feature_loss(maps, painted_boxes(g, value, visited(g), sizes), constants["divisor"])
+
+    actual = loss(g["in.conf_student"], g["in.conf_teacher"])
+    close(actual, g["out.loss"])
+    gradients = torch.autograd.grad(actual, [s for s, _ in maps])
+    for gradient, expected in zip(gradients, levels(g, "grad.student_"), strict=True):
+        close_to_peak(gradient, expected, 1e-10)
+    sure = torch.full_like(g["in.conf_student"], 2.0), torch.zeros_like(g["in.conf_student"])
+    close(loss(*sure), g["out.loss_all_weights_zero"], 1e-10, 1e-14)
+
+
+@golden_file("monostl/dasrd", "monostl/dasrd_single_object")
+def test_selective_relations(path: Path) -> None:
+    g, _ = load(path)
+    image, slot = (g["in.target.indices_all"] != 0).nonzero(as_tuple=True)
+    maps = [(s, t, 8 * 2**i) for i, (s, t) in enumerate(pairs(g))]
+    teacher = log_scale(g["in.conf_teacher"])[image, slot]
+
+    def check(config: MonoSTLConfig, value: str, gradient: str) -> None:
+        loss = monostl.selective_relation_loss(maps, g["in.target.box2d_gt"][image, slot], image, 0 * teacher, teacher,
+                                               config)  # fmt: skip
+        close(loss, g[value])
+        for actual, expected in zip(
+            torch.autograd.grad(loss, [s for s, _, _ in maps]), levels(g, gradient), strict=True
+        ):
+            close_to_peak(actual, expected, 1e-10)
+
+    check(MonoSTLConfig.styled("released"), "out.loss", "grad.student_")
+    if "out.loss_unweighted" in g:
+        ablation = MonoSTLConfig.styled("released", rd_uncertainty="none")
+        check(ablation, "out.loss_unweighted", "grad.unweighted.student_")

@@ -9,13 +9,17 @@ from torch import Tensor, nn
 
 from distill3d.camera import Camera, ImageAffine
 from distill3d.data.sample import Batch
+from distill3d.detectors import monodle
 from distill3d.detectors.base import FeatureMap, ImageGeometry, Outputs
+from distill3d.detectors.monodle import MonoDLE
+from distill3d.distill import responses
 from distill3d.distill.adapters import AdaptedTaps
 from distill3d.distill.context import Context
 from distill3d.distill.masks import gaussian_mask
 from distill3d.distill.methods import METHODS, build_terms, monodistill, monoskd
 from distill3d.distill.methods.monodistill import MonoDistillConfig
 from distill3d.distill.methods.monoskd import MonoSKDConfig
+from distill3d.distill.methods.monostl import MonoSTLConfig
 from distill3d.distill.style import StyledConfig
 from distill3d.distill.term import Term
 from distill3d.errors import UserError
@@ -33,6 +37,7 @@ SCENES: dict[str, list[tuple[tuple[float, float, float, float], bool, bool]]] = 
     "border": [((-30.0, -20.0, 40.0, 40.0), True, True), ((120.0, 50.0, 200.0, 130.0), True, False)],
     "outside": [((300.0, 40.0, 340.0, 60.0), True, False)],
     "speck": [((50.0, 50.0, 51.0, 51.0), True, True)],
+    "pair": [((10.0, 10.0, 60.0, 60.0), True, True), ((30.0, 30.0, 90.0, 90.0), True, True)],
     "ignored": [((10.0, 10.0, 60.0, 60.0), False, False), ((30.0, 30.0, 90.0, 90.0), True, True)],
 }
 CONFIGS: dict[str, StyledConfig] = {
@@ -47,7 +52,14 @@ CONFIGS: dict[str, StyledConfig] = {
     "monoskd-teacher-rank": MonoSKDConfig(spearman_mode="teacher_rank"),
     "monoskd-ranked": MonoSKDConfig(spearman_mode="both_rank", rank_smoothness=0.1),
     "monoskd-per-sample": MonoSKDConfig(corr_scope="sample", strength=1e-3),
+    "monostl": MonoSTLConfig(fusion_channels=8),
+    "monostl-intended": MonoSTLConfig.styled("intended", fusion_channels=8),
+    "monostl-released": MonoSTLConfig.styled("released", fusion_channels=8, empty_region="zero"),
+    "monostl-own-side": MonoSTLConfig(fusion_channels=8, rd_uncertainty="own_side", rd_scope="image", rd_norm="cosine"),
+    "monostl-without-uncertainty": MonoSTLConfig(fusion_channels=8, fd_weight="none", rd_uncertainty="none"),
 }
+#: Whoever said the made-up outputs reads its uncertainty as MonoDLE does.
+DETECTOR = MonoDLE(monodle.tiny())
 
 
 @dataclass
@@ -58,6 +70,9 @@ class Targets:
     mask_2d: Tensor
     indices: Tensor
     heading_bin: Tensor
+    on_map: Tensor
+    centre_cell: Tensor
+    distance: Tensor
 
 
 def make_targets(scene: str, batch: int) -> Targets:
@@ -68,7 +83,8 @@ def make_targets(scene: str, batch: int) -> Targets:
         box2d[0, i], present[0, i], eligible[0, i], mask_2d[0, i] = torch.tensor(box), True, is_eligible, on_map
         if on_map:
             indices[0, i], heading_bin[0, i] = 40 * (5 + i) + 7, 3 + i
-    return Targets(box2d, present, eligible, mask_2d, indices, heading_bin)
+    distance = present * torch.linspace(10, 40, SLOTS)
+    return Targets(box2d, present, eligible, mask_2d, indices, heading_bin, mask_2d, indices, distance)
 
 
 def make_outputs(batch: int, seed: int, dtype: torch.dtype = torch.float32) -> Outputs:
@@ -80,7 +96,10 @@ def make_outputs(batch: int, seed: int, dtype: torch.dtype = torch.float32) -> O
 
     strides = {tap: int(tap.rsplit("_", 1)[1]) for tap in CHANNELS}
     features = {tap: FeatureMap(maps(c, strides[tap]), ImageGeometry(strides[tap])) for tap, c in CHANNELS.items()}
-    return Outputs(features, {head: maps(c, 4) for head, c in HEADS.items()})
+    heads = {head: maps(c, 4) for head, c in HEADS.items()}
+    with torch.no_grad():
+        heads["depth"][:, 1].abs_().add_(0.2)  # unsure everywhere: selective terms leave out what a student is sure of
+    return Outputs(features, heads)
 
 
 def make_context(scene: str, batch: int, dtype: torch.dtype = torch.float32) -> Context:
@@ -90,7 +109,7 @@ def make_context(scene: str, batch: int, dtype: torch.dtype = torch.float32) -> 
     camera = Camera(Camera.from_intrinsics(90, 90, 80, 48).projection.expand(batch, 3, 4))
     frames = Batch([str(i) for i in range(batch)], torch.zeros(batch, 3, *CANVAS), camera, affine)
     student, teacher = make_outputs(batch, 1, dtype), make_outputs(batch, 2, dtype)
-    return Context(student, {"teacher": teacher}, frames, make_targets(scene, batch))
+    return Context(student, {"teacher": teacher}, frames, make_targets(scene, batch), DETECTOR, {"teacher": DETECTOR})
 
 
 def leaves(outputs: Outputs) -> dict[str, Tensor]:
@@ -137,6 +156,11 @@ REACH: dict[str, dict[str, set[str]]] = {
         "affinity": {"neck_4", "neck_8", "neck_16", "backbone_32"},
         "response": set(HEADS) - {"heatmap"},
     },
+    "monostl": {
+        "dasfd": {"backbone_8", "backbone_16", "backbone_32"},
+        "dasrd": {"backbone_8", "backbone_16", "backbone_32"},
+        "response": set(HEADS) - {"heatmap"},
+    },
 }
 
 
@@ -172,12 +196,12 @@ def test_object_feature_ignores_what_the_teacher_does_not_know() -> None:
 
 @pytest.mark.parametrize("method", METHODS)
 def test_perfect_student_without_adapters_has_no_loss(method: str) -> None:
-    terms = make_terms(replace(CONFIGS[method], **({"fusion_taps": ()} if method == "monodistill" else {})))
+    terms = make_terms(replace(CONFIGS[method], **({"fusion_taps": ()} if method != "monoskd" else {})))
     for module in nn.ModuleList(terms).modules():
         if isinstance(module, AdaptedTaps):
             module.adapters = nn.ModuleDict({tap: nn.Identity() for tap in module.taps})
     context = make_context("ignored", 1)
-    same = Context(context.student, {"teacher": context.student}, context.batch, context.targets)
+    same = replace(context, teachers={"teacher": context.student})
     for term in terms:
         assert float(term(same).detach()) == pytest.approx(0, abs=1e-5), term.name
         assert float(term(context).detach()) > 1e-3, term.name
@@ -249,7 +273,8 @@ def test_styles_set_every_option(method: str, style: Any) -> None:
         allowed = get_args(hints[option.name])
         for value in (option.metadata["released"], option.metadata["intended"], option.default):
             assert not all(isinstance(a, str) for a in allowed) or not allowed or value in allowed, option.name
-    assert kind.styled(style, teacher_bn="train" if style == "intended" else "eval").style is None
+    other = {"train": "eval", "eval": "train"}[config.teacher_bn]
+    assert kind.styled(style, teacher_bn=other).style is None
 
 
 def test_styles_refuse_what_they_do_not_know() -> None:
@@ -295,6 +320,18 @@ OPTIONS = [
     ("monoskd", {"affinity_div": None}, "one", {"affinity"}),
     ("monoskd", {"affinity_norm": "cosine"}, "one", {"affinity"}),
     ("monoskd", {"mask_rows": "zero_rows"}, "ignored", {"response"}),
+    ("monostl", {"fd_weight": "teacher"}, "one", {"dasfd"}),
+    ("monostl", {"fd_weight": "none"}, "one", {"dasfd"}),
+    ("monostl", {"fd_divisor": 1.0}, "one", {"dasfd"}),
+    ("monostl", {"box_slice": "python"}, "border", {"dasfd"}),
+    ("monostl", {"overlap": "last"}, "pair", {"dasfd"}),
+    ("monostl", {"valid_rows": "sentinel"}, "pair", set()),
+    ("monostl", {"rd_uncertainty": "own_side"}, "pair", {"dasrd"}),
+    ("monostl", {"rd_uncertainty": "none"}, "pair", {"dasrd"}),
+    ("monostl", {"rd_norm": "mean"}, "pair", {"dasrd"}),
+    ("monostl", {"rd_norm": "cosine"}, "pair", {"dasrd"}),
+    ("monostl", {"rd_scope": "image"}, "pair", set()),  # the other images are empty
+    ("monostl", {"response_mask": "soft"}, "one", {"response"}),
 ]
 
 
@@ -314,7 +351,7 @@ def test_options_change_what_they_should(method: str, change: dict[str, Any], sc
 def test_response_region(mask: Any) -> None:
     """Only eligible lines make a region; with ``zero_rows`` the others mark the first cell."""
     targets, size = make_targets("ignored", 2), (24, 40)
-    region = monodistill.response_region(targets, 4, size, mask) > 0
+    region = responses.response_region(targets, 4, size, mask) > 0
     eligible = gaussian_mask(targets.box2d, targets.eligible, 4, size)
     assert eligible[0].any()
     assert not eligible[0, 0, 0]

@@ -6,7 +6,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from distill3d.distill.methods import monodistill, monoskd
+from distill3d.detectors.base import FeatureMap
+from distill3d.distill.context import Context
+from distill3d.distill.methods import monodistill, monoskd, monostl
+from distill3d.distill.mixed import MixedConfig
 from distill3d.distill.style import StyledConfig
 from distill3d.distill.term import Term
 
@@ -26,19 +29,22 @@ METHODS: dict[str, Method] = {
     for method in (
         Method("monodistill", monodistill.MonoDistillConfig, monodistill.terms),
         Method("monoskd", monoskd.MonoSKDConfig, monoskd.terms),
+        Method("monostl", monostl.MonoSTLConfig, monostl.terms),
     )
 }
 
-#: Settings of any method, as recipes hold them.
-MethodConfig = monodistill.MonoDistillConfig | monoskd.MonoSKDConfig
+#: Settings of any method or mixture, as recipes hold them.
+MethodConfig = monodistill.MonoDistillConfig | monoskd.MonoSKDConfig | monostl.MonoSTLConfig | MixedConfig
 
 
 def method_name(config: StyledConfig) -> str:
-    """The name of the method whose settings these are.
+    """The name of the method whose settings these are; of a mixture all names, with a plus between.
 
     Raises:
         ValueError: no method has settings of this type.
     """
+    if isinstance(config, MixedConfig):
+        return "+".join(method_name(part) for part in config.parts)
     for method in METHODS.values():
         if type(config) is method.config_type:
             return method.name
@@ -46,11 +52,32 @@ def method_name(config: StyledConfig) -> str:
 
 
 def build_terms(config: StyledConfig, student_channels: dict[str, int], teacher_channels: dict[str, int]) -> list[Term]:
-    """The terms of the method whose settings these are; ``*_channels`` are the detectors' ``tap_channels``.
+    """The terms of the method or mixture whose settings these are; ``*_channels`` are the detectors' ``tap_channels``.
 
     Terms may share adapters: hold them in one ``nn.ModuleList`` and take its ``parameters()``, which counts each once.
 
     Raises:
         ValueError: no method has settings of this type, or the taps do not fit the detectors.
     """
+    if isinstance(config, MixedConfig):
+        return _mixed_terms(config, student_channels, teacher_channels)
     return METHODS[method_name(config)].terms(config, student_channels, teacher_channels)
+
+
+def _mixed_terms(config: MixedConfig, student_channels: dict[str, int], teacher_channels: dict[str, int]) -> list[Term]:
+    select = config.select
+
+    def gate(context: Context, maps: list[FeatureMap]) -> list[Any]:
+        assert select is not None
+        return [weight for weight, _ in monostl.paint_weights(context, maps, select)]
+
+    mixed = []
+    for part in config.parts:
+        if select is not None and isinstance(part, monoskd.MonoSKDConfig):
+            terms = monoskd.terms(part, student_channels, teacher_channels, gate)
+        else:
+            terms = build_terms(part, student_channels, teacher_channels)
+        for term in terms:
+            term.name = f"{method_name(part)}.{term.name}"
+        mixed += terms
+    return mixed

@@ -19,26 +19,26 @@ from torch import Tensor
 from distill3d.detectors.monodle import DepthEncoding
 from distill3d.distill.adapters import AdaptedTaps
 from distill3d.distill.context import Context
-from distill3d.distill.distances import Empty, kl_divergence, l1, weighted_mean
-from distill3d.distill.masks import ObjectTargets, SliceRule, box_mask, gaussian_mask, gaussian_weight, image_stride
+from distill3d.distill.distances import Empty, weighted_mean
+from distill3d.distill.masks import SliceRule, box_mask, image_stride
 from distill3d.distill.precision import full_precision
 from distill3d.distill.relations import AffinityNorm, affinity_loss
+from distill3d.distill.responses import ResponseMask, ResponseTerm
 from distill3d.distill.style import StyledConfig, option
 from distill3d.distill.term import Term
-from distill3d.layers.heatmap import gather_cells
 
 #: Images on each of the two GPUs of the published run; the released losses are divided by that number once more.
 PUBLISHED_REPLICA_BATCH = 6.0
-#: Head maps compared cell by cell, and how many of their leading channels: of depth the value, not the log scale.
-DENSE_HEADS = {"offset_2d": 2, "size_2d": 2, "offset_3d": 2, "size_3d": 3, "depth": 1}
 
 BoxSet = Literal["all", "in_map"]
-ResponseMask = Literal["zero_rows", "binary", "soft"]
 
 
 @dataclass(frozen=True)
 class MonoDistillConfig(StyledConfig):
-    """Weights and taps of the paper, and one option for each point where released code and intention differ."""
+    """Weights and taps of the paper, and one option for each point where released code and intention differ.
+
+    A term of weight 0 is left out.
+    """
 
     object_weight: float = 10.0
     scene_weight: float = 1.0
@@ -80,13 +80,14 @@ def terms(config: MonoDistillConfig, student_channels: dict[str, int], teacher_c
         ValueError: student and teacher differ in the channels of a tap, or ``fusion_taps`` lacks one.
     """
     adapted = AdaptedTaps(config.taps, student_channels, teacher_channels, config.fusion_taps, config.fusion_channels)
-    return [
+    all_terms = [
         ObjectFeatureTerm(config, adapted),
         SceneAffinityTerm("scene", config.scene_weight, adapted, config.affinity_norm, config.batch_divisor),
         ResponseTerm(
             "response", config.response_weight, config.response_mask, config.heading_slots, config.empty_region
         ),
     ]
+    return [term for term in all_terms if term.weight != 0]
 
 
 class ObjectFeatureTerm(Term):
@@ -130,33 +131,6 @@ class SceneAffinityTerm(Term):
         return affinity_loss(pairs, self.divisor or float(len(pairs[0][0])), self.norm).float()
 
 
-class ResponseTerm(Term):
-    """L_response: the sum of ``response_losses``, head maps of student against teacher around labelled objects.
-
-    Couples the batch: means over the region and the slots of all images of this process.
-    """
-
-    couples_batch: ClassVar[bool] = True
-
-    def __init__(
-        self, name: str, weight: float, mask: ResponseMask, heading_slots: Literal["all", "valid"], empty: Empty
-    ) -> None:
-        super().__init__(name, weight)
-        self.mask: ResponseMask = mask
-        self.heading_slots = heading_slots
-        self.empty: Empty = empty
-
-    def forward(self, context: Context) -> Tensor:
-        student, targets = context.student.predictions, context.targets
-        teacher = {name: p.detach() for name, p in context.teacher.predictions.items()}
-        height, width = student["depth"].shape[-2:]
-        stride = context.batch.image.shape[-1] // width
-        weight = response_region(targets, stride, (height, width), self.mask)
-        slots = torch.ones_like(targets.mask_2d) if self.heading_slots == "all" else targets.mask_2d
-        parts = response_losses(student, teacher, weight, targets, slots, self.empty)
-        return torch.stack(list(parts.values())).sum().float()
-
-
 @full_precision
 def object_feature_loss(
     pairs: list[tuple[Float[Tensor, "b _ _ _"], Float[Tensor, "b _ _ _"]]],
@@ -175,44 +149,6 @@ def object_feature_loss(
         cells = mask & (teacher != 0).any(1)
         levels.append(weighted_mean(error.mean(1), cells))
     return torch.stack(levels).sum() / divisor
-
-
-def response_region(
-    targets: ObjectTargets, stride: int, size: tuple[int, int], mask: ResponseMask
-) -> Float[Tensor, "b h w"] | Bool[Tensor, "b h w"]:
-    """Which cells of the prediction maps the response counts, or how much (``soft``)."""
-    if mask == "soft":
-        return gaussian_weight(targets.box2d, targets.eligible, stride, size)
-    if mask == "binary":
-        return gaussian_mask(targets.box2d, targets.eligible, stride, size)
-    box2d = torch.where(targets.eligible[..., None], targets.box2d, 0)
-    return gaussian_mask(box2d, targets.present, stride, size)
-
-
-@full_precision
-def response_losses(
-    student: dict[str, Float[Tensor, "b _ h w"]],
-    teacher: dict[str, Float[Tensor, "b _ h w"]],
-    weight: Tensor,
-    targets: ObjectTargets,
-    slots: Bool[Tensor, "b k"],
-    empty: Empty = "zero",
-) -> dict[str, Float[Tensor, ""]]:
-    """The six parts of L_response on raw head maps, each a mean by itself.
-
-    ``DENSE_HEADS``: |S - T|, mean over cells by ``weight`` (b, h, w) and over channels; depth as raw logit.
-    ``heading``, read at ``targets.indices`` in ``slots``: KL(T || S) of the bins, mean over slots *and* bins, plus
-    |S - T| of the labelled bin's residual, mean over slots.  (compute_head_distill_loss.)
-    """
-    parts = {
-        name: weighted_mean(l1(student[name][:, :channels], teacher[name][:, :channels]), weight[:, None], empty)
-        for name, channels in DENSE_HEADS.items()
-    }
-    s, t = (gather_cells(maps["heading"], targets.indices) for maps in (student, teacher))
-    bins = s.shape[-1] // 2
-    kl = weighted_mean(kl_divergence(s[..., :bins], t[..., :bins]), slots[..., None], empty)
-    residual = l1(s[..., bins:], t[..., bins:]).gather(-1, targets.heading_bin[..., None])[..., 0]
-    return parts | {"heading": kl + weighted_mean(residual, slots, empty)}
 
 
 def released_state_dict(checkpoint: dict[str, Tensor], config: MonoDistillConfig) -> dict[str, Tensor]:

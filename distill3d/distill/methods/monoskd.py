@@ -13,6 +13,7 @@ rank is one block, hence affine.  The loss is then 1 - Pearson(S, T less its mea
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
@@ -20,13 +21,15 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from distill3d.detectors.base import FeatureMap
 from distill3d.detectors.monodle import DepthEncoding
 from distill3d.distill.adapters import AdaptedTaps
 from distill3d.distill.context import Context
 from distill3d.distill.distances import correlation
-from distill3d.distill.methods.monodistill import ResponseTerm, SceneAffinityTerm
+from distill3d.distill.methods.monodistill import SceneAffinityTerm
 from distill3d.distill.precision import full_precision
 from distill3d.distill.relations import AffinityNorm, resized
+from distill3d.distill.responses import ResponseTerm
 from distill3d.distill.softrank import hard_rank, soft_rank
 from distill3d.distill.style import StyledConfig, option
 from distill3d.distill.term import Term
@@ -36,6 +39,8 @@ PUBLISHED_REPLICA_BATCH = 4
 #: Added to the standard deviation of a row before it is divided by it.
 STANDARDISE_EPS = 1e-6
 
+#: (context, the student's maps) -> a factor for each cell of each map, see ``SpearmanTerm``.
+Gate = Callable[[Context, list[FeatureMap]], list[Float[Tensor, "b _ _"]]]
 SpearmanMode = Literal["released", "both_rank", "teacher_rank"]
 
 
@@ -77,10 +82,12 @@ class MonoSKDConfig(StyledConfig):
     depth_input: DepthEncoding = option(released="monoskd", intended="clean", default="clean")
 
 
-def terms(config: MonoSKDConfig, student_channels: dict[str, int], teacher_channels: dict[str, int]) -> list[Term]:
+def terms(
+    config: MonoSKDConfig, student_channels: dict[str, int], teacher_channels: dict[str, int], gate: Gate | None = None
+) -> list[Term]:
     """The Spearman and affinity terms, which share the adapters, and the response term of MonoDistill.
 
-    ``*_channels`` are the detectors' ``tap_channels``.
+    ``*_channels`` are the detectors' ``tap_channels``; ``gate``: see ``SpearmanTerm``.
 
     Raises:
         ValueError: student and teacher differ in the channels of a tap.
@@ -88,7 +95,7 @@ def terms(config: MonoSKDConfig, student_channels: dict[str, int], teacher_chann
     adapted = AdaptedTaps(config.taps, student_channels, teacher_channels)
     mask = "zero_rows" if config.mask_rows == "zero_rows" else "binary"
     all_terms = [
-        SpearmanTerm(config, adapted),
+        SpearmanTerm(config, adapted, gate),
         SceneAffinityTerm("affinity", config.affinity_weight, adapted, config.affinity_norm, config.affinity_div),
         ResponseTerm("response", config.response_weight, mask, "valid", "zero"),
     ]
@@ -96,16 +103,25 @@ def terms(config: MonoSKDConfig, student_channels: dict[str, int], teacher_chann
 
 
 class SpearmanTerm(Term):
-    """L_spearman, see ``spearman_loss``.  Couples the batch: one correlation for each group of this process."""
+    """L_spearman, see ``spearman_loss``.  Couples the batch: one correlation for each group of this process.
+
+    ``gate``, not the paper's, gives each level a factor 0..1 for its cells (B, H, W), by which both sides are
+    multiplied before they are compared.
+    """
 
     couples_batch: ClassVar[bool] = True
 
-    def __init__(self, config: MonoSKDConfig, adapted: AdaptedTaps) -> None:
+    def __init__(self, config: MonoSKDConfig, adapted: AdaptedTaps, gate: Gate | None = None) -> None:
         super().__init__("spearman", config.spearman_weight)
-        self.adapted, self.config = adapted, config
+        self.adapted, self.config, self.gate = adapted, config, gate
 
     def forward(self, context: Context) -> Tensor:
-        return spearman_loss([(s.tensor, t.tensor) for s, t in self.adapted(context)], self.config).float()
+        pairs = self.adapted(context)
+        maps = [(s.tensor, t.tensor) for s, t in pairs]
+        if self.gate is not None:
+            factors = [f[:, None] for f in self.gate(context, [s for s, _ in pairs])]
+            maps = [(s * f, t * f) for (s, t), f in zip(maps, factors, strict=True)]
+        return spearman_loss(maps, self.config).float()
 
 
 @full_precision

@@ -1,0 +1,47 @@
+"""Terms of several methods in one training, and one method's selection on another's distance."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from distill3d.detectors.monodle import DepthEncoding
+from distill3d.distill.methods.monodistill import MonoDistillConfig
+from distill3d.distill.methods.monoskd import MonoSKDConfig
+from distill3d.distill.methods.monostl import MonoSTLConfig
+from distill3d.distill.style import StyledConfig
+from distill3d.errors import UserError
+
+
+@dataclass(frozen=True)
+class MixedConfig(StyledConfig):
+    """The terms of all ``parts``, each with its own weights (0 leaves a term out), taps and adapters.
+
+    Terms are named ``<method>.<term>``, e.g. ``monoskd.spearman``.  Nothing here is published: weights that suit one
+    method alone need not suit a mixture.
+
+    Raises:
+        UserError: no parts, or they ask for different teachers.
+    """
+
+    parts: tuple[MonoDistillConfig | MonoSKDConfig | MonoSTLConfig, ...]
+    #: Multiplies both sides of MonoSKD's correlation by these settings' selective weights: only objects are compared,
+    #: and the more, the less sure the student is of their depth.
+    select: MonoSTLConfig | None = None
+
+    def __post_init__(self) -> None:
+        if not self.parts:
+            raise UserError("a mixture needs at least one method in its parts")
+        for name in ("teacher_bn", "depth_input"):
+            if len(asked := {getattr(part, name) for part in self.parts}) > 1:
+                raise UserError(f"the parts of a mixture share their teacher, but ask for {name} {sorted(asked)}")
+
+    @property
+    def teacher_bn(self) -> Literal["eval", "train"]:
+        """The teacher's batch norm, as all parts ask for it."""
+        return self.parts[0].teacher_bn
+
+    @property
+    def depth_input(self) -> DepthEncoding:
+        """How the teacher sees depth, as all parts ask for it."""
+        return self.parts[0].depth_input
