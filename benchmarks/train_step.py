@@ -54,7 +54,9 @@ class Stepper:
         """Seconds of one step."""
         start = time.perf_counter()
         with self.precision.autocast(CPU):
-            losses = self.step(batch, {name: teacher(batch) for name, teacher in self.teachers.items()})
+            targets = self.step.student.encode(batch)
+            answers = {name: teacher(batch, targets) for name, teacher in self.teachers.items()}
+            losses = self.step(batch, targets, answers)
         self.optimiser.zero_grad()
         torch.stack([v.float() for v in losses.values()]).sum().backward()
         self.optimiser.step()

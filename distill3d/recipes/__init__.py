@@ -1,4 +1,4 @@
-"""The recipes by name: what the papers did, and small presets. One recipe is one function."""
+"""The recipes by name: what the papers did, and small presets."""
 
 from __future__ import annotations
 
@@ -7,16 +7,18 @@ from collections.abc import Callable
 
 from distill3d.errors import UserError
 from distill3d.recipes.demo import demo, demo_control
-from distill3d.recipes.kitti import monodistill_monodle, monodle, monodle_overfit, monoskd_monodle
+from distill3d.recipes.kitti import BASES, METHODS, alone, monodle_overfit, selective_monoskd, taught
+from distill3d.recipes.synthetic import tiny
 from distill3d.train.recipe import Recipe
 
 RECIPES: dict[str, Callable[[], Recipe]] = {
     "demo": demo,
     "demo_control": demo_control,
-    "monodle": monodle,
+    **{f"tiny_{base}": tiny(base) for base in BASES},
+    **{base: alone(base) for base in BASES},
+    **{f"{method}_{base}": taught(method, base) for method in METHODS for base in BASES},
+    "selective_monoskd": selective_monoskd,
     "monodle_overfit": monodle_overfit,
-    "monodistill_monodle": monodistill_monodle,
-    "monoskd_monodle": monoskd_monodle,
 }
 
 

@@ -30,6 +30,7 @@ from distill3d.settings import to_plain
 from distill3d.train.checkpoint import STATE, load_into, load_state, load_weights, save_state, save_weights, write_text
 from distill3d.train.ema import WeightAverage
 from distill3d.train.evaluation import evaluate_detector, summary
+from distill3d.train.htl import HierarchicalTaskLearning
 from distill3d.train.precision import Precision, choose_precision
 from distill3d.train.progress import ProgressBar
 from distill3d.train.recipe import Recipe, StageConfig, kitti_config
@@ -38,7 +39,7 @@ from distill3d.train.teachers import Teacher, is_repeatable, refuse_overlap, tra
 
 METRICS, CONFIG = "metrics.jsonl", "config.yaml"
 #: Changes when a state written by an older version can no longer be continued.
-STATE_FORMAT = 1
+STATE_FORMAT = 2
 
 
 @dataclass(frozen=True)
@@ -62,19 +63,21 @@ class RunOptions:
 class TrainingStep(nn.Module):
     """Student and terms as one module, so that data parallelism sees every trained parameter.
 
-    ``forward`` gives all weighted loss terms by name.
+    ``forward`` gives all weighted loss terms by name, the student's own first, from the student's targets and the
+    answers of its teachers; ``teachers`` are asked for nothing but how sure they are of what they answered.
     """
 
-    def __init__(self, student: Detector, terms: Iterable[Term]) -> None:
+    def __init__(self, student: Detector, terms: Iterable[Term], teachers: dict[str, Teacher] | None = None) -> None:
         super().__init__()
         self.student = student
         self.terms = nn.ModuleList(terms)
+        # In a tuple, which hides them from parameters() and state_dict().
+        self._teachers = tuple((name, teacher.detector) for name, teacher in (teachers or {}).items())
 
-    def forward(self, batch: Batch, teachers: dict[str, Outputs]) -> dict[str, Tensor]:
-        outputs = self.student(batch)
-        targets = self.student.encode(batch)
+    def forward(self, batch: Batch, targets: Any, answers: dict[str, Outputs]) -> dict[str, Tensor]:
+        outputs = self.student.forward_at(batch, targets)
         losses = self.student.loss(outputs, batch, targets)
-        context = Context(outputs, teachers, batch, targets)
+        context = Context(outputs, answers, batch, targets, self.student, dict(self._teachers))
         for term in self.terms:
             assert isinstance(term, Term)
             losses[term.name] = term.weight * term(context)
@@ -87,7 +90,8 @@ def build_step(stage: StageConfig, teachers: dict[str, Teacher]) -> TrainingStep
     if stage.method is None:
         return TrainingStep(student, [])
     (teacher,) = teachers.values()
-    return TrainingStep(student, build_terms(stage.method, student.tap_channels, teacher.detector.tap_channels))
+    terms = build_terms(stage.method, student.tap_channels, teacher.detector.tap_channels)
+    return TrainingStep(student, terms, teachers)
 
 
 def train_stage(
@@ -138,6 +142,7 @@ class _Run:
         self.model, self.optimiser = fabric.setup(step, self.optimiser)
         self.step: TrainingStep = step
         self.average = WeightAverage(step.student, schedule.ema) if schedule.ema is not None else None
+        self.tasks = HierarchicalTaskLearning(stage.tasks, schedule.epochs) if stage.tasks is not None else None
         self.best: dict[str, Any] | None = None  # {"score", "epoch", "weights"} with keep="best"
         self.epoch = self.step_in_epoch = 0
         self.recent: list[tuple[float, dict[str, float]]] = []
@@ -178,6 +183,8 @@ class _Run:
             self.optimiser.load_state_dict(state["optimiser"])
             if self.average is not None:
                 self.average.state = {k: v.to(self.fabric.device) for k, v in state["average"].items()}
+            if self.tasks is not None:
+                self.tasks.load_state_dict(state["tasks"])
             self.best = state["best"]
             self.epoch, self.step_in_epoch = state["epoch"], state["step_in_epoch"]
             torch.set_rng_state(state["rng"])
@@ -203,6 +210,7 @@ class _Run:
                 "epoch": self.epoch, "step_in_epoch": self.step_in_epoch,
                 "model": self.step.state_dict(), "optimiser": self.optimiser.state_dict(),
                 "average": None if self.average is None else self.average.state,
+                "tasks": None if self.tasks is None else self.tasks.state_dict(),
                 "best": self.best, "rng": torch.get_rng_state(),
             }  # fmt: skip
             save_state(self.folder / STATE, state)
@@ -215,7 +223,9 @@ class _Run:
         with (self.folder / METRICS).open("a", encoding="utf-8") as file:
             file.write(json.dumps(record) + "\n")
         if self.writer is not None:
-            if record["kind"] == "train":
+            if record["kind"] == "tasks":
+                scalars = {f"tasks/{k}": v for k, v in record["weights"].items()}
+            elif record["kind"] == "train":
                 scalars = {"loss": record["loss"], "lr": record["lr"]} | {
                     f"terms/{k}": v for k, v in record["terms"].items()
                 }
@@ -230,6 +240,8 @@ class _Run:
         """The rest of the present epoch, its evaluation where due, and the state at its end."""
         schedule, order = self.stage.schedule, self.sampler.order(self.epoch)
         self.model.train()
+        if self.tasks is not None and self.step_in_epoch == 0:
+            self.begin_tasks(self.tasks)
         title = f"{self.stage.name} epoch {self.epoch + 1}/{schedule.epochs}"
         steps = batches(
             self.data, order, self.sampler.local_batch, self.seed, self.epoch, self.options.workers, self.step_in_epoch
@@ -250,6 +262,26 @@ class _Run:
         self.save()
         self.fabric.barrier()
 
+    def begin_tasks(self, tasks: HierarchicalTaskLearning) -> None:
+        """The weights of the epoch's terms; before the first epoch a pass over the data without learning, if asked."""
+        if self.epoch == 0 and tasks.config.first_pass:
+            order = self.sampler.order(0)
+            visible = self.options.progress and self.is_first
+            title = f"{self.stage.name} losses before training"
+            with ProgressBar(title, self.sampler.steps, 0, visible, self.options.live) as bar, torch.no_grad():
+                for batch in batches(self.data, order, self.sampler.local_batch, self.seed, 0, self.options.workers):
+                    tasks.observe(self.losses(batch.to(self.fabric.device)))
+                    bar.advance("")
+        weights = tasks.begin_epoch(self.epoch)
+        self.log({"kind": "tasks", "step": self.global_step, "epoch": self.epoch, "weights": weights})
+
+    def losses(self, batch: Batch) -> dict[str, Tensor]:
+        """All loss terms of a batch."""
+        with self.precision.autocast(self.fabric.device):
+            targets = self.step.student.encode(batch)
+            answers = {name: teacher(batch, targets) for name, teacher in self.teachers.items()}
+            return self.model(batch, targets, answers)
+
     def train_step(self, batch: Batch) -> dict[str, float]:
         """One update; returns the loss terms.
 
@@ -260,9 +292,10 @@ class _Run:
         lr = learning_rate(schedule, self.epoch, self.step_in_epoch, self.sampler.steps)
         for group in self.optimiser.param_groups:
             group["lr"] = lr
-        with self.precision.autocast(self.fabric.device):
-            answers = {name: teacher(batch) for name, teacher in self.teachers.items()}
-            losses = self.model(batch, answers)
+        losses = self.losses(batch)
+        if self.tasks is not None:
+            self.tasks.observe(losses)
+            losses = self.tasks.weigh(losses)
         total = torch.stack([loss.float() for loss in losses.values()]).sum()
         values = dict(zip(losses, torch.stack([v.detach().float() for v in losses.values()]).tolist(), strict=True))
         for name, value in values.items():
@@ -351,6 +384,8 @@ class _Run:
     def card(self) -> dict[str, Any]:
         """What someone who is handed the weights needs to know."""
         stage, method = self.stage, self.stage.method
+        first = self.eval_data.get(0)
+        focal = float(first.camera.projection[0, 0])
         return {
             "recipe": self.recipe.name, "stage": stage.name, "role": stage.role,
             "detector": detector_name(stage.detector), "config": to_plain(stage.detector),
@@ -360,7 +395,7 @@ class _Run:
             "epochs": stage.schedule.epochs, "kept": "last" if self.best is None else f"epoch {self.best['epoch']}",
             "parameters": sum(p.numel() for p in self.step.student.parameters()),
             "precision": self.precision.name, "device": self.fabric.device.type, "world_size": world_size(),
-            "canvas": list(self.recipe.dataset.canvas), "focal": float(self.data.get(0).camera.projection[0, 0]),
+            "canvas": list(self.recipe.dataset.canvas), "focal": focal, "file_focal": focal / float(first.affine.scale),
             "min_height_scale": self.recipe.dataset.min_height_scale,
             "fingerprint": self.recipe.stage_fingerprint(stage),
             "trained_on": self.seen, "note": self.recipe.note,

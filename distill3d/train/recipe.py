@@ -8,10 +8,11 @@ from typing import Literal
 
 from distill3d.data.augment import AugmentConfig
 from distill3d.data.kitti import KittiConfig
-from distill3d.detectors import DetectorConfig
+from distill3d.detectors import DETECTORS, DetectorConfig, detector_name
 from distill3d.distill.methods import MethodConfig
 from distill3d.errors import UserError
 from distill3d.settings import fingerprint
+from distill3d.train.htl import HTLConfig
 from distill3d.train.schedules import Schedule
 
 Role = Literal["teacher", "assistant", "label_encoder", "baseline", "student", "control"]
@@ -43,6 +44,7 @@ class StageConfig:
     augment: AugmentConfig | None = field(default_factory=AugmentConfig)
     teachers: tuple[str, ...] = ()  # names of earlier stages
     method: MethodConfig | None = None
+    tasks: HTLConfig | None = None  # weighs the detector's own terms by what has been learned
     init: str | None = None  # earlier stage whose weights the detector starts from
     seed_offset: int = 0  # added to the recipe's seed, for a second baseline
 
@@ -113,7 +115,10 @@ def kitti_config(recipe: Recipe, stage: StageConfig, split: str, train: bool) ->
     """
     if recipe.dataset.root is None:
         raise UserError(f"recipe {recipe.name!r} needs a data set: give its folder with --data-root")
-    inputs = {stage.detector.input} | {recipe.stage(t).detector.input for t in stage.teachers if train}
+    inputs: set[str] = {stage.detector.input}
+    if train:
+        inputs |= {recipe.stage(t).detector.input for t in stage.teachers}
+        inputs |= DETECTORS[detector_name(stage.detector)].build.also_trained_on
     return KittiConfig(
         root=recipe.dataset.root, split=split, canvas=recipe.dataset.canvas,
         depth=recipe.dataset.depth if "depth" in inputs else "none",

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -63,14 +64,14 @@ class Teacher(nn.Module):
         return self
 
     @torch.no_grad()
-    def forward(self, batch: Batch) -> Outputs:
-        """The teacher's outputs, cut from the graph."""
+    def forward(self, batch: Batch, targets: Any) -> Outputs:
+        """The teacher's outputs at the student's ``targets``, cut from the graph."""
         if self._answers is None:
-            return detached(self.detector(batch))
+            return detached(self.detector.forward_at(batch, targets))
         keys = list(zip(batch.frame_ids, batch.affine.flip.tolist(), strict=True))
         for i, key in enumerate(keys):
             if key not in self._answers:
-                self._answers[key] = detached(self.detector(single(batch, i)))
+                self._answers[key] = detached(self.detector.forward_at(single(batch, i), slots_of(targets, i)))
         return _join([self._answers[key] for key in keys])
 
 
@@ -90,9 +91,15 @@ def single(batch: Batch, i: int) -> Batch:
     )  # fmt: skip
 
 
+def slots_of(targets: Any, i: int) -> Any:
+    """The targets of image ``i`` alone; ``targets`` is a dataclass of tensors (B, ...)."""
+    return replace(targets, **{f.name: getattr(targets, f.name)[i : i + 1] for f in fields(targets)})
+
+
 def _join(answers: list[Outputs]) -> Outputs:
     def cat(tensors: list[Tensor]) -> Tensor:
-        return torch.cat(tensors).contiguous(memory_format=torch.channels_last)
+        memory_format = torch.channels_last if tensors[0].dim() == 4 else torch.contiguous_format
+        return torch.cat(tensors).contiguous(memory_format=memory_format)
 
     features = {
         name: FeatureMap(cat([a.features[name].tensor for a in answers]), first.geometry)
