@@ -75,7 +75,7 @@ class ImageAffine:
 
     @classmethod
     def crop(
-        cls, source_size: tuple[int, int], canvas_size: tuple[int, int],
+        cls, source_size: tuple[float, float], canvas_size: tuple[int, int],
         zoom: float = 1.0, shift: tuple[float, float] = (0.0, 0.0), flip: bool = False,
     ) -> ImageAffine:  # fmt: skip
         """The uniform scale that maps a window of ``zoom`` x source width onto the canvas width.

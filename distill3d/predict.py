@@ -68,23 +68,29 @@ def predict_image(
     width, height = image.shape[-1], image.shape[-2]
     (canvas_width, canvas_height), focal = card["canvas"], card["focal"]
     fx = float(camera.projection[0, 0])
+    projection = camera.projection.clone()
+    projection[2, 3] = 0  # the data sets that detectors learn from divide by z itself
+    enlarged = 1.0
     as_trained = canvas_width / width
     if abs(fx * as_trained / focal - 1) <= FOCAL_TOLERANCE and height * as_trained <= canvas_height * (
         1 + FOCAL_TOLERANCE
     ):
-        affine = ImageAffine.crop((width, height), (canvas_width, canvas_height))
+        placed = affine = ImageAffine.crop((width, height), (canvas_width, canvas_height))
     else:
         scale = focal / fx
         size = (_fit(width * scale), _fit(height * scale))
-        window = ImageAffine.crop((width, height), size, zoom=size[0] / (width * scale))
+        placed = ImageAffine.crop((width, height), size, zoom=size[0] / (width * scale))
+        # To the detector the picture is one that training's camera took: the same canvas, from a file of another size.
+        enlarged = card["file_focal"] / fx
+        projection[:2] *= enlarged
+        window = ImageAffine.crop((width * enlarged, height * enlarged), size, zoom=size[0] / (width * scale))
         affine = replace(window, zoom=torch.ones_like(window.zoom))  # its focal length is training's: depths are true
-    projection = camera.projection.clone()
-    projection[2, 3] = 0  # the data sets that detectors learn from divide by z itself
-    sample = Sample("picture", resample(image, affine), Camera(affine.camera(Camera(projection)).projection), affine)
+    sample = Sample("picture", resample(image, placed), affine.camera(Camera(projection)), affine)
     batch = collate([sample]).to(device)
     with torch.no_grad():
         (boxes,) = detector.decode(detector(batch), batch)
-    return boxes.to("cpu")
+    boxes = boxes.to("cpu")
+    return boxes if boxes.box2d is None else replace(boxes, box2d=boxes.box2d / enlarged)
 
 
 def _fit(pixels: float) -> int:
