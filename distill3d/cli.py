@@ -276,6 +276,32 @@ def report(arguments: list[str]) -> None:
     print(write_report(list(options.runs), options.out, options.gallery))
 
 
+def diagnose(arguments: list[str]) -> None:
+    """Where distillation helped the students of a run and where it hurt, object by object."""
+    import tyro
+
+    @dataclass(frozen=True)
+    class Options:
+        run: tyro.conf.Positional[Path]  # a run folder with a finished baseline and student
+        data_root: Path | None = None  # the data set's folder; by default the one in recipe.yaml
+        baseline: str | None = None  # stage to compare with; by default the one of role baseline
+        student: str | None = None  # stage to judge; by default all of role student
+        out: Path | None = None  # page, with .json and .csv beside it; by default RUN/diagnosis.html
+        margin: float = 0.02  # of the depth, by which depth errors must differ to count
+        device: str = "cpu"  # where the teacher is asked for its uncertainty
+
+    o = _parse(Options, "diagnose", arguments)
+    from rich.console import Console
+
+    from distill3d.diagnose import diagnose
+
+    result = diagnose(o.run, o.data_root, o.baseline, o.student, o.out, o.margin, o.device)
+    console = Console()
+    console.print(result.table())
+    console.print(result.text(), markup=False, highlight=False)
+    print(*result.files, sep="\n")
+
+
 def doctor(arguments: list[str]) -> None:
     """Versions, devices, and which fast paths are on."""
 
@@ -292,7 +318,7 @@ def doctor(arguments: list[str]) -> None:
 
 COMMANDS: dict[str, Callable[[list[str]], int | None]] = {
     "demo": demo, "synth": synth, "recipes": recipes, "train": train, "eval": evaluate, "predict": predict,
-    "check": check, "report": report, "doctor": doctor,
+    "check": check, "report": report, "diagnose": diagnose, "doctor": doctor,
 }  # fmt: skip
 
 if __name__ == "__main__":

@@ -19,6 +19,11 @@ TICKS = 5  # about as many per axis
 LOG_SPREAD = 30.0
 #: Points beyond which a curve gets averaged: more do not show at the size of a chart.
 MOST_POINTS = 120
+LINE_HEIGHT = 14
+#: Bars take this share of their slot, and no more units than WIDEST_BAR.
+BAR_SHARE, WIDEST_BAR = 0.5, 44.0
+#: Units that a letter of a tick takes, about.
+LETTER_WIDTH = 7.0
 #: Decimals that a tick may need: a double has no more than about 300.
 MOST_DIGITS = 320
 
@@ -161,6 +166,79 @@ def _curve(series: Series, at_x: Callable[[float], float], at_y: Callable[[float
         if math.isfinite(y)
     ]
     return drawn + "".join(marks)
+
+
+@dataclass(frozen=True)
+class Balance:
+    """What went up and what went down in one bin, and what is left of it; percent."""
+
+    label: str
+    count: int  # written below the label
+    up: float = math.nan  # NaN: nothing is drawn
+    down: float = math.nan
+    net: float = math.nan
+    low: float = math.nan  # ends of the interval of ``net``
+    high: float = math.nan
+    other: float = math.nan  # net of something to compare with, a hollow mark
+    note: str = ""  # tooltip
+
+
+def balance_chart(title: str, bars: Sequence[Balance], *, x_label: str, y_axis: Axis) -> str:
+    """An SVG element with a bar up and a bar down for each bin, and a mark with its interval for what is left."""
+    slot = (WIDTH - LEFT - RIGHT) / max(len(bars), 1)
+    labels = [_lines(bar.label, slot) for bar in bars]
+    rows = max(map(len, labels), default=1)
+    bottom = HEIGHT - BOTTOM - rows * LINE_HEIGHT
+
+    def at_y(y: float) -> float:
+        return bottom - min(max(y_axis.share(y), 0.0), 1.0) * (bottom - TOP)
+
+    parts = [
+        f'<svg class="chart" viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{escape(title)}">',
+        _text("chart-title", LEFT, 15, title, "start"),
+    ]
+    for value, text in y_axis.ticks:
+        y = at_y(value)
+        style = "axis" if value == 0 else "grid"
+        parts.append(f'<line class="{style}" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{y:.1f}" y2="{y:.1f}"/>')
+        parts.append(_text("tick", LEFT - 6, y + 3.5, text, "end"))
+    for index, bar in enumerate(bars):
+        middle = LEFT + (index + 0.5) * slot
+        for n, text in enumerate(labels[index]):
+            parts.append(_text("tick", middle, bottom + (n + 1) * LINE_HEIGHT, text))
+        parts.append(_text("tick faint", middle, bottom + (rows + 1) * LINE_HEIGHT, f"n={bar.count}"))
+        parts.append(_balance(bar, middle, slot, at_y))
+    parts.append(_text("label", (LEFT + WIDTH - RIGHT) / 2, HEIGHT - 6, x_label))
+    return "".join([*parts, "</svg>"])
+
+
+def _lines(label: str, room: float) -> list[str]:
+    """A label of several words on two lines where it would be wider than ``room``."""
+    return label.split(" ", 1) if len(label) * LETTER_WIDTH > room else [label]
+
+
+def _balance(bar: Balance, middle: float, slot: float, at_y: Callable[[float], float]) -> str:
+    if not math.isfinite(bar.up + bar.down):
+        return _text("tick faint", middle, at_y(0) - 5, "too few")
+    width = min(BAR_SHARE * slot, WIDEST_BAR)
+    zero, drawn = at_y(0), []
+    for style, value in (("up", bar.up), ("down", -bar.down)):
+        top, height = min(at_y(value), zero), abs(at_y(value) - zero)
+        drawn.append(
+            f'<rect class="{style}" fill="currentColor" fill-opacity="0.55" x="{middle - width / 2:.1f}" y="{top:.1f}"'
+            f' width="{width:.1f}" height="{height:.1f}"/>'
+        )
+    if math.isfinite(bar.net):
+        x, low, high = f"{middle:.1f}", f"{at_y(bar.low):.1f}", f"{at_y(bar.high):.1f}"
+        drawn.append(f'<line stroke="currentColor" stroke-width="2" x1="{x}" x2="{x}" y1="{low}" y2="{high}"/>')
+        drawn.append(f'<circle fill="currentColor" cx="{x}" cy="{at_y(bar.net):.1f}" r="4"/>')
+    if math.isfinite(bar.other):
+        x, y, r = middle + width / 2 + 5, at_y(bar.other), 4
+        drawn.append(
+            f'<path fill="none" stroke="currentColor" stroke-width="1.5" d="M{x:.1f} {y - r:.1f}l{r} {r}l-{r} {r}l-{r}'
+            f' -{r}z"/>'
+        )
+    return f"<g><title>{escape(bar.note)}</title>{''.join(drawn)}</g>"
 
 
 def legend(entries: Sequence[tuple[str, Look]]) -> str:

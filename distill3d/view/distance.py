@@ -9,7 +9,8 @@ import numpy as np
 from jaxtyping import Bool, Float, Int
 
 from distill3d.evaluate.iou import pairs_within_groups
-from distill3d.evaluate.kitti import MAX_OCCLUSION, MAX_TRUNCATION, MIN_HEIGHT, Annotations
+from distill3d.evaluate.kitti import Annotations
+from distill3d.evaluate.matching import objects_of_interest
 
 #: m on the ground between the centres of an object and its detection: the widest match of the nuScenes detection metric
 #: (nutonomy/nuscenes-devkit configs/detection_cvpr_2019.json, ``dist_ths``).
@@ -41,17 +42,6 @@ class Binned:
     objects: Int[np.ndarray, " b"]
     depth_error: Float[np.ndarray, " b"]  # mean |dz| of found objects, m; NaN below LEAST_OBJECTS of them
     found: Float[np.ndarray, " b"]  # share of objects found, 0..1; NaN below LEAST_OBJECTS objects
-
-
-def objects_of_interest(labels: Annotations, name: str, min_height_scale: float) -> Bool[np.ndarray, " n"]:
-    """Which rows are objects of class ``name`` that count at KITTI's hard difficulty.
-
-    ``min_height_scale`` as in ``evaluate.kitti.evaluate``.
-    """
-    hard = -1
-    own = np.char.lower(labels.name) == name
-    easy_enough = (labels.occlusion <= MAX_OCCLUSION[hard]) & (labels.truncation <= MAX_TRUNCATION[hard])
-    return own & easy_enough & (labels.box_height >= MIN_HEIGHT[hard] * min_height_scale)
 
 
 def match_nearest(

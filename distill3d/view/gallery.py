@@ -192,10 +192,10 @@ def figure_html(choice: Choice, sample: Sample, sets: dict[str, Boxes3D]) -> str
     columns = f"{1 / stacked:.3f}fr {bird.width / bird.height:.3f}fr"
     counts = ", ".join(f"{len(boxes)} {name}" for name, boxes in sets.items())
     photos = "".join(
-        _image(panel, f"Frame {sample.frame_id}: camera image with boxes ({n + 1} of {len(panels)})")
+        image_html(panel, f"Frame {sample.frame_id}: camera image with boxes ({n + 1} of {len(panels)})")
         for n, panel in enumerate(panels)
     )
-    above = _image(bird.quantize(BIRD_COLOURS), f"Frame {sample.frame_id} from above with LiDAR points", "bird")
+    above = image_html(bird.quantize(BIRD_COLOURS), f"Frame {sample.frame_id} from above with LiDAR points", "bird")
     return (
         f'<figure><div class="frame" style="--columns:{columns}"><div class="photos">{photos}</div>{above}</div>'
         f"<figcaption><b>Frame {escape(sample.frame_id)}</b>, {escape(choice.reason)}. Boxes: {escape(counts)}."
@@ -203,7 +203,7 @@ def figure_html(choice: Choice, sample: Sample, sets: dict[str, Boxes3D]) -> str
     )
 
 
-def _image(picture: Image.Image, alt: str, style: str = "") -> str:
+def image_html(picture: Image.Image, alt: str, style: str = "") -> str:
     """An <img> with its data inside: palette pictures as PNG, others as JPEG."""
     buffer = io.BytesIO()
     kind = "png" if picture.mode == "P" else "jpeg"

@@ -25,9 +25,9 @@ from distill3d.view.distance import (
 )
 from distill3d.view.gallery import cast, compare, figure_html, scenes
 from distill3d.view.headline import MODERATE, caution, headline, reference
+from distill3d.view.page import page_html, write_file
 from distill3d.view.palette import LOOKS, TRUE, Look, looks
 from distill3d.view.runs import Stage, read_runs
-from distill3d.view.stylesheet import STYLESHEET
 
 #: What a reader calls the metrics and the parts.
 METRICS = {"3d": "3D", "bev": "BEV"}
@@ -66,20 +66,8 @@ def write_report(runs: Sequence[Path], out: Path, gallery: int = 8) -> Path:
     body = [_header(stages, {key: title for key, (title, _) in sections.items()}), "<main>"]
     body += [f'<section id="{key}"><h2>{title}</h2>{content}</section>' for key, (title, content) in sections.items()]
     body += ["</main>", _footer(stages)]
-    title = escape(", ".join(dict.fromkeys(stage.run for stage in stages)))
-    page = (
-        '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8">'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f"<title>{title} {DASH} distill3d report</title><style>{STYLESHEET}</style></head>\n<body>"
-        + "\n".join(body)
-        + "</body></html>\n"
-    )
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        out.write_text(page, encoding="utf-8")
-    except OSError as error:
-        raise UserError(f"{out} cannot be written: {error.strerror}") from None
-    return out
+    title = ", ".join(dict.fromkeys(stage.run for stage in stages))
+    return write_file(out, page_html(f"{title} {DASH} distill3d report", body))
 
 
 # ------------------------------------------------------------------------------------------------------------ the words

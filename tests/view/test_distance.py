@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from distill3d.evaluate.kitti import Annotations
+from distill3d.evaluate.matching import objects_of_interest
 from distill3d.view.distance import (
     LEAST_OBJECTS,
     LEAST_SCORE,
@@ -12,7 +13,6 @@ from distill3d.view.distance import (
     error_by_distance,
     frame_errors,
     match_nearest,
-    objects_of_interest,
 )  # fmt: skip
 
 LABEL = "{name} {truncation} {occlusion} 0 10 10 90 {bottom} 1.5 1.6 4 {x} 1.6 {z} 0"

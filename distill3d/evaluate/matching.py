@@ -1,0 +1,56 @@
+"""Which labelled objects count, and which detection belongs to which of them."""
+
+from __future__ import annotations
+
+import numpy as np
+from jaxtyping import Bool, Int
+
+from distill3d.evaluate.iou import image_iou, pairs_within_groups
+from distill3d.evaluate.kitti import MAX_OCCLUSION, MAX_TRUNCATION, MIN_HEIGHT, NEIGHBOUR, Annotations
+
+#: Row of an object that no detection was matched to.
+MISSED = -1
+
+
+def objects_of_interest(labels: Annotations, name: str, min_height_scale: float) -> Bool[np.ndarray, " n"]:
+    """Which rows are objects of class ``name`` that count at KITTI's hard difficulty.
+
+    ``min_height_scale`` as in ``evaluate.kitti.evaluate``.
+    """
+    hard = -1
+    own = np.char.lower(labels.name) == name
+    easy_enough = (labels.occlusion <= MAX_OCCLUSION[hard]) & (labels.truncation <= MAX_TRUNCATION[hard])
+    return own & easy_enough & (labels.box_height >= MIN_HEIGHT[hard] * min_height_scale)
+
+
+def match_in_image(labels: Annotations, detections: Annotations, least_overlap: float) -> Int[np.ndarray, " n"]:
+    """The row of the detection that belongs to each of N label rows, or ``MISSED``.
+
+    Detections choose in order of score (equal ones in file order): each takes the object of its class, or of the class
+    that KITTI forgives it (a van for a car), whose image box it overlaps most among those that are still free, if the
+    intersection over union is at least ``least_overlap``. Each object and each detection is used at most once. Depth
+    has no say in it, so that a depth error of any size can be seen.
+
+    Raises:
+        ValueError: other frames in one than in the other.
+    """
+    if labels.frames != detections.frames:
+        raise ValueError("labels and detections must hold the same frames in the same order")
+    forgiven = {other: name for name, other in NEIGHBOUR.items()}
+    detected = np.char.lower(detections.name)
+    labelled = np.char.lower(labels.name)
+    for other, name in forgiven.items():
+        labelled = np.where(labelled == other, name, labelled)
+    g, d = pairs_within_groups(labels.frame, detections.frame, len(labels.frames))
+    same_class = labelled[g] == detected[d]
+    g, d = g[same_class], d[same_class]
+    overlap = image_iou(labels.box2d[g], detections.box2d[d])
+    near = overlap >= least_overlap
+    g, d, overlap = g[near], d[near], overlap[near]
+    match = np.full(len(labels.frame), MISSED)
+    taken = np.zeros(len(detections.frame), dtype=bool)
+    for pair in np.lexsort((g, -overlap, d, -detections.score[d])):
+        if match[g[pair]] == MISSED and not taken[d[pair]]:
+            match[g[pair]] = d[pair]
+            taken[d[pair]] = True
+    return match

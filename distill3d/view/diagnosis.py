@@ -1,0 +1,472 @@
+"""The page of a diagnosis: where distilled students gained on their baseline, and where they lost."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from html import escape
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from distill3d.boxes import KITTI_CLASSES, Boxes3D, from_kitti
+from distill3d.data.kitti import KittiDataset
+from distill3d.errors import UserError
+from distill3d.evaluate.transfer import (
+    NEGATIVE,
+    OUTCOMES,
+    POSITIVE,
+    Analysis,
+    Bin,
+    Estimate,
+    Grouping,
+    TransferSettings,
+    largest,
+    net_difference,
+)
+from distill3d.view import charts
+from distill3d.view.charts import Axis, Balance, Series
+from distill3d.view.closeup import Closeup, closeup_html
+from distill3d.view.headline import NO_BREAK, caution
+from distill3d.view.page import page_html, write_file
+from distill3d.view.palette import LOOKS, TRUE, Look
+from distill3d.view.runs import Stage
+
+#: Objects shown of each kind, about 0.2 MB each.
+PICTURES = 4
+DASH, MINUS = "\u2013", "\u2212"
+MEANING = {
+    "positive": "both found it, the student's depth is nearer to the truth",
+    "neutral": "both found it, their depth errors are level",
+    "negative": "both found it, the student's depth is farther from the truth",
+    "gained": "only the student found it",
+    "lost": "only the baseline found it",
+    "missed": "neither found it",
+}
+BOTH = ("positive", "neutral", "negative")
+#: Groupings that need a sentence before they are read.
+READING = {
+    "teacher_uncertainty": "Quarters of the objects by the scale (m) of the Laplace distribution in which the teacher"
+    " puts the depth of the object, small meaning sure. It grows with distance: mind the first charts.",
+    "teacher_error": "Does a student inherit its teacher's mistakes? The bins look at the teacher alone, so that chance"
+    " in the baseline does not sort the objects.",
+    "teacher_versus_baseline": "Beware: these bins look at the baseline's own error. Where it happened to be bad, any"
+    " other detector is likely to be better, taught by this teacher or not, and the other way round. Only what exceeds"
+    " the same figure of a student that this teacher did not teach speaks of transfer.",
+}
+
+
+@dataclass(frozen=True)
+class Section:
+    """One student against the baseline."""
+
+    student: Stage
+    analysis: Analysis
+    teacher: Stage | None
+    untaught: tuple[Stage, Analysis] | None = None  # another camera detector that this teacher did not teach
+    lacks: tuple[str, ...] = ()  # what could not be shown, a sentence each
+
+
+def write_page(
+    sections: Sequence[Section], baseline: Stage, dataset: KittiDataset | None, out: Path, lacks: Sequence[str] = ()
+) -> Path:
+    """Write the page and return its path; without a data set it has no pictures.
+
+    Raises:
+        UserError: ``out`` cannot be written.
+    """
+    parts = [
+        f'<section id="student-{n}"><h2>{escape(one.student.name)} against {escape(baseline.name)}</h2>'
+        f"{_section(one, dataset)}</section>"
+        for n, one in enumerate(sections)
+    ]
+    body = [
+        _header(sections, baseline, lacks), "<main>", *parts, _method(sections[0].analysis.settings), "</main>",
+        f"<footer><p>Made by distill3d from {escape(str(baseline.folder.parent))}</p></footer>",
+    ]  # fmt: skip
+    return write_file(out, page_html(f"{baseline.run} {DASH} distill3d diagnosis", body))
+
+
+# ------------------------------------------------------------------------------------------------------------ the words
+
+
+def points(value: float) -> str:
+    """A difference of shares in points of percent, with its sign."""
+    return f"{100 * value:+.1f}".replace("-", MINUS)
+
+
+def verdict(estimate: Estimate | None) -> str:
+    """A net share with its standard error, and whether it can be told from noise."""
+    if estimate is None:
+        return "too few objects to tell"
+    word = "beyond" if estimate.beyond_noise else "within"
+    return f"{net(estimate)} points, {word} the noise of frames"
+
+
+def things(settings: TransferSettings) -> str:
+    """What the objects are called."""
+    return f"{settings.classes[0]}s" if len(settings.classes) == 1 else "objects"
+
+
+def _interval(estimate: Estimate) -> str:
+    return f"95{NO_BREAK}% interval {points(estimate.low)} to {points(estimate.high)}"
+
+
+def _share(part: int, whole: int) -> str:
+    return f"{100 * part / whole:.1f} %" if whole else DASH
+
+
+def leads(one: Section) -> list[str]:
+    """What the numbers say: of depth, of finding, and of the teacher."""
+    analysis, total, name = one.analysis, one.analysis.total, one.student.name
+    what, margin = things(analysis.settings), f"{100 * analysis.settings.margin:g} % of their depth"
+    nearer, farther = total.counts["positive"], total.counts["negative"]
+    depth = (
+        f"Of the {total.both} {what} that both found, {name} places {nearer} ({_share(nearer, total.both)}) nearer to"
+        f" the truth than the baseline and {farther} ({_share(farther, total.both)}) farther from it, by more than"
+        f" {margin}."
+    )
+    if total.depth is None:
+        depth += " These are too few objects or frames to tell chance from effect."
+    else:
+        chance = "more than the noise of frames" if total.depth.beyond_noise else "no more than the noise of frames"
+        depth += (
+            f" Net depth transfer: {points(total.depth.value)} points (standard error {100 * total.depth.error:.1f},"
+            f" {_interval(total.depth)}, {total.both_frames} frames): {chance}."
+        )
+    finding = (
+        f"{name} found {total.counts['gained']} that the baseline missed and missed {total.counts['lost']} that the"
+        f" baseline found: net finding {verdict(total.finding)}."
+    )
+    return [depth, finding, *untaught_sentences(one), *contrast_sentences(one)]
+
+
+def untaught_sentences(one: Section) -> list[str]:
+    """What a detector reaches without this teacher: the measure of what the teacher did."""
+    if one.untaught is None:
+        return []
+    stage, analysis = one.untaught
+    ahead = verdict(net_difference(one.analysis, analysis))
+    return [
+        f"{stage.name}, which this teacher did not teach, stands at {net(analysis.total.depth)} points against the same"
+        f" baseline; the lead of {one.student.name} over it is {ahead}."
+    ]
+
+
+def contrast_sentences(one: Section) -> list[str]:
+    """Whether there is more harm where the teacher is wrong or unsure, beside the same of the untaught detector."""
+    theirs = {} if one.untaught is None else {c.key: c.difference for c in one.untaught[1].contrasts}
+    sentences = []
+    for c in one.analysis.contrasts:
+        (first, second), (many, fewer) = c.values, c.counts
+        told = f"{'beyond' if c.difference.beyond_noise else 'within'} the noise of frames"
+        strata = ", each compared within its bin of distance" if c.key == "teacher_sure" else ""
+        twin = ""
+        if one.untaught is not None and c.key in theirs:
+            twin = f" For {one.untaught[0].name} the difference is {net(theirs[c.key])}."
+        sentences.append(
+            f"Where {c.first}, net depth transfer is {points(first.value)} points ({many} objects); where {c.second},"
+            f" {points(second.value)} ({fewer}){strata}: the difference is {told} ({points(c.difference.value)},"
+            f" {_interval(c.difference)}).{twin}"
+        )
+    return sentences
+
+
+def _line(sentence: str, style: str = "soft") -> str:
+    return f'<p class="{style}">{escape(sentence)}</p>'
+
+
+def _header(sections: Sequence[Section], baseline: Stage, lacks: Sequence[str]) -> str:
+    told = "; ".join(map(_told, sections))
+    first = sections[0].analysis
+    cautions = caution([baseline, *(one.student for one in sections)])
+    warned = "".join(f"<p>{escape(sentence)}</p>" for sentence in cautions)
+    entries = {
+        "Data": str(baseline.dataset.get("root", DASH)),
+        "Split": str(baseline.dataset.get("eval_split", DASH)),
+        "Frames": str(len(first.objects.frames)),
+        f"{things(first.settings).capitalize()} that count": f"{first.total.objects} in {first.total.frames} frames",
+        "Baseline": baseline.name,
+        "Teachers": ", ".join(dict.fromkeys(one.teacher.name for one in sections if one.teacher)) or DASH,
+        "Margin": f"{100 * first.settings.margin:g} % of depth",
+        "Least box height": f"KITTI's × {first.settings.min_height_scale:.4g}",
+    }
+    items = "".join(f"<div><dt>{escape(k)}</dt><dd>{escape(v)}</dd></div>" for k, v in entries.items())
+    missing = "".join(f"<li>{escape(sentence)}</li>" for sentence in dict.fromkeys(lacks))
+    links = "".join(f'<li><a href="#student-{n}">{escape(s.student.name)}</a></li>' for n, s in enumerate(sections))
+    return (
+        f'<header><p class="kind">distill3d diagnosis · {escape(baseline.run)}</p>'
+        f"<h1>Net depth transfer: {escape(told)}</h1>"
+        + (f'<div class="caution" role="note">{warned}</div>' if warned else "")
+        + f'<dl class="settings">{items}</dl>'
+        + (f'<h3>What is missing</h3><ul class="plain">{missing}</ul>' if missing else "")
+        + f'<nav aria-label="Contents"><ul>{links}<li><a href="#method">How it is counted</a></li></ul></nav></header>'
+    )
+
+
+def _told(one: Section) -> str:
+    if one.untaught is None:
+        return f"{one.student.name} {verdict(one.analysis.total.depth)}"
+    stage, analysis = one.untaught
+    ahead = net_difference(one.analysis, analysis)
+    words = "too few to compare" if ahead is None else "a difference" if ahead.beyond_noise else "no clear difference"
+    ours, theirs = net(one.analysis.total.depth), net(analysis.total.depth)
+    return f"{one.student.name} {ours} points, untaught {stage.name} {theirs}: {words}"
+
+
+def _method(settings: TransferSettings) -> str:
+    rows = "".join(f'<tr><th scope="row">{name}</th><td>{meaning}</td></tr>' for name, meaning in MEANING.items())
+    sentences = (
+        f"Objects are the labelled {', '.join(settings.classes)} that count at KITTI's hard difficulty. Every box that"
+        " a detector wrote takes part, whatever its score. In order of score each takes the object of its class whose"
+        " image box it overlaps most and that is still free, if IoU is at least"
+        f" {settings.least_overlap:g}; depth has no say in it.",
+        f"Depth errors |z {MINUS} z true| count as different where they differ by more than"
+        f" {100 * settings.margin:g} % of the object's depth. Net depth transfer is (positive {MINUS} negative) /"
+        f" objects that both found; net finding is (gained {MINUS} lost) / all objects.",
+        f"Standard errors and 95 % intervals come from {settings.resamples} resamples of whole frames. They tell how"
+        " far other frames of the same kind would move a number, not how far another seed of training would: a second"
+        " baseline, compared by --student, tells that. Intervals of single bins are not corrected for their number: of"
+        " twenty, one excludes 0 by chance.",
+        f"Bins with fewer than {settings.least_objects} objects, or in fewer than {settings.least_frames} frames, are"
+        " counted but not drawn.",
+    )
+    return (
+        f'<section id="method"><h2>How it is counted</h2><div class="card"><table>{rows}</table></div>'
+        + "".join(_line(sentence, "method") for sentence in sentences)
+        + "</section>"
+    )
+
+
+# ---------------------------------------------------------------------------------------------------------- one student
+
+
+def _section(one: Section, dataset: KittiDataset | None) -> str:
+    analysis = one.analysis
+    parts = [_line(sentence, "lead" if n == 0 else "") for n, sentence in enumerate(leads(one))]
+    parts += [_line(sentence) for sentence in one.lacks]
+    parts += [_totals(one), _margins(one), _keys(one)]
+    other = {} if one.untaught is None else {g.key: bins for g, bins in one.untaught[1].groups}
+    for grouping, bins in analysis.groups:
+        parts.append(_group(grouping, bins, other.get(grouping.key), one))
+    if dataset is not None:
+        parts.append(_pictures(one, dataset))
+    return "".join(parts)
+
+
+def _table(head: Sequence[str], rows: Sequence[Sequence[str]], label: str) -> str:
+    """A table whose cells are plain text."""
+    top = "".join(f'<th scope="col">{escape(cell)}</th>' for cell in head)
+    body = "".join(
+        f'<tr><th scope="row">{escape(row[0])}</th>{"".join(f"<td>{escape(cell)}</td>" for cell in row[1:])}</tr>'
+        for row in rows
+    )
+    return (
+        f'<div class="scroll" tabindex="0" role="region" aria-label="{escape(label)}"><table class="ap"><thead>'
+        f"<tr>{top}</tr></thead><tbody>{body}</tbody></table></div>"
+    )
+
+
+def _number(value: float, digits: int = 2) -> str:
+    return f"{value:.{digits}f}" if math.isfinite(value) else DASH
+
+
+def _totals(one: Section) -> str:
+    total, parts = one.analysis.total, one.analysis.parts
+    counts = [
+        ["objects", *(str(n) for n in total.counts.values())],
+        [f"share of all {total.objects}", *(_share(n, total.objects) for n in total.counts.values())],
+        [f"share of {total.both} that both found",
+         *(_share(n, total.both) if name in BOTH else "" for name, n in total.counts.items())],
+    ]  # fmt: skip
+    means = [
+        [_stage_of(one, part), f"{total.found[part]} ({_share(total.found[part], total.objects)})",
+         _number(total.depth_error[part]), _number(total.centre_error[part]), _number(total.iou_3d[part], 3)]
+        for part in parts
+    ]  # fmt: skip
+    return (
+        "<h3>Counts</h3>"
+        + _table(("", *OUTCOMES), counts, "Outcomes")
+        + _table(
+            ("", "found", f"mean depth error (m), {total.common} found by all", "mean centre error (m), the same",
+             f"mean 3D IoU, all {total.objects}, missed = 0"), means, "Means",
+        )
+    )  # fmt: skip
+
+
+def _stage_of(one: Section, part: str) -> str:
+    stage = {"student": one.student, "teacher": one.teacher}.get(part)
+    return part if stage is None or stage.name == part else f"{part}: {stage.name}"
+
+
+def _margins(one: Section) -> str:
+    rows = [
+        [f"{100 * m.margin:g} % of depth", str(m.positive), str(m.negative), verdict(m.depth)]
+        for m in one.analysis.margins
+    ]
+    table = _table(("margin", "positive", "negative", "net depth transfer"), rows, "Other margins")
+    return f"<details><summary>Does it hang on the margin? The same at others</summary>{table}</details>"
+
+
+def _keys(one: Section) -> str:
+    """What the marks of the charts mean."""
+    other = ""
+    if one.untaught is not None:
+        other = (
+            f" The hollow mark is the net share of {one.untaught[0].name}, a detector with the same input that this"
+            " teacher did not teach."
+        )
+    return "<h3>Where</h3>" + _line(
+        "First: of the objects that both found, the share whose depth came nearer to the truth (up) and went farther"
+        " from it (down). Second: of all objects, the share gained (up) and lost (down). The dot is what is left, with"
+        f" its 95 % interval.{other} Third: mean depth error over the objects that every detector found.",
+        "method",
+    ) + charts.legend([(_stage_of(one, part), LOOKS[part]) for part in one.analysis.parts])  # fmt: skip
+
+
+def _group(grouping: Grouping, bins: Sequence[Bin], other: Sequence[Bin] | None, one: Section) -> str:
+    settings = one.analysis.settings
+    left_out = int((grouping.index < 0).sum())
+    unknown = f" {left_out} objects have no such value and are in no bin." if left_out else ""
+    text = READING.get(grouping.key, "") + unknown
+    drawn = [
+        _balance_chart("Depth nearer / farther (%)", grouping, bins, other, "both", "depth", ("positive", "negative")),
+        _balance_chart("Found: gained / lost (%)", grouping, bins, other, "objects", "finding", ("gained", "lost")),
+        _error_chart(grouping, bins, settings, list(one.analysis.parts)),
+    ]
+    title = grouping.title[0].upper() + grouping.title[1:]
+    return (
+        f"<h3>{escape(title)}</h3>"
+        + (_line(text, "method") if text else "")
+        + f'<div class="charts">{"".join(drawn)}</div>'
+        + f"<details><summary>All numbers by {escape(grouping.title)}</summary>"
+        + f"{_bins_table(bins, other, one)}</details>"
+    )
+
+
+def _trimmed(bins: Sequence[Bin], count: Callable[[Bin], int]) -> range:
+    """Indices of the bins from the first to the last one that holds anything."""
+    held = [n for n, one in enumerate(bins) if count(one)]
+    return range(held[0], held[-1] + 1) if held else range(0)
+
+
+def _balance_chart(
+    title: str, grouping: Grouping, bins: Sequence[Bin], other: Sequence[Bin] | None, whole: str, estimate: str,
+    outcomes: tuple[str, str],
+) -> str:  # fmt: skip
+    bars = []
+    for n in _trimmed(bins, lambda one: getattr(one, whole)):
+        one, count, net = bins[n], getattr(bins[n], whole), getattr(bins[n], estimate)
+        if net is None:
+            bars.append(Balance(one.label, count))
+            continue
+        up, down = (100 * one.counts[name] / count for name in outcomes)
+        reference = None if other is None else getattr(other[n], estimate)
+        frames = one.both_frames if whole == "both" else one.frames
+        note = (
+            f"{one.label}: {one.counts[outcomes[0]]} {outcomes[0]}, {one.counts[outcomes[1]]} {outcomes[1]} of {count}"
+        )
+        note += f" in {frames} frames; net {verdict(net)}, {_interval(net)}"
+        bars.append(
+            Balance(one.label, count, up, down, 100 * net.value, 100 * net.low, 100 * net.high,
+                    math.nan if reference is None else 100 * reference.value, note)
+        )  # fmt: skip
+    drawn = [v for bar in bars for v in (bar.up, -bar.down, bar.low, bar.high, bar.other) if math.isfinite(v)]
+    axis = charts.linear_axis(min([0.0, *drawn]), max([0.0, *drawn])) if drawn else charts.linear_axis(-1, 1)
+    return charts.balance_chart(title, bars, x_label=grouping.title, y_axis=axis)
+
+
+def _error_chart(grouping: Grouping, bins: Sequence[Bin], settings: TransferSettings, parts: Sequence[str]) -> str:
+    shown = list(_trimmed(bins, lambda one: one.common))
+    series = []
+    for part in parts:
+        values = [bins[n].depth_error[part] if bins[n].common >= settings.least_objects else math.nan for n in shown]
+        notes = [
+            f"{part}, {bins[n].label}: {v:.2f} m ({bins[n].common} objects)" for n, v in zip(shown, values, strict=True)
+        ]
+        series.append(Series(part, LOOKS[part], list(range(len(shown))), values, notes))
+    finite = [value for one in series for value in one.y if math.isfinite(value)]
+    ticks = [(float(n), bins[index].label) for n, index in enumerate(shown)]
+    counts = [(float(n), f"n={bins[index].common}") for n, index in enumerate(shown)]
+    return charts.line_chart(
+        "Mean depth error (m)", series, x_label=grouping.title, x_axis=Axis(-0.5, max(len(shown), 1) - 0.5, ticks),
+        y_axis=charts.fitting_axis(finite, from_zero=True), under=counts,
+    )  # fmt: skip
+
+
+def _bins_table(bins: Sequence[Bin], other: Sequence[Bin] | None, one: Section) -> str:
+    parts = list(one.analysis.parts)
+    head = ["bin", "objects", "frames", *OUTCOMES, "net depth (points)", "net finding (points)"]
+    head += [] if other is None or one.untaught is None else [f"net depth of {one.untaught[0].name}"]
+    head += [f"{part} error (m)" for part in parts]
+    rows = []
+    for n, b in enumerate(bins):
+        if not b.objects:
+            continue
+        row = [b.label, str(b.objects), str(b.frames), *(str(b.counts[name]) for name in OUTCOMES)]
+        row += [net(b.depth), net(b.finding)]
+        row += [] if other is None else [net(other[n].depth)]
+        rows.append(row + [_number(b.depth_error[part]) for part in parts])
+    return _table(head, rows, "Numbers by bin")
+
+
+def net(estimate: Estimate | None) -> str:
+    """A net share in points, with its standard error."""
+    return DASH if estimate is None else f"{points(estimate.value)}{NO_BREAK}±{NO_BREAK}{100 * estimate.error:.1f}"
+
+
+# --------------------------------------------------------------------------------------------------------- the pictures
+
+
+def _pictures(one: Section, dataset: KittiDataset) -> str:
+    kinds = ((POSITIVE, "Largest gains"), (NEGATIVE, "Largest harm"))
+    chosen = [(title, largest(one.analysis, outcome, PICTURES)) for outcome, title in kinds]
+    try:
+        figures = [(title, "".join(_picture(one, dataset, i) for i in indices)) for title, indices in chosen]
+    except (UserError, OSError) as error:
+        return _line(f"The pictures are left out: {str(error).rstrip('.')}.")
+    key = charts.legend([(part, Look(LOOKS[part].colour)) for part in (TRUE, *one.analysis.parts)])
+    method = _line(
+        "Chosen by rule, not by hand: the objects that both found whose depth error changed most, relative to depth,"
+        " one per frame. Only the boxes matched to the object are drawn; front faces are tinted.",
+        "method",
+    )
+    shown = "".join(f"<h3>{title}</h3>{html or _line('There is none.')}" for title, html in figures)
+    return f"<h3>Pictures</h3>{method}{key}{shown}"
+
+
+def _picture(one: Section, dataset: KittiDataset, index: int) -> str:
+    analysis, objects = one.analysis, one.analysis.objects
+    frame = objects.frames[objects.frame[index]]
+    if frame not in dataset.frame_ids:
+        raise UserError(f"frame {frame} is not in the split {dataset.config.split!r}")
+    boxes, remarks = {}, {}
+    for part, found in analysis.parts.items():
+        if not found.found[index]:
+            remarks[part] = f"{part}: missed"
+            continue
+        away = float(found.box[index, 5] - objects.depth[index])
+        where = "too far" if away > 0 else "too near"
+        remarks[part] = f"{part}: {abs(away):.2f} m {where}, 3D IoU {found.iou_3d[index]:.2f}"
+        boxes[part] = _box(found.box[index])
+    name = str(objects.name[index])
+    change = analysis.parts["baseline"].depth_error[index] - analysis.parts["student"].depth_error[index]
+    unsure = analysis.log_scale[index]
+    scale = f"; scale of the teacher's depth {math.exp(unsure):.2f} m" if math.isfinite(unsure) else ""
+    caption = (
+        f"<b>Frame {escape(frame)}, line {objects.line[index] + 1}</b>: {escape(name)} {objects.depth[index]:.1f} m"
+        f" ahead, occlusion {objects.occlusion[index]}; depth error {'smaller' if change > 0 else 'larger'} by"
+        f" {abs(change):.2f} m ({100 * abs(analysis.gain[index]):.1f} % of depth){scale}."
+    )
+    sample = dataset.get(dataset.frame_ids.index(frame))
+    return closeup_html(sample, Closeup(_box(objects.box[index]), boxes, remarks, caption))
+
+
+def _box(row: np.ndarray) -> Boxes3D:
+    """One KITTI row (7,) as a box."""
+    values = torch.from_numpy(row[None].copy())
+    return from_kitti(
+        values[:, :3], values[:, 3:6], values[:, 6], torch.full((1,), KITTI_CLASSES.index("Car"), dtype=torch.int64)
+    )
