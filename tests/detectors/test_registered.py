@@ -4,17 +4,16 @@ from dataclasses import replace
 
 import pytest
 import torch
+from made_up import CAMERA, CANVAS, SIZE, cars, make_batch
 
-from distill3d.boxes import Boxes3D, from_kitti, wrap_angle
+from distill3d.boxes import Boxes3D, wrap_angle
 from distill3d.camera import Camera, ImageAffine
 from distill3d.data.augment import place_objects
-from distill3d.data.sample import EASY, Batch, ObjectBatch, Objects
+from distill3d.data.sample import ObjectBatch
 from distill3d.detectors import DETECTORS, build_detector, did_m3d, gupnet, monodetr
 from distill3d.detectors.base import Outputs
 from distill3d.detectors.monodle import HEADING_BINS, HEADS, STRIDE, MonoDLE, MonoDLETargets, tiny
 
-SIZE, CANVAS = (1242, 375), (320, 96)
-CAMERA = Camera(torch.tensor([[721.5, 0, 609.6, 44.9], [0, 721.5, 172.9, 0.2], [0, 0, 1, 0]], dtype=torch.float64))
 #: The smallest settings of each detector, by modality.
 ENCODINGS = ("clean", "metric", "monodistill", "monoskd", "log")
 SMALL = {
@@ -24,39 +23,6 @@ SMALL = {
     "monodetr": [monodetr.tiny(), monodetr.tiny(input="depth", depth_encoding="log")],
 }
 CASES = [(name, config) for name in DETECTORS for config in SMALL[name]]
-
-
-def cars(count: int, generator: torch.Generator, border: bool = False) -> Objects:
-    """Cars at random places in front of the camera; on the image's left border with ``border``."""
-    z = 5 + 50 * torch.rand(count, generator=generator, dtype=torch.float64)
-    u = torch.rand(count, generator=generator, dtype=torch.float64) * (4 if border else SIZE[0])
-    centre = CAMERA.back_project(torch.stack((u, torch.full_like(u, 200.0)), -1), z)
-    hwl = torch.tensor([1.5, 1.6, 3.9], dtype=torch.float64) + 0.1 * torch.rand(count, 3, generator=generator).double()
-    rotation_y = wrap_angle(6.28 * torch.rand(count, generator=generator).double())
-    half = 721.5 * torch.stack((hwl[:, 1], hwl[:, 0]), -1) / z[:, None] / 2
-    uv = CAMERA.project(centre)[0]
-    boxes = from_kitti(
-        hwl, centre + torch.stack((torch.zeros_like(z), hwl[:, 0] / 2, torch.zeros_like(z)), -1), rotation_y,
-        torch.ones(count, dtype=torch.int64), box2d=torch.cat((uv - half, uv + half), -1),
-        alpha=wrap_angle(rotation_y - torch.atan2(uv[:, 0] - 609.6, torch.full_like(z, 721.5))),
-    )  # fmt: skip
-    zero = torch.zeros(count, dtype=torch.int64)
-    return Objects(boxes, zero.double(), zero, torch.full_like(zero, EASY))
-
-
-def make_batch(objects: list[Objects], generator: torch.Generator) -> Batch:
-    affines = [ImageAffine.crop(SIZE, CANVAS) for _ in objects]
-    placed = [
-        replace(o, boxes=replace(o.boxes, box2d=a.apply_boxes(o.boxes.box2d)))
-        for o, a in zip(objects, affines, strict=True)
-    ]
-    n = len(objects)
-    depth = 60 * torch.rand(n, 1, CANVAS[1], CANVAS[0], generator=generator)
-    return Batch(
-        [f"{i:06}" for i in range(n)], torch.rand(n, 3, CANVAS[1], CANVAS[0], generator=generator),
-        Camera(torch.stack([a.camera(CAMERA).projection for a in affines])), ImageAffine.stack(affines),
-        ObjectBatch.pad(placed), torch.where(depth > 10, depth, torch.zeros_like(depth)),
-    )  # fmt: skip
 
 
 @pytest.mark.parametrize(("name", "config"), CASES, ids=[f"{n}-{c.input}-{c.depth_encoding}" for n, c in CASES])
