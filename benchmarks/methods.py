@@ -32,6 +32,7 @@ from distill3d.settings import to_plain
 from distill3d.synth.writer import StreetConfig, write_kitti
 from distill3d.train.checkpoint import save_weights
 from distill3d.train.loop import TrainingStep, build_step
+from distill3d.train.memory import keep_freed_memory
 from distill3d.train.precision import choose_precision
 from distill3d.train.recipe import DatasetConfig, Recipe, StageConfig, kitti_config
 from distill3d.train.schedules import build_optimiser
@@ -125,6 +126,18 @@ def peak_memory(base: str, label: str, folder: Path, batch_size: int, device: to
     return resident("VmHWM") - before
 
 
+def alternate(steppers: dict[str, Stepper], loaded: list[Batch], steps: int) -> dict[str, float]:
+    """Median seconds of a step of each, taken in turn on the same batches."""
+    for stepper in steppers.values():
+        for batch in loaded:
+            stepper(batch)  # warms up, and lets the remembering teachers see every frame
+    seconds: dict[str, list[float]] = {label: [] for label in steppers}
+    for i in range(steps):
+        for label, stepper in steppers.items():
+            seconds[label].append(stepper(loaded[i % len(loaded)]))
+    return {label: statistics.median(values) for label, values in seconds.items()}
+
+
 def measure(base: str, folder: Path, steps: int, batch_size: int, device: torch.device) -> dict:
     """Median seconds and peak memory of every method on a base, and both relative to the plain student's."""
     recipe = recipe_of(base, folder / "streets")
@@ -139,14 +152,7 @@ def measure(base: str, folder: Path, steps: int, batch_size: int, device: torch.
         mib[label] = float(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
     steppers = {label: Stepper(recipe, label, folder, device) for label in labels}
     loaded = load(recipe, batch_size, device)
-    for stepper in steppers.values():
-        for batch in loaded:
-            stepper(batch)  # warms up, and lets the remembering teachers see every frame
-    seconds: dict[str, list[float]] = {label: [] for label in labels}
-    for i in range(steps):
-        for label, stepper in steppers.items():
-            seconds[label].append(stepper(loaded[i % len(loaded)]))
-    medians = {label: statistics.median(values) for label, values in seconds.items()}
+    medians = alternate(steppers, loaded, steps)
     return {
         "seconds": medians, "time_relative_to_plain": {k: v / medians["plain"] for k, v in medians.items()},
         "peak_mib": mib, "memory_relative_to_plain": {k: v / mib["plain"] for k, v in mib.items()},
@@ -165,6 +171,8 @@ def main() -> None:
     parser.add_argument("--memory-of", help=argparse.SUPPRESS)  # one measurement, in a process of its own
     parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()
+    if options.device.type == "cpu":
+        keep_freed_memory()
     if options.memory_of:
         print(peak_memory(options.bases[0], options.memory_of, options.folder, options.batch_size, options.device))
         return

@@ -20,47 +20,21 @@ from pathlib import Path
 
 import torch
 from machine import describe_machine
+from methods import REMEMBERED, Stepper, alternate
 
 from distill3d.data.collate import batches
 from distill3d.data.kitti import KittiDataset
-from distill3d.data.sample import Batch
 from distill3d.detectors import build_detector
 from distill3d.recipes.demo import STREETS, demo
 from distill3d.settings import to_plain
 from distill3d.synth.writer import write_kitti
 from distill3d.train.checkpoint import save_weights
-from distill3d.train.loop import TrainingStep, build_step
-from distill3d.train.precision import choose_precision
-from distill3d.train.recipe import Recipe, StageConfig, kitti_config
-from distill3d.train.schedules import build_optimiser
-from distill3d.train.teachers import Teacher
+from distill3d.train.memory import keep_freed_memory
+from distill3d.train.recipe import kitti_config
 
 RESULT = Path(__file__).resolve().parent / "results" / "train_step.json"
 FRAMES = 16
 CPU = torch.device("cpu")
-
-
-class Stepper:
-    """One stage, ready to take training steps on given batches."""
-
-    def __init__(self, recipe: Recipe, stage: StageConfig, teacher: Path, remember: bool) -> None:
-        self.teachers = {name: Teacher(teacher, repeatable=remember) for name in stage.teachers}
-        self.precision = choose_precision(recipe.precision, CPU)
-        self.step: TrainingStep = build_step(stage, self.teachers).to(memory_format=torch.channels_last)  # pyright: ignore
-        self.step.train()
-        self.optimiser = build_optimiser(self.step, stage.schedule)
-
-    def __call__(self, batch: Batch) -> float:
-        """Seconds of one step."""
-        start = time.perf_counter()
-        with self.precision.autocast(CPU):
-            targets = self.step.student.encode(batch)
-            answers = {name: teacher(batch, targets) for name, teacher in self.teachers.items()}
-            losses = self.step(batch, targets, answers)
-        self.optimiser.zero_grad()
-        torch.stack([v.float() for v in losses.values()]).sum().backward()
-        self.optimiser.step()
-        return time.perf_counter() - start
 
 
 def measure(steps: int) -> dict:
@@ -74,21 +48,13 @@ def measure(steps: int) -> dict:
         config = recipe.stage("teacher").detector
         save_weights(folder / "teacher", build_detector(config).state_dict(), {
             "detector": "monodle", "config": to_plain(config), "trained_on": {"frames": []}})  # fmt: skip
-        steppers = {"plain": Stepper(recipe, recipe.stage("baseline"), folder / "teacher", False)}
-        for stage in ("monodistill", "monoskd"):
-            for label, remember in ((stage, False), (f"{stage}, remembered teacher", True)):
-                steppers[label] = Stepper(recipe, recipe.stage(stage), folder / "teacher", remember)
+        labels = ["baseline", "monodistill", "monoskd"]
+        labels += [f"{name}{REMEMBERED}" for name in labels[1:]]
+        steppers = {label: Stepper(recipe, label, folder, CPU) for label in labels}
         data = KittiDataset(kitti_config(recipe, student, "train", train=True))
         loaded = list(batches(data, list(range(FRAMES)), student.schedule.batch_size, 0, 0))
-        for stepper in steppers.values():
-            for batch in loaded:
-                stepper(batch)  # warms up, and lets the remembering teachers see every frame
-        seconds: dict[str, list[float]] = {label: [] for label in steppers}
-        for i in range(steps):
-            for label, stepper in steppers.items():
-                seconds[label].append(stepper(loaded[i % len(loaded)]))
-    medians = {label: statistics.median(values) for label, values in seconds.items()}
-    return {"seconds": medians, "relative_to_plain": {k: v / medians["plain"] for k, v in medians.items()},
+        medians = alternate(steppers, loaded, steps)
+    return {"seconds": medians, "relative_to_plain": {k: v / medians["baseline"] for k, v in medians.items()},
             "batch_size": student.schedule.batch_size, "canvas": list(recipe.dataset.canvas)}  # fmt: skip
 
 
@@ -107,6 +73,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=12)
     options = parser.parse_args()
     torch.set_num_threads(1)
+    keep_freed_memory()
     result = {**measure(options.steps), "help_seconds": help_seconds(), "machine": describe_machine()}
     RESULT.write_text(json.dumps(result, indent=1) + "\n")
     print(json.dumps(result, indent=1))

@@ -15,6 +15,7 @@ from distill3d.errors import UserError
 from distill3d.settings import to_plain
 from distill3d.train.checkpoint import CARD, write_text
 from distill3d.train.loop import CONFIG, RunOptions, train_stage
+from distill3d.train.memory import keep_freed_memory
 from distill3d.train.recipe import Recipe, StageConfig, kitti_config
 
 RECIPE = "recipe.yaml"
@@ -60,6 +61,8 @@ def launch(options: RunOptions) -> Fabric:
         strategy="ddp" if many else "auto", precision="32-true",
     )  # fmt: skip
     fabric.launch()
+    if fabric.device.type == "cpu":
+        keep_freed_memory()
     return fabric
 
 

@@ -2,11 +2,13 @@
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from made_up import cars, make_batch
 from streets import small_preset
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from distill3d.detectors import build_detector, detector_name
 from distill3d.detectors.monodle import HEAT_CLASSES
@@ -59,3 +61,33 @@ def test_all_terms_are_finite(recipe: Recipe, method: str, scene: str, bf16: boo
     torch.stack(list(losses.values())).sum().backward()
     for name, parameter in step.named_parameters():
         assert parameter.grad is not None and bool(parameter.grad.isfinite().all()), name
+
+
+class Counter(TorchDispatchMode):
+    """How many operations run."""
+
+    count = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.count += 1
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_objects_are_no_loop(recipe: Recipe, method: str) -> None:
+    """A step takes as many operations for twenty objects as for three; the Hungarian matching runs outside of torch."""
+    assert recipe.dataset.root is not None
+    teacher = Teacher(Path(recipe.dataset.root) / "teacher")
+    torch.manual_seed(0)
+    step = build_step(recipe.stage(method), {"teacher": teacher}).train()
+    counts = []
+    for objects in (3, 20):
+        step.zero_grad()
+        generator = torch.Generator().manual_seed(0)
+        batch = make_batch([cars(objects, generator), cars(objects, generator)], generator)
+        with Counter() as counter:
+            targets = step.student.encode(batch)
+            losses = step(batch, targets, {"teacher": teacher(batch, targets)})
+            torch.stack(list(losses.values())).sum().backward()
+        counts.append(counter.count)
+    assert counts[0] == counts[1]
