@@ -12,6 +12,7 @@ from distill3d.data.collate import batches
 from distill3d.data.kitti import KittiDataset
 from distill3d.data.sample import Batch
 from distill3d.detectors import build_detector
+from distill3d.distill.mixed import MixedConfig
 from distill3d.recipes import RECIPES, get_recipe
 from distill3d.recipes.kitti import BASES, METHODS, selective_monoskd
 from distill3d.train.checkpoint import load_weights
@@ -37,7 +38,10 @@ def one_batch(recipe: Recipe, stage: StageConfig, frames: int = 2) -> Batch:
 
 
 def distilling(recipe: Recipe, folder: Path, stage: StageConfig) -> tuple[TrainingStep, dict[str, Teacher]]:
+    """The untrained step of a student, with the response term also where the preset leaves it out for a while."""
     torch.manual_seed(0)
+    if recipe.name != "tiny_monodetr" and not isinstance(stage.method, MixedConfig):
+        stage = replace(stage, method=replace(stage.method, response_weight=1.0))
     teachers = {name: Teacher(folder / name) for name in stage.teachers}
     step = build_step(stage, teachers).train()
     sure = step.student.depth_log_scale
