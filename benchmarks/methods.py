@@ -2,9 +2,9 @@
 
     python benchmarks/methods.py [--bases monodle ...] [--steps 4] [--batch-size 2] [--device cpu]
 
-Steps of all methods alternate in one process, so that a drifting machine speed cancels; with and without remembered
-teacher answers.  Memory is what a step adds to what a process of its own held before (on the CPU), or the most that was
-allocated (on a GPU).  Writes benchmarks/results/methods.json, base by base.
+Every stage runs in processes of its own, whose memory settles as a training's does; with and without remembered teacher
+answers.  Memory is what steps add to what the process held before (on the CPU), or the most that was allocated (on a
+GPU).  Writes benchmarks/results/methods.json, base by base.
 """
 
 from __future__ import annotations
@@ -40,6 +40,7 @@ from distill3d.train.teachers import Teacher
 
 RESULT = Path(__file__).resolve().parent / "results" / "methods.json"
 FRAMES, SOURCE, CANVAS = 4, (1242, 375), (1280, 384)
+WARM_UP = 2  # passes over the frames
 REMEMBERED = ", remembered teacher"
 
 
@@ -111,21 +112,6 @@ def resident(field: str) -> float:
     return int(found.group(1)) / 1024
 
 
-def peak_memory(base: str, label: str, folder: Path, batch_size: int, device: torch.device) -> float:
-    """MiB that the third step of a stage takes at most."""
-    recipe = recipe_of(base, folder / "streets")
-    stepper = Stepper(recipe, label, folder, device)
-    loaded = load(recipe, batch_size, device)
-    if device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats()
-    before = resident("VmRSS")
-    for i in range(3):
-        stepper(loaded[i % len(loaded)])
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated() / 2**20
-    return resident("VmHWM") - before
-
-
 def alternate(steppers: dict[str, Stepper], loaded: list[Batch], steps: int) -> dict[str, float]:
     """Median seconds of a step of each, taken in turn on the same batches."""
     for stepper in steppers.values():
@@ -138,26 +124,44 @@ def alternate(steppers: dict[str, Stepper], loaded: list[Batch], steps: int) -> 
     return {label: statistics.median(values) for label, values in seconds.items()}
 
 
-def measure(base: str, folder: Path, steps: int, batch_size: int, device: torch.device) -> dict:
-    """Median seconds and peak memory of every method on a base, and both relative to the plain student's."""
+def measure_alone(base: str, label: str, folder: Path, steps: int, batch_size: int, device: torch.device) -> dict:
+    """Seconds of a stage's fastest step, for other work on the machine only adds, and MiB that steps take at most."""
     recipe = recipe_of(base, folder / "streets")
-    config = recipe.stage("teacher").detector
+    stepper = Stepper(recipe, label, folder, device)
+    loaded = load(recipe, batch_size, device)
+    before = resident("VmRSS")
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+    for _ in range(WARM_UP):
+        for batch in loaded:
+            stepper(batch)  # and lets remembering teachers see every frame
+    seconds = min(stepper(loaded[i % len(loaded)]) for i in range(steps))
+    peak = torch.cuda.max_memory_allocated() / 2**20 if device.type == "cuda" else resident("VmHWM") - before
+    return {"seconds": seconds, "mib": peak}
+
+
+def measure(base: str, folder: Path, steps: int, batch_size: int, device: torch.device) -> dict:
+    """Seconds and peak memory of every method on a base, and both relative to the plain student's.
+
+    Each is measured in a process of its own, twice, the second time in reverse order; the better time counts.
+    """
+    config = recipe_of(base, folder / "streets").stage("teacher").detector
     save_weights(folder / "teacher", build_detector(config).state_dict(), {
         "detector": detector_name(config), "config": to_plain(config), "trained_on": {"frames": []}})  # fmt: skip
     labels = ["plain", *METHODS, *(f"{name}{REMEMBERED}" for name in METHODS)]
-    mib = {}
-    for label in labels[: 1 + len(METHODS)]:
-        command = [sys.executable, __file__, "--memory-of", label, "--bases", base, "--folder", str(folder),
-                   "--batch-size", str(batch_size), "--device", str(device)]  # fmt: skip
-        mib[label] = float(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
-    steppers = {label: Stepper(recipe, label, folder, device) for label in labels}
-    loaded = load(recipe, batch_size, device)
-    medians = alternate(steppers, loaded, steps)
+    seconds: dict[str, float] = {}
+    mib: dict[str, float] = {}
+    for label in labels + labels[::-1]:
+        command = [sys.executable, __file__, "--alone", label, "--bases", base, "--folder", str(folder),
+                   "--steps", str(steps), "--batch-size", str(batch_size), "--device", str(device)]  # fmt: skip
+        found = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+        seconds[label] = min(found["seconds"], seconds.get(label, found["seconds"]))
+        mib[label] = found["mib"]
     return {
-        "seconds": medians, "time_relative_to_plain": {k: v / medians["plain"] for k, v in medians.items()},
+        "seconds": seconds, "time_relative_to_plain": {k: v / seconds["plain"] for k, v in seconds.items()},
         "peak_mib": mib, "memory_relative_to_plain": {k: v / mib["plain"] for k, v in mib.items()},
-        "batch_size": batch_size, "canvas": list(CANVAS),
-        "precision": choose_precision(recipe.precision, device).name, "steps": steps, "machine": describe_machine(),
+        "batch_size": batch_size, "canvas": list(CANVAS), "steps": steps,
+        "precision": choose_precision("auto", device).name, "machine": describe_machine(),
     }  # fmt: skip
 
 
@@ -168,13 +172,16 @@ def main() -> None:
     parser.add_argument("--batch-size", type=int, default=2)
     parser.add_argument("--device", type=torch.device, default="cpu")
     parser.add_argument("--json", type=Path, default=RESULT)
-    parser.add_argument("--memory-of", help=argparse.SUPPRESS)  # one measurement, in a process of its own
+    parser.add_argument("--alone", help=argparse.SUPPRESS)  # one measurement, in a process of its own
     parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.device.type == "cpu":
         keep_freed_memory()
-    if options.memory_of:
-        print(peak_memory(options.bases[0], options.memory_of, options.folder, options.batch_size, options.device))
+    if options.alone:
+        found = measure_alone(
+            options.bases[0], options.alone, options.folder, options.steps, options.batch_size, options.device
+        )
+        print(json.dumps(found))
         return
     results = json.loads(options.json.read_text()) if options.json.exists() else {}
     with tempfile.TemporaryDirectory() as name:
