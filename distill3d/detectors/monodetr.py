@@ -19,7 +19,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torchvision.ops import sigmoid_focal_loss
 
-from distill3d.boxes import KITTI_CLASSES, Boxes3D, from_kitti, wrap_angle
+from distill3d.boxes import Boxes3D, from_kitti, wrap_angle
 from distill3d.camera import Camera, DepthBins
 from distill3d.data.sample import UNKNOWN, Batch
 from distill3d.detectors.base import Detector, FeatureMap, ImageGeometry, Outputs, Style
@@ -33,6 +33,7 @@ from distill3d.detectors.monodle import (
     dimension_aware_l1,
     encode_heading,
     input_channels,
+    is_one_of,
     laplace_loss,
     wrap_once,
 )
@@ -559,7 +560,7 @@ def ranked_to_boxes(ranked: Ranked, batch: Batch, config: MonoDETRConfig) -> lis
     size = ranked.size_3d.clamp(min=SMALLEST_SIZE)
     bottom = centre + F.pad(size[..., :1] / 2, (1, 1))
 
-    keep = (ranked.score >= config.score_threshold) & _is_one_of(ranked.label, config.classes)
+    keep = (ranked.score >= config.score_threshold) & is_one_of(ranked.label, config.classes)
     score = ranked.score * ranked.confidence
     return [
         from_kitti(size[i][k], bottom[i][k], rotation_y[i][k], ranked.label[i][k],
@@ -573,10 +574,6 @@ def _ray_angle(box2d: Float[Tensor, "b k 4"], camera: Camera) -> Float[Tensor, "
     p = camera.projection
     u = (box2d[..., 0] + box2d[..., 2]) / 2
     return torch.atan2(u - p[:, 0, 2, None], p[:, 0, 0, None].expand_as(u))
-
-
-def _is_one_of(label: Tensor, classes: tuple[str, ...]) -> Tensor:
-    return torch.isin(label, label.new_tensor([KITTI_CLASSES.index(name) for name in classes]))
 
 
 # ------------------------------------------------------------------------------------------------------------- detector
@@ -683,7 +680,7 @@ class MonoDETR(Detector):
         near, far = config.depth_range
         z = centre[..., 2]
         known = first(o.difficulty) != UNKNOWN
-        eligible = present & _is_one_of(label, config.classes) & known & (z >= near) & (z <= far)
+        eligible = present & is_one_of(label, config.classes) & known & (z >= near) & (z <= far)
 
         safe = torch.where(eligible[..., None], centre, torch.ones_like(centre))
         uv = batch.camera.project(safe)[0]

@@ -274,8 +274,7 @@ def peaks_to_boxes(peaks: Peaks, batch: Batch, config: MonoDLEConfig, map_size: 
     size = size.clamp(min=SMALLEST_SIZE)
     bottom = centre + torch.stack((torch.zeros_like(depth), size[..., 0] / 2, torch.zeros_like(depth)), -1)
 
-    trained = peaks.label.new_tensor([HEAT_CLASSES.index(name) for name in config.classes])
-    keep = (peaks.score >= config.score_threshold) & torch.isin(peaks.label, trained)
+    keep = (peaks.score >= config.score_threshold) & is_one_of(peaks.label, config.classes)
     score = peaks.score * peaks.confidence
     return [
         from_kitti(size[i][k], bottom[i][k], wrap_once(rotation_y[i][k]), peaks.label[i][k],
@@ -359,8 +358,8 @@ class MonoDLE(Detector):
         o = batch.objects
         centre, label, box2d = fit(o.centre), fit(o.label, IGNORE), fit(o.box2d)
         present, z = fit(o.present), fit(o.centre)[..., 2]
-        trained = _is_one_of(label, config.classes)
-        merged = _is_one_of(label, config.merge_classes)
+        trained = is_one_of(label, config.classes)
+        merged = is_one_of(label, config.merge_classes)
         near, far = config.depth_range
         known = fit(o.difficulty, UNKNOWN) != UNKNOWN
         eligible = present & (trained | merged) & known & (z >= near) & (z <= far)
@@ -471,7 +470,8 @@ def _bias(layer: nn.Conv2d) -> Tensor:
     return layer.bias
 
 
-def _is_one_of(label: Tensor, classes: tuple[str, ...]) -> Tensor:
+def is_one_of(label: Int[Tensor, "*n"], classes: tuple[str, ...]) -> Bool[Tensor, "*n"]:
+    """Which labels (indices into KITTI_CLASSES, whose first are HEAT_CLASSES) are of the named classes."""
     return torch.isin(label, label.new_tensor([KITTI_CLASSES.index(name) for name in classes]))
 
 

@@ -14,10 +14,10 @@ from distill3d.detectors.did_m3d import DIDM3DConfig
 from distill3d.detectors.gupnet import GUPNetConfig
 from distill3d.detectors.monodetr import MonoDETRConfig
 from distill3d.detectors.monodle import MonoDLEConfig, tiny
+from distill3d.distill.methods.mixed import MixedConfig
 from distill3d.distill.methods.monodistill import MonoDistillConfig
 from distill3d.distill.methods.monoskd import MonoSKDConfig
 from distill3d.distill.methods.monostl import MonoSTLConfig
-from distill3d.distill.mixed import MixedConfig
 from distill3d.layers.dla import DLAConfig
 from distill3d.layers.resnet import ResNetConfig
 from distill3d.train.htl import HTLConfig
@@ -40,7 +40,7 @@ class Base:
     published: str
     tasks: HTLConfig | None = None
     augment: AugmentConfig = AugmentConfig(photometric=False)
-    distilled: Schedule | None = None  # where the methods' own schedule does not fit
+    keeps_schedule: bool = False  # with a teacher too: the methods' own schedules do not fit
 
 
 BASES: dict[str, Base] = {
@@ -66,7 +66,7 @@ BASES: dict[str, Base] = {
         "MonoDETR: 28.84 / 20.61 / 16.38 (paper), logs between 27.58 / 20.14 / 16.98 and 28.79 / 20.83 / 17.47, the "
         "best epoch on val (ZrrSkywalker/MonoDETR readme)",
         augment=AugmentConfig(),  # with MonoDistill's colour jitter in place of its own
-        distilled=MONODETR_SCHEDULE,
+        keeps_schedule=True,
     ),
 }  # fmt: skip
 
@@ -162,12 +162,13 @@ def _in_three_stages(
     student = replace(base.detector, classes=CARS)
     teacher = replace(student, input="depth", depth_encoding=method.depth_input)
     tasks = base.tasks
+    taught_for = base.schedule if base.keeps_schedule else schedule
     return Recipe(
         name,
         (
             StageConfig("teacher", "teacher", teacher, base.schedule, UNSHIFTED, tasks=tasks),
             StageConfig("baseline", "baseline", student, base.schedule, UNSHIFTED, tasks=tasks),
-            StageConfig("student", "student", student, base.distilled or schedule, UNSHIFTED, ("teacher",), method,
+            StageConfig("student", "student", student, taught_for, UNSHIFTED, ("teacher",), method,
                         # as MonoSKD released it: no pass over the data before the first epoch
                         tasks=tasks and replace(tasks, first_pass=False), init="baseline"),
         ),

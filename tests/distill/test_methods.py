@@ -1,5 +1,7 @@
 """The registered methods on made-up networks' outputs: finite, differentiable, and gradients where they belong."""
 
+import subprocess
+import sys
 from dataclasses import dataclass, fields, replace
 from typing import Any, get_args, get_type_hints
 
@@ -380,3 +382,8 @@ def test_spearman_modes_see_what_they_claim() -> None:
         assert (loss(mode, student.exp(), teacher) == pytest.approx(plain, abs=1e-9)) == student_ranked
     assert loss("both_rank", teacher**3, teacher) == pytest.approx(0, abs=1e-6)
     assert loss("both_rank", -teacher, teacher) == pytest.approx(2, abs=1e-6)
+
+
+@pytest.mark.parametrize("module", ["methods", "methods.mixed", "methods.monostl", "context", "responses"])
+def test_each_module_can_be_imported_first(module: str) -> None:
+    subprocess.run([sys.executable, "-c", f"import distill3d.distill.{module}"], check=True)

@@ -12,7 +12,7 @@ from distill3d.data.collate import batches
 from distill3d.data.kitti import KittiDataset
 from distill3d.data.sample import Batch
 from distill3d.detectors import build_detector
-from distill3d.distill.mixed import MixedConfig
+from distill3d.distill.methods.mixed import MixedConfig
 from distill3d.recipes import RECIPES, get_recipe
 from distill3d.recipes.kitti import BASES, METHODS, selective_monoskd
 from distill3d.train.checkpoint import load_weights

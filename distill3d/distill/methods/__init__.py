@@ -9,7 +9,7 @@ from typing import Any
 from distill3d.detectors.base import FeatureMap
 from distill3d.distill.context import Context
 from distill3d.distill.methods import monodistill, monoskd, monostl
-from distill3d.distill.mixed import MixedConfig
+from distill3d.distill.methods.mixed import MixedConfig
 from distill3d.distill.style import StyledConfig
 from distill3d.distill.term import Term
 

@@ -28,7 +28,7 @@ from distill3d.detectors.monodle import DepthEncoding
 from distill3d.distill.adapters import AdaptedTaps
 from distill3d.distill.context import Context
 from distill3d.distill.distances import Empty
-from distill3d.distill.masks import SliceRule, image_stride, paint_boxes
+from distill3d.distill.masks import SelectiveTargets, SliceRule, image_stride, paint_boxes
 from distill3d.distill.precision import full_precision
 from distill3d.distill.responses import ResponseMask, ResponseTerm
 from distill3d.distill.style import StyledConfig, option
@@ -140,7 +140,7 @@ def paint_weights(
 ) -> list[tuple[Float[Tensor, "b _ _"], Bool[Tensor, "b _ _"]]]:
     """For each map how much of each cell to take over (``transfer_weight`` of the object there), and where objects are;
     both 0 outside the boxes."""
-    targets = context.targets
+    targets: SelectiveTargets = context.targets
     value = transfer_weight(*context.depth_log_scales, config.fd_weight)
     if config.valid_rows == "sentinel":
         value = torch.where(targets.centre_cell == 0, SENTINEL_WEIGHT, value)
