@@ -49,9 +49,18 @@ class FusionBlock(nn.Module):
         u = self.conv1(x)
         if self.att_conv is not None and coarser is not None:
             y = F.interpolate(coarser, size=u.shape[-2:], mode="nearest")
-            z = self.att_conv(torch.cat((u, y), dim=1))
-            u = u * z[:, :1] + y * z[:, 1:]
+            z = self._weights(u, coarser)
+            u = torch.addcmul(u * z[:, :1], y, z[:, 1:])
         return self.conv2(u), u
+
+    def _weights(self, u: Float[Tensor, "b m h w"], coarser: Float[Tensor, "b m _ _"]) -> Float[Tensor, "b 2 h w"]:
+        """``att_conv`` of u and the enlarged coarser map side by side: a 1x1 convolution, so each half is read where it
+        is, and the coarser one before it is enlarged."""
+        assert self.att_conv is not None
+        weight, bias = self.att_conv[0].get_parameter("weight"), self.att_conv[0].get_parameter("bias")
+        of_u, of_coarser = weight.split(u.shape[1], dim=1)
+        enlarged = F.interpolate(F.conv2d(coarser, of_coarser), size=u.shape[-2:], mode="nearest")
+        return torch.sigmoid(F.conv2d(u, of_u, bias) + enlarged)
 
 
 class ReviewFusion(nn.ModuleList):
