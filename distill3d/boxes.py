@@ -171,10 +171,23 @@ def camera_to_lidar(boxes: Boxes3D, rect_to_lidar: Float[Tensor, "4 4"]) -> Boxe
     The bottom centre is carried over exactly; the yaw is turned by the nominal quarter turn between the two frames,
     which neglects the small tilt between the LiDAR's z and the camera's -y.
     """
-    _, bottom, rotation_y = to_kitti(boxes)
-    centre = bottom @ rect_to_lidar[:3, :3].T.to(bottom) + rect_to_lidar[:3, 3].to(bottom)
-    centre[:, 2] += boxes.size[:, 2] / 2
-    return replace(boxes, centre=centre, yaw=wrap_angle(-(rotation_y + math.pi / 2)), frame="lidar")
+    if boxes.frame != "camera":
+        raise ValueError(f"expected boxes in the camera frame, got the {boxes.frame} frame")
+    rows = lidar_rows(boxes.centre, boxes.size, boxes.yaw, rect_to_lidar)
+    return replace(boxes, centre=rows[:, :3], yaw=rows[:, 6], frame="lidar")
+
+
+def lidar_rows(
+    centre: Float[Tensor, "*b n 3"], size: Float[Tensor, "*b n 3"], yaw: Float[Tensor, "*b n"],
+    rect_to_lidar: Float[Tensor, "*b 4 4"],
+) -> Float[Tensor, "*b n 7"]:  # fmt: skip
+    """``camera_to_lidar`` of the geometry alone, for any leading dimensions: x, y, z of the centre, length, width,
+    height (m), yaw (rad, in [-pi, pi)) in the LiDAR frame."""
+    pose, half = rect_to_lidar.to(centre), size[..., 2] / 2
+    bottom = torch.stack((centre[..., 0], centre[..., 1] + half, centre[..., 2]), dim=-1)
+    moved = bottom @ pose[..., :3, :3].transpose(-1, -2) + pose[..., None, :3, 3]
+    lifted = torch.stack((moved[..., 0], moved[..., 1], moved[..., 2] + half), dim=-1)
+    return torch.cat((lifted, size, wrap_angle(yaw - math.pi / 2)[..., None]), dim=-1)
 
 
 def lidar_to_camera(boxes: Boxes3D, lidar_to_rect: Float[Tensor, "4 4"]) -> Boxes3D:

@@ -94,6 +94,14 @@ class ImageAffine:
         )  # fmt: skip
 
     @classmethod
+    def corner(cls, source_size: tuple[float, float], canvas_size: tuple[int, int], flip: bool = False) -> ImageAffine:
+        """The image as it is in the canvas's top left corner, for networks that run at the image's own resolution."""
+        return cls(
+            torch.eye(2, 3, dtype=torch.float64), torch.tensor(flip), torch.tensor(1.0, dtype=torch.float64),
+            torch.tensor(source_size, dtype=torch.float64), torch.tensor(canvas_size, dtype=torch.float64),
+        )  # fmt: skip
+
+    @classmethod
     def stack(cls, records: list[ImageAffine]) -> ImageAffine:
         """One record with a leading batch dimension."""
         return cls(*(torch.stack([getattr(r, n) for r in records]) for n in cls.__dataclass_fields__))

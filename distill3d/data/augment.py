@@ -38,6 +38,8 @@ LUMA_BGR = (0.114, 0.587, 0.299)
 SHIFT_LIMIT = 2.0
 
 Mode = Literal["bilinear", "nearest"]
+#: How an image comes onto the canvas: scaled to its width, or as it is in its top left corner.
+Placement = Literal["fit", "corner"]
 
 
 @dataclass(frozen=True)
@@ -77,17 +79,32 @@ def frame_generator(seed: int, epoch: int, index: int) -> torch.Generator:
     return torch.Generator().manual_seed(int.from_bytes(digest, "little") >> 1)
 
 
+def place(
+    source_size: tuple[int, int], canvas_size: tuple[int, int], placement: Placement, flip: bool = False
+) -> ImageAffine:
+    """The whole image of ``source_size`` (width, height) px on the canvas."""
+    if placement == "corner":
+        return ImageAffine.corner(source_size, canvas_size, flip)
+    return ImageAffine.crop(source_size, canvas_size, flip=flip)
+
+
 def draw_affine(
-    source_size: tuple[int, int], canvas_size: tuple[int, int], config: AugmentConfig, generator: torch.Generator
+    source_size: tuple[int, int],
+    canvas_size: tuple[int, int],
+    config: AugmentConfig,
+    generator: torch.Generator,
+    placement: Placement = "fit",
 ) -> ImageAffine:
     """A random flip and crop window for an image of ``source_size`` (width, height) px (monodle, kitti_dataset.py).
+
+    Images that are placed in the ``corner`` are not cropped.
 
     The same numbers are drawn whether used or not, so changing one probability leaves the other draws alone.
     """
     flip, crop = torch.rand(2, generator=generator, dtype=torch.float64).tolist()
     zoom, *shift = torch.randn(3, generator=generator, dtype=torch.float64).tolist()
-    if crop >= config.crop:
-        return ImageAffine.crop(source_size, canvas_size, flip=flip < config.flip)
+    if crop >= config.crop or placement == "corner":
+        return place(source_size, canvas_size, placement, flip < config.flip)
     low, high = config.zoom_range
     zoom = min(max(1 + config.zoom_deviation * zoom, low), high)
     across, down = (config.shift * min(max(s, -SHIFT_LIMIT), SHIFT_LIMIT) for s in shift)
@@ -207,6 +224,7 @@ def to_canvas(
     config: AugmentConfig | None = None,
     generator: torch.Generator | None = None,
     depth_mode: Mode = "bilinear",
+    placement: Placement = "fit",
 ) -> Sample:
     """A frame in its file's own pixels brought to a canvas of (width, height) px.
 
@@ -214,13 +232,14 @@ def to_canvas(
         source: image, camera, labels, depth and points as the files hold them; its ``affine`` is not looked at.
         config, generator: augmentation and its randomness; without either the whole image is placed as it is.
         depth_mode: ``bilinear`` for dense, ``nearest`` for sparse depth.
+        placement: ``fit`` the width, or leave the image as it is in the canvas's ``corner``.
     """
     size = (source.image.shape[-1], source.image.shape[-2])
     if config is None or generator is None:
-        affine = ImageAffine.crop(size, canvas_size)
+        affine = place(size, canvas_size, placement)
         image = resample(source.image, affine)
     else:
-        affine = draw_affine(size, canvas_size, config, generator)
+        affine = draw_affine(size, canvas_size, config, generator, placement)
         image = resample(source.image, affine)
         if config.photometric:
             image = jitter(image, generator, config.style)
@@ -232,4 +251,15 @@ def to_canvas(
         objects=None if source.objects is None else place_objects(source.objects, affine),
         depth=None if source.depth is None else resample(source.depth, affine, depth_mode),
         points=_mirror(source.points) if source.points is not None and affine.flip else source.points,
+        lidar_to_camera=mirror_pose(source.lidar_to_camera)
+        if source.lidar_to_camera is not None and affine.flip
+        else source.lidar_to_camera,
     )
+
+
+def mirror_pose(lidar_to_camera: Float[Tensor, "4 4"]) -> Float[Tensor, "4 4"]:
+    """The way from LiDAR to camera in the mirrored world, where the camera's x and the LiDAR's y are negated."""
+    pose = lidar_to_camera.clone()
+    pose[0] = -pose[0]
+    pose[:, 1] = -pose[:, 1]
+    return pose

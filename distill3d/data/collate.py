@@ -21,10 +21,11 @@ SHUFFLE_STREAM = -1
 def collate(samples: list[Sample]) -> Batch:
     """Samples of one canvas size as a batch.
 
-    ``objects``, ``depth`` and ``points`` are None in the batch where all samples lack them.
+    ``objects``, ``depth``, ``points`` and ``lidar_to_camera`` are None in the batch where all samples lack them.
+    Where only some samples have labels, ``labelled`` says which, and the others have no rows.
 
     Raises:
-        UserError: the canvas sizes differ, or only some samples have labels, depth or points.
+        UserError: the canvas sizes differ, or only some samples have depth, points or a LiDAR.
     """
     sizes = {(s.image.shape[-1], s.image.shape[-2]): s.frame_id for s in samples}
     if len(sizes) > 1:
@@ -38,15 +39,21 @@ def collate(samples: list[Sample]) -> Batch:
             raise UserError(f"frame {lacking[0]} has no {name}, but other frames of its batch have")
         return None if lacking else values
 
-    objects, depth = given("objects"), given("depth")
+    depth, lidar_to_camera = given("depth"), given("lidar_to_camera")
+    objects = [s.objects for s in samples if s.objects is not None]
+    some = 0 < len(objects) < len(samples)
+    nothing = objects[0][:0] if some else None
+    rows = [s.objects if s.objects is not None else nothing for s in samples]
     return Batch(
         frame_ids=[s.frame_id for s in samples],
         image=torch.stack([s.image for s in samples]),
         camera=Camera(torch.stack([s.camera.projection for s in samples])),
         affine=ImageAffine.stack([s.affine for s in samples]),
-        objects=None if objects is None else ObjectBatch.pad(objects),
+        objects=ObjectBatch.pad([o for o in rows if o is not None]) if objects else None,
         depth=None if depth is None else torch.stack(depth),
         points=given("points"),
+        lidar_to_camera=None if lidar_to_camera is None else torch.stack(lidar_to_camera),
+        labelled=torch.tensor([s.objects is not None for s in samples]) if some else None,
     )
 
 

@@ -223,7 +223,7 @@ def cache_key(*inputs: object) -> str:
 
 
 def cache_folder(root: Path, wanted: Path | None = None) -> Path:
-    """Where depth maps of the data set at ``root`` are kept.
+    """Where completed depth and databases of objects of the data set at ``root`` are kept.
 
     ``wanted`` where given; else ``<root>/.distill3d_cache``; else, with a warning, where the root cannot be written,
     the user's cache folder (``$XDG_CACHE_HOME/distill3d`` or ``~/.cache/distill3d``).
@@ -237,10 +237,10 @@ def cache_folder(root: Path, wanted: Path | None = None) -> Path:
     for folder in candidates:
         if _writable(folder):
             if folder is user:
-                warnings.warn(f"{beside} cannot be written; completed depth is kept in {user} instead", stacklevel=2)
+                warnings.warn(f"{beside} cannot be written; what is computed is kept in {user} instead", stacklevel=2)
             return folder
     tried = " or ".join(str(c) for c in candidates)
-    raise UserError(f"cannot write completed depth to {tried}; set `cache` to a folder that can be written")
+    raise UserError(f"cannot write what is computed to {tried}; set `cache` to a folder that can be written")
 
 
 def _writable(folder: Path) -> bool:

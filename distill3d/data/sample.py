@@ -35,6 +35,10 @@ class Objects:
     def __len__(self) -> int:
         return len(self.boxes)
 
+    def __getitem__(self, index: Tensor | slice) -> Objects:
+        """The label lines selected by a boolean mask (n,), an index tensor or a slice."""
+        return Objects(self.boxes[index], self.truncation[index], self.occlusion[index], self.difficulty[index])
+
 
 @dataclass(frozen=True)
 class Sample:
@@ -47,6 +51,8 @@ class Sample:
     objects: Objects | None = None  # None where the frame has no labels
     depth: Float[Tensor, "1 h w"] | None = None  # m along the optical axis in ``image``'s pixels; 0 = unknown
     points: Float[Tensor, "m 4"] | None = None  # camera-frame x, y, z (m) and intensity 0..1
+    #: From the LiDAR's frame (x forward, y left, z up) to the camera's, float64; both mirrored where the image is.
+    lidar_to_camera: Float[Tensor, "4 4"] | None = None
 
 
 @runtime_checkable
@@ -61,6 +67,25 @@ class Dataset(Protocol):
     def get(self, index: int, generator: torch.Generator | None = None) -> Sample:
         """Frame ``index``; augmented with draws from ``generator``, or not augmented where it is None."""
         ...
+
+
+class JointDataset:
+    """The frames of several data sets one after another, as one."""
+
+    def __init__(self, parts: tuple[Dataset, ...]) -> None:
+        self.parts, self.classes = parts, parts[0].classes
+        self.frame_ids = [frame for part in parts for frame in part.frame_ids]
+
+    def __len__(self) -> int:
+        return len(self.frame_ids)
+
+    def get(self, index: int, generator: torch.Generator | None = None) -> Sample:
+        """Frame ``index``, counted through all parts."""
+        for part in self.parts:
+            if index < len(part):
+                return part.get(index, generator)
+            index -= len(part)
+        raise IndexError(f"there are only {len(self)} frames")
 
 
 @dataclass(frozen=True)
@@ -120,7 +145,10 @@ class Batch:
     affine: ImageAffine  # stacked
     objects: ObjectBatch | None = None
     depth: Float[Tensor, "b 1 h w"] | None = None
-    points: list[Float[Tensor, "m 4"]] | None = None
+    points: list[Float[Tensor, "_ 4"]] | None = None  # of scan lengths of their own
+    lidar_to_camera: Float[Tensor, "b 4 4"] | None = None
+    #: Which images have labels, where some of the batch have none (None: all, or with ``objects`` None no image has).
+    labelled: Bool[Tensor, "b"] | None = None
 
     def __len__(self) -> int:
         return len(self.frame_ids)

@@ -50,12 +50,21 @@ def test_collate(dataset: KittiDataset) -> None:
     assert bare.objects is None and bare.depth is None and bare.points is None
 
 
+def test_a_batch_says_which_images_have_labels(dataset: KittiDataset) -> None:
+    first, second = dataset.get(0), dataset.get(1)
+    assert collate([first, second]).labelled is None
+    mixed = collate([first, replace(second, objects=None)])
+    assert mixed.labelled is not None and mixed.labelled.tolist() == [True, False]
+    assert mixed.objects is not None and not mixed.objects.present[1].any()
+    assert first.objects is not None and mixed.objects.present[0].sum() == len(first.objects)
+
+
 def test_collate_refuses_what_does_not_fit(dataset: KittiDataset) -> None:
     first, second = dataset.get(0), dataset.get(1)
     narrow = KittiDataset(replace(dataset.config, canvas=(60, 20))).get(1)
     with pytest.raises(UserError, match=r"64 x 20 \(frame 000000\), 60 x 20 \(frame 000001\)"):
         collate([first, narrow])
-    for name in ("objects", "depth", "points"):
+    for name in ("depth", "points"):
         with pytest.raises(UserError, match=f"frame 000001 has no {name}"):
             collate([first, replace(second, **{name: None})])
 
