@@ -1,9 +1,13 @@
 """Where the recorded results lie, and which there are."""
 
+import math
 import os
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
+import torch
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -24,3 +28,40 @@ def golden_file(*names: str) -> pytest.MarkDecorator:
     """Parametrises a test's ``path`` with recorded files, ``<method>/<file without extension>``, as far as there."""
     paths = [path for name in names for path in golden_files(name.split("/")[0]) if path.stem == name.split("/")[1]]
     return pytest.mark.parametrize("path", paths, ids=[f"{path.parent.name}/{path.stem}" for path in paths])
+
+
+def formula_state(constants: dict[str, Any]) -> dict[str, torch.Tensor]:
+    """The weights that a recorded entry describes by its integer formula instead of storing them.
+
+    ``constants`` are the entry's own of index.json: ``param_order`` (name, shape, kind), ``seed``, ``gain``, ``dtype``.
+    """
+    dtype = getattr(torch, constants["dtype"])
+    state = {}
+    for k, (name, shape, kind) in enumerate(constants["param_order"]):
+        u = _uniform(math.prod(shape), k, constants["seed"]).reshape(shape)
+        match kind.split(":"):
+            case ["w", fan]:
+                values = (2 * u - 1) * math.sqrt(3 * constants["gain"] / int(fan))
+            case ["gamma" | "running_var"]:
+                values = 0.5 + u
+            case ["beta_or_bias" | "running_mean"]:
+                values = (u - 0.5) * 0.4
+            case ["counter"]:
+                state[name] = torch.zeros(shape, dtype=torch.int64)
+                continue
+            case _:
+                raise AssertionError(f"{name}: no formula for the kind {kind!r}")
+        state[name] = torch.from_numpy(values).to(dtype)
+    return state
+
+
+def _uniform(count: int, tensor: int, seed: int) -> np.ndarray:
+    """Hashes of 0..count-1 in [0, 1), float64; 32-bit arithmetic held in 64 bits."""
+    low = np.uint64(0xFFFFFFFF)
+    h = np.arange(count, dtype=np.uint64) * np.uint64(2654435761)
+    h = (h + np.uint64((tensor + 1) * 40503 + seed * 69069 + 12345)) & low
+    for shift, factor in ((16, 0x85EBCA6B), (13, 0xC2B2AE35)):
+        h ^= h >> np.uint64(shift)
+        h = (h * np.uint64(factor)) & low
+    h ^= h >> np.uint64(16)
+    return h.astype(np.float64) / 2**32

@@ -10,6 +10,12 @@ from distill3d.data.sample import EASY, Batch, ObjectBatch, Objects
 
 SIZE, CANVAS = (1242, 375), (320, 96)
 CAMERA = Camera(torch.tensor([[721.5, 0, 609.6, 44.9], [0, 721.5, 172.9, 0.2], [0, 0, 1, 0]], dtype=torch.float64))
+#: From a LiDAR on the roof (x forward, y left, z up) to the camera in front of it.
+LIDAR_TO_CAMERA = torch.tensor(
+    [[0, -1, 0, 0.06], [0, 0, -1, -0.08], [1, 0, 0, -0.27], [0, 0, 0, 1]], dtype=torch.float64
+)
+#: Points of a scan, and how far below the camera (m) the ground lies.
+POINTS, GROUND = 2000, 1.65
 
 
 def cars(count: int, generator: torch.Generator, border: bool = False) -> Objects:
@@ -30,6 +36,18 @@ def cars(count: int, generator: torch.Generator, border: bool = False) -> Object
     return Objects(boxes, zero.double(), zero, torch.full_like(zero, EASY))
 
 
+def scan(objects: Objects, generator: torch.Generator) -> torch.Tensor:
+    """Points (m, 4) of the ground and of the objects' insides: camera-frame x, y, z (m) and intensity."""
+    boxes = objects.boxes
+    ground = torch.rand(POINTS, 3, generator=generator) * torch.tensor([40.0, 0.0, 60.0]) + torch.tensor(
+        [-20.0, GROUND, 2.0]
+    )
+    shift = torch.rand(len(boxes), 50, 3, generator=generator) - 0.5
+    inside = boxes.centre[:, None].float() + shift * boxes.size.amin(-1)[:, None, None].float()
+    points = torch.cat((ground, inside.flatten(0, 1)))
+    return torch.cat((points, torch.rand(len(points), 1, generator=generator)), dim=-1)
+
+
 def make_batch(objects: list[Objects], generator: torch.Generator) -> Batch:
     affines = [ImageAffine.crop(SIZE, CANVAS) for _ in objects]
     placed = [
@@ -38,8 +56,10 @@ def make_batch(objects: list[Objects], generator: torch.Generator) -> Batch:
     ]
     n = len(objects)
     depth = 60 * torch.rand(n, 1, CANVAS[1], CANVAS[0], generator=generator)
+    of_scans = torch.Generator().manual_seed(n)
     return Batch(
         [f"{i:06}" for i in range(n)], torch.rand(n, 3, CANVAS[1], CANVAS[0], generator=generator),
         Camera(torch.stack([a.camera(CAMERA).projection for a in affines])), ImageAffine.stack(affines),
         ObjectBatch.pad(placed), torch.where(depth > 10, depth, torch.zeros_like(depth)),
+        [scan(o, of_scans) for o in objects], LIDAR_TO_CAMERA.repeat(n, 1, 1),
     )  # fmt: skip
