@@ -5,10 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from distill3d.detectors.base import Detector
+from distill3d.detectors.caddn import CaDDN, CaDDNConfig
 from distill3d.detectors.did_m3d import DIDM3D, DIDM3DConfig
 from distill3d.detectors.gupnet import GUPNet, GUPNetConfig
 from distill3d.detectors.monodetr import MonoDETR, MonoDETRConfig
 from distill3d.detectors.monodle import MonoDLE, MonoDLEConfig
+from distill3d.detectors.pointpillars import PointPillars, PointPillarsConfig
+from distill3d.detectors.second import SECOND, SECONDConfig
 from distill3d.errors import UserError
 
 
@@ -25,9 +28,14 @@ DETECTORS = {
     GUPNet.name: DetectorEntry(GUPNetConfig, GUPNet),
     DIDM3D.name: DetectorEntry(DIDM3DConfig, DIDM3D),
     MonoDETR.name: DetectorEntry(MonoDETRConfig, MonoDETR),
+    SECOND.name: DetectorEntry(SECONDConfig, SECOND),
+    PointPillars.name: DetectorEntry(PointPillarsConfig, PointPillars),
+    CaDDN.name: DetectorEntry(CaDDNConfig, CaDDN),
 }
 #: Settings of any detector, as recipes hold them.
-DetectorConfig = MonoDLEConfig | GUPNetConfig | DIDM3DConfig | MonoDETRConfig
+DetectorConfig = (
+    MonoDLEConfig | GUPNetConfig | DIDM3DConfig | MonoDETRConfig | SECONDConfig | PointPillarsConfig | CaDDNConfig
+)
 
 
 def build_detector(config: DetectorConfig) -> Detector:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Literal
+from typing import Any, Literal
 
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -66,10 +66,13 @@ class Detector(nn.Module, ABC):
     config: Any
     #: The name in cards, checkpoints and recipes.
     name: str
-    #: What training looks at beside the input: the data set gives it, and nobody needs it after training.
-    also_trained_on: ClassVar[frozenset[Modality]] = frozenset()
     #: Channels of every tap that ``forward`` offers, e.g. {"backbone_8": 128, "neck_4": 64}.
     tap_channels: dict[str, int]
+
+    @classmethod
+    def also_trained_on(cls, config: Any) -> frozenset[Modality]:
+        """What training looks at beside the input: the data set gives it, and nobody needs it after training."""
+        return frozenset()
 
     @abstractmethod
     def forward(self, batch: Batch) -> Outputs:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar, Literal
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -180,8 +180,12 @@ class DIDM3D(TwoStage):
     """
 
     name = "did_m3d"
-    also_trained_on: ClassVar[frozenset[Modality]] = frozenset({"depth"})
     config: DIDM3DConfig
+
+    @classmethod
+    def also_trained_on(cls, config: DIDM3DConfig) -> frozenset[Modality]:
+        """Depth images, for the visual depth of each region."""
+        return frozenset({"depth"})
 
     def make_roi_heads(self, channels: int) -> dict[str, nn.Module]:
         seen, hidden = channels + COORDINATE_CHANNELS + len(HEAT_CLASSES), self.config.head_channels

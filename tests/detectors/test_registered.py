@@ -10,7 +10,7 @@ from distill3d.boxes import Boxes3D, wrap_angle
 from distill3d.camera import Camera, ImageAffine
 from distill3d.data.augment import place_objects
 from distill3d.data.sample import ObjectBatch
-from distill3d.detectors import DETECTORS, build_detector, did_m3d, gupnet, monodetr
+from distill3d.detectors import DETECTORS, build_detector, caddn, did_m3d, gupnet, monodetr, pointpillars, second
 from distill3d.detectors.base import Outputs
 from distill3d.detectors.monodle import HEADING_BINS, HEADS, STRIDE, MonoDLE, MonoDLETargets, tiny
 
@@ -21,11 +21,15 @@ SMALL = {
     "gupnet": [gupnet.tiny(), gupnet.tiny(input="depth")],
     "did_m3d": [did_m3d.tiny(), did_m3d.tiny(input="depth")],
     "monodetr": [monodetr.tiny(), monodetr.tiny(input="depth", depth_encoding="log")],
+    "second": [second.tiny()],
+    "pointpillars": [pointpillars.tiny(), pointpillars.tiny(norm_slots="filled")],
+    "caddn": [caddn.tiny(), caddn.tiny(input="rgb+gt_depth"), caddn.tiny(spatial_alignment=True, fusion="ffm")],
 }
 CASES = [(name, config) for name in DETECTORS for config in SMALL[name]]
+IDS = [f"{name}-{config.input}-{i}" for name in DETECTORS for i, config in enumerate(SMALL[name])]
 
 
-@pytest.mark.parametrize(("name", "config"), CASES, ids=[f"{n}-{c.input}-{c.depth_encoding}" for n, c in CASES])
+@pytest.mark.parametrize(("name", "config"), CASES, ids=IDS)
 @pytest.mark.parametrize(
     ("counts", "border"), [([0], False), ([1], False), ([0, 3], False), ([200, 2], False), ([4], True)],
     ids=["none", "one", "none and three", "two hundred", "border"],

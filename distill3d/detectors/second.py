@@ -1,0 +1,132 @@
+"""SECOND: voxels of a LiDAR scan through a sparse 3D network, and an anchor head on the map of the ground.
+
+Yan et al., "SECOND: Sparsely Embedded Convolutional Detection", Sensors 2018.  This is the residual form with 64
+channels that CMKD and MonoTAKD learn from: Cc-Hy/CMKD tools/cfgs/kitti_models/CMKD/CMKD-scd/second_teacher.yaml,
+pcdet/models/backbones_3d/spconv_backbone.py (VoxelResBackBone8x_c64).  Where they ran it on another range than they
+had trained it on, the defaults here train on the range that students need.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from distill3d.boxes import Boxes3D
+from distill3d.data.lidar_augment import carry
+from distill3d.data.sample import Batch
+from distill3d.detectors.base import BevGeometry, Detector, FeatureMap, Outputs
+from distill3d.layers.anchor_head import AnchorHead, AnchorHeadConfig, AnchorTargets, BevBackboneConfig
+from distill3d.layers.anchors import KITTI_ANCHORS
+from distill3d.layers.sparse_conv import SparseResNet, SparseResNetConfig, SparseTensor
+from distill3d.layers.voxels import VoxelGrid, mean_of_points, voxelise
+
+#: Where students look (m, LiDAR frame).
+STUDENT_RANGE = (2.0, -30.08, -3.0, 46.8, 30.08, 1.0)
+#: Where CMKD trains its teachers; networks are convolutional, so their weights run on either.
+TEACHER_RANGE = (0.0, -40.0, -3.0, 70.4, 40.0, 1.0)
+
+
+@dataclass(frozen=True)
+class SECONDConfig:
+    """Everything that makes one SECOND."""
+
+    input: Literal["points"] = "points"
+    voxels: VoxelGrid = VoxelGrid(STUDENT_RANGE, (0.04, 0.04, 0.1))
+    max_points: int = 5  # of a voxel
+    train_voxels: int = 20000  # of a scan
+    test_voxels: int = 40000
+    backbone: SparseResNetConfig = field(default_factory=SparseResNetConfig)
+    head: AnchorHeadConfig = field(default_factory=AnchorHeadConfig)
+
+
+def tiny(**fields: Any) -> SECONDConfig:
+    """The small configuration: voxels of 8 cm, a map of 64 channels at 0.64 m, cars only."""
+    backbone = BevBackboneConfig(layers=(2, 2), channels=(64, 96), up_channels=(64, 64))
+    small = {
+        "voxels": VoxelGrid(STUDENT_RANGE, (0.08, 0.08, 0.2)),
+        "backbone": SparseResNetConfig(channels=(16, 24, 32, 32), padding_z=(1, 1, 1), blocks=1),
+        "head": AnchorHeadConfig(classes=KITTI_ANCHORS[:1], backbone=backbone),
+    }  # fmt: skip
+    return SECONDConfig(**{**small, **fields})
+
+
+class LidarDetector(Detector):
+    """What detectors of LiDAR scans with an anchor head share."""
+
+    head: AnchorHead
+
+    def encode(self, batch: Batch) -> AnchorTargets:
+        return self.head.targets(batch)
+
+    def loss(self, outputs: Outputs, batch: Batch, targets: AnchorTargets | None = None) -> dict[str, Tensor]:
+        return self.head.losses(outputs.predictions, targets or self.encode(batch))
+
+    @torch.no_grad()
+    def decode(self, outputs: Outputs, batch: Batch) -> list[Boxes3D]:
+        return self.head.detections(outputs.predictions, batch)
+
+
+class SECOND(LidarDetector):
+    """Voxel means, sparse backbone, 2D backbone and anchor head.
+
+    Tap ``bev`` (B, C, Y, X): the sparse network's output with its layers stacked, >= 0 and mostly exact zeros; what the
+    2D backbone sees.  Predictions are the head's.
+    """
+
+    name = "second"
+    config: SECONDConfig
+
+    def __init__(self, config: SECONDConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.geometry = bev_geometry(config.voxels, config.backbone.stride)
+        self.backbone_3d = SparseResNet(config.backbone)
+        channels = config.backbone.bev_channels(config.voxels.sparse_shape)
+        cells = config.voxels.shape[1] // config.backbone.stride, config.voxels.shape[0] // config.backbone.stride
+        self.head = AnchorHead(channels, config.voxels.extent, cells, config.head)
+        self.tap_channels = {"bev": channels}
+
+    def forward(self, batch: Batch) -> Outputs:
+        """Map and raw predictions.
+
+        Raises:
+            ValueError: the batch has no points, or does not say where the LiDAR is.
+        """
+        config = self.config
+        budget = config.train_voxels if self.training else config.test_voxels
+        voxels = voxelise(lidar_scans(batch), config.voxels, config.max_points, budget)
+        sparse = SparseTensor(mean_of_points(voxels), voxels.coords, config.voxels.sparse_shape, voxels.batch_size)
+        bev = self.backbone_3d(sparse)
+        return Outputs({"bev": FeatureMap(bev, self.geometry)}, self.head(bev))
+
+
+def lidar_scans(batch: Batch) -> list[Float[Tensor, "_ 4"]]:
+    """The batch's points in the LiDAR's frame, those with a value that is not finite left out.
+
+    Raises:
+        ValueError: the batch has no points, or does not say where the LiDAR is.
+    """
+    if batch.points is None or batch.lidar_to_camera is None:
+        raise ValueError("a detector with input 'points' needs scans and where the LiDAR is; the data set gives none")
+    to_lidar = torch.linalg.inv(batch.lidar_to_camera)
+    scans = [carry(points, pose) for points, pose in zip(batch.points, to_lidar, strict=True)]
+    return [scan[scan.isfinite().all(1)] for scan in scans]
+
+
+def bev_geometry(grid: VoxelGrid, stride: int) -> BevGeometry:
+    """Where the cells lie of a map with one cell for ``stride`` x ``stride`` of the grid's.
+
+    Raises:
+        ValueError: cells are not square on the ground, or the grid is no multiple of the stride.
+    """
+    nx, ny, _ = grid.shape
+    if grid.cell[0] != grid.cell[1]:
+        raise ValueError(f"voxels must be square on the ground, these are {grid.cell[:2]} m")
+    if nx % stride or ny % stride:
+        raise ValueError(f"a grid of {nx} x {ny} voxels is no multiple of the stride {stride}")
+    x0, y0, _, x1, y1, _ = grid.extent
+    return BevGeometry((x0, y0, x1, y1), round(grid.cell[0] * stride, 6))
