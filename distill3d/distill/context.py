@@ -12,6 +12,7 @@ from torch import Tensor
 
 from distill3d.data.sample import Batch
 from distill3d.detectors.base import Detector, FeatureMap, Outputs
+from distill3d.errors import UserError
 
 
 @dataclass(frozen=True)
@@ -31,11 +32,24 @@ class Context:
         """The only teacher.
 
         Raises:
-            ValueError: there are several; name one through ``teachers``.
+            ValueError: there are several; ask for one by ``named``.
         """
         if len(self.teachers) != 1:
             raise ValueError(f"expected one teacher, got {', '.join(self.teachers) or 'none'}")
         return next(iter(self.teachers.values()))
+
+    def named(self, name: str | None) -> Outputs:
+        """The teacher of this stage name; None: the only one.
+
+        Raises:
+            UserError: no teacher has this name, or None was to choose among several.
+        """
+        if name is None and len(self.teachers) == 1:
+            return self.teacher
+        if name not in self.teachers:
+            wanted = "a single teacher" if name is None else f"a teacher named {name!r}"
+            raise UserError(f"the method asks for {wanted}; the student's teachers are {', '.join(self.teachers)}")
+        return self.teachers[name]
 
     def pairs(self, taps: tuple[str, ...]) -> list[tuple[FeatureMap, FeatureMap]]:
         """The same taps of student and teacher, checked to be comparable."""
@@ -54,21 +68,40 @@ class Context:
             )
 
 
-def comparable(tap: str, student: Outputs, teacher: Outputs) -> tuple[FeatureMap, FeatureMap]:
-    """Student's and teacher's map of one name.
+def comparable(
+    tap: str, student: Outputs, teacher: Outputs, teacher_tap: str | None = None, who: str = "teacher"
+) -> tuple[FeatureMap, FeatureMap]:
+    """Student's and teacher's map of one name, or the student's ``tap`` and the ``teacher_tap`` of ``who``.
+
+    Raises:
+        ValueError: one of them lacks the tap, or the two lie on different grids or differ in channels.
+    """
+    s, t = same_grid(tap, student, teacher, teacher_tap, who)
+    if s.tensor.shape[1] != t.tensor.shape[1]:
+        raise ValueError(
+            f"tap {tap!r} has {s.tensor.shape[1]} channels in the student and {t.tensor.shape[1]} in the {who}"
+        )
+    return s, t
+
+
+def same_grid(
+    tap: str, student: Outputs, teacher: Outputs, teacher_tap: str | None = None, who: str = "teacher"
+) -> tuple[FeatureMap, FeatureMap]:
+    """As ``comparable``, whatever their channels.
 
     Raises:
         ValueError: one of them lacks the tap, or the two lie on different grids.
     """
-    for who, outputs in (("student", student), ("teacher", teacher)):
-        if tap not in outputs.features:
-            raise ValueError(f"the {who} has no tap {tap!r}; it offers {', '.join(outputs.features)}")
-    s, t = student.features[tap], teacher.features[tap]
+    other = teacher_tap or tap
+    for name, owner, outputs in ((tap, "student", student), (other, who, teacher)):
+        if name not in outputs.features:
+            raise ValueError(f"the {owner} has no tap {name!r}; it offers {', '.join(outputs.features)}")
+    s, t = student.features[tap], teacher.features[other]
     if s.geometry != t.geometry:
-        raise ValueError(f"tap {tap!r} lies on different grids: student {s.geometry}, teacher {t.geometry}")
+        raise ValueError(f"tap {tap!r} lies on different grids: student {s.geometry}, {who} {t.geometry}")
     if s.tensor.shape[-2:] != t.tensor.shape[-2:]:
         shapes = [tuple(m.tensor.shape[-2:]) for m in (s, t)]
-        raise ValueError(f"tap {tap!r} has {shapes[0]} cells in the student and {shapes[1]} in the teacher")
+        raise ValueError(f"tap {tap!r} has {shapes[0]} cells in the student and {shapes[1]} in the {who}")
     return s, t
 
 

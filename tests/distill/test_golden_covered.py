@@ -8,7 +8,7 @@ import pytest
 from golden import golden_files
 
 TESTS = Path(__file__).resolve().parents[1]
-SETS = ("monodle", "monodistill", "monoskd", "monostl", "monodetr")
+SETS = ("monodle", "monodistill", "monoskd", "monostl", "monodetr", "cmkd", "monotakd")
 
 
 @pytest.mark.golden

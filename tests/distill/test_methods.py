@@ -18,7 +18,8 @@ from distill3d.distill import responses
 from distill3d.distill.adapters import AdaptedTaps
 from distill3d.distill.context import Context
 from distill3d.distill.masks import gaussian_mask
-from distill3d.distill.methods import METHODS, build_terms, monodistill, monoskd
+from distill3d.distill.methods import METHODS as ALL_METHODS
+from distill3d.distill.methods import build_terms, monodistill, monoskd
 from distill3d.distill.methods.monodistill import MonoDistillConfig
 from distill3d.distill.methods.monoskd import MonoSKDConfig
 from distill3d.distill.methods.monostl import MonoSTLConfig
@@ -60,6 +61,8 @@ CONFIGS: dict[str, StyledConfig] = {
     "monostl-own-side": MonoSTLConfig(fusion_channels=8, rd_uncertainty="own_side", rd_scope="image", rd_norm="cosine"),
     "monostl-without-uncertainty": MonoSTLConfig(fusion_channels=8, fd_weight="none", rd_uncertainty="none"),
 }
+#: The methods on image features; those on BEV maps are tested in test_bev_methods.py.
+METHODS = {name: method for name, method in ALL_METHODS.items() if name in CONFIGS}
 #: Whoever said the made-up outputs reads its uncertainty as MonoDLE does.
 DETECTOR = MonoDLE(monodle.tiny())
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from distill3d.detectors.base import FeatureMap
 from distill3d.distill.context import Context
-from distill3d.distill.methods import monodistill, monoskd, monostl
+from distill3d.distill.methods import cmkd, monodistill, monoskd, monostl, monotakd
 from distill3d.distill.methods.mixed import MixedConfig
 from distill3d.distill.style import StyledConfig
 from distill3d.distill.term import Term
@@ -30,11 +30,20 @@ METHODS: dict[str, Method] = {
         Method("monodistill", monodistill.MonoDistillConfig, monodistill.terms),
         Method("monoskd", monoskd.MonoSKDConfig, monoskd.terms),
         Method("monostl", monostl.MonoSTLConfig, monostl.terms),
+        Method("cmkd", cmkd.CMKDConfig, cmkd.terms),
+        Method("monotakd", monotakd.MonoTAKDConfig, monotakd.terms),
     )
 }
 
 #: Settings of any method or mixture, as recipes hold them.
-MethodConfig = monodistill.MonoDistillConfig | monoskd.MonoSKDConfig | monostl.MonoSTLConfig | MixedConfig
+MethodConfig = (
+    monodistill.MonoDistillConfig
+    | monoskd.MonoSKDConfig
+    | monostl.MonoSTLConfig
+    | cmkd.CMKDConfig
+    | monotakd.MonoTAKDConfig
+    | MixedConfig
+)
 
 
 def method_name(config: StyledConfig) -> str:

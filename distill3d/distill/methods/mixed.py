@@ -6,9 +6,11 @@ from dataclasses import dataclass
 from typing import Literal
 
 from distill3d.detectors.monodle import DepthEncoding
+from distill3d.distill.methods.cmkd import CMKDConfig
 from distill3d.distill.methods.monodistill import MonoDistillConfig
 from distill3d.distill.methods.monoskd import MonoSKDConfig
 from distill3d.distill.methods.monostl import MonoSTLConfig
+from distill3d.distill.methods.monotakd import MonoTAKDConfig
 from distill3d.distill.style import StyledConfig
 from distill3d.errors import UserError
 
@@ -24,7 +26,7 @@ class MixedConfig(StyledConfig):
         UserError: no parts, or they ask for different teachers.
     """
 
-    parts: tuple[MonoDistillConfig | MonoSKDConfig | MonoSTLConfig, ...]
+    parts: tuple[MonoDistillConfig | MonoSKDConfig | MonoSTLConfig | CMKDConfig | MonoTAKDConfig, ...]
     #: Multiplies both sides of MonoSKD's correlation by these settings' selective weights: only objects are compared,
     #: and the more, the less sure the student is of their depth.
     select: MonoSTLConfig | None = None
@@ -33,7 +35,7 @@ class MixedConfig(StyledConfig):
         if not self.parts:
             raise UserError("a mixture needs at least one method in its parts")
         for name in ("teacher_bn", "depth_input"):
-            if len(asked := {getattr(part, name) for part in self.parts}) > 1:
+            if len(asked := {getattr(part, name) for part in self.parts if hasattr(part, name)}) > 1:
                 raise UserError(f"the parts of a mixture share their teacher, but ask for {name} {sorted(asked)}")
 
     @property
@@ -43,5 +45,12 @@ class MixedConfig(StyledConfig):
 
     @property
     def depth_input(self) -> DepthEncoding:
-        """How the teacher sees depth, as all parts ask for it."""
-        return self.parts[0].depth_input
+        """How the teacher sees depth, as all parts ask for it whose teacher sees depth images.
+
+        Raises:
+            UserError: no part has such a teacher.
+        """
+        for part in self.parts:
+            if isinstance(part, MonoDistillConfig | MonoSKDConfig | MonoSTLConfig):
+                return part.depth_input
+        raise UserError("no part of the mixture is taught by a detector of depth images, so none says how it sees them")

@@ -1,0 +1,244 @@
+"""CMKD: a camera student whose BEV map and anchor responses imitate a LiDAR detector's; no label is looked at.
+
+CMKD, ECCV 2022; released code Cc-Hy/CMKD, pcdet/models/detectors/cmkd.py (get_training_loss), pcdet/models/dense_heads/
+anchor_head_single_cmkd_v2.py and pcdet/utils/loss_utils.py.  Everything here is for training only; what CMKD changes in
+the student, its domain adaptation, is the detector's.
+
+    L = 32 L_bev + 2 L_cls + 2 L_loc + 0.4 L_dir [+ the detector's own L_depth]
+
+Nothing is normalised or projected: the student's map must meet the teacher's in scale.  With a PointPillars teacher the
+weights are 4 (32 where frames of KITTI raw are added), 1, 2 and 0.2.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor
+
+from distill3d.detectors.base import Outputs
+from distill3d.distill.context import Context, comparable, same_grid
+from distill3d.distill.distances import weighted_mean
+from distill3d.distill.precision import full_precision
+from distill3d.distill.style import StyledConfig, option
+from distill3d.distill.term import Term
+from distill3d.errors import UserError
+from distill3d.layers.anchors import quality_focal, sine_difference, smooth_l1
+
+#: Weight of empty cells where occupied ones are weighted (``use_nonzero_mask``).
+BACKGROUND_WEIGHT = 0.05
+#: Maps whose mean is at most this are not divided by it.
+MEAN_EPS = 1e-12
+#: An anchor's numbers in the predictions "box": x, y, z, length, width, height, yaw.
+BOX_CODE = 7
+#: The raw maps of an anchor head.
+ANCHOR_MAPS = ("cls", "box", "dir")
+
+FeatureForm = Literal["l2", "sum"]
+
+
+@dataclass(frozen=True)
+class AnchorResponseConfig(StyledConfig):
+    """What student and teacher with anchor heads are compared by.  A term of weight 0 is left out."""
+
+    cls_weight: float = 2.0
+    loc_weight: float = 2.0
+    dir_weight: float = 0.4
+    #: The teacher's probability above which an anchor counts as an object.
+    positive: float = 0.1
+    tap: str = "bev"
+    teacher: str | None = None  # its stage; None: the only one
+    #: Whether L_cls is divided by the images of this process, as L_loc and L_dir are.
+    cls_over_batch: bool = option(released=False, intended=True, default=False)
+    #: Teacher's batch norm; for the train loop.
+    teacher_bn: Literal["eval", "train"] = option(released="eval", intended="eval", default="eval")
+
+
+@dataclass(frozen=True)
+class CMKDConfig(AnchorResponseConfig):
+    """Weights of the released configs with a SECOND teacher, and one option for each point where code and intention
+    differ."""
+
+    feature_weight: float = 32.0
+    #: ``sum``: means over channels are compared, each side divided by its own mean over the whole batch.
+    feature_form: FeatureForm = "l2"
+    #: Cells where the teacher has no feature count ``BACKGROUND_WEIGHT``; has no effect on ``sum``.
+    nonzero_weighting: bool = option(released=False, intended=True, default=False)
+
+
+def terms(config: CMKDConfig, student_channels: dict[str, int], teacher_channels: dict[str, int]) -> list[Term]:
+    """The feature term and the three response terms; what fits is seen on the first batch, see ``comparable``."""
+    return [term for term in (FeatureTerm(config), *response_terms(config)) if term.weight != 0]
+
+
+def response_terms(config: AnchorResponseConfig) -> list[Term]:
+    """L_cls, L_loc and L_dir, as far as their weights are not 0."""
+    all_terms = [ClassResponseTerm(config), BoxResponseTerm(config), DirectionResponseTerm(config)]
+    return [term for term in all_terms if term.weight != 0]
+
+
+class FeatureTerm(Term):
+    """L_bev, see ``feature_loss``.  Couples the batch where cells are weighted and in form ``sum``: weights and means
+    are those of all images of this process."""
+
+    couples_batch: ClassVar[bool] = True
+
+    def __init__(self, config: CMKDConfig) -> None:
+        super().__init__("bev", config.feature_weight)
+        self.config = config
+
+    def forward(self, context: Context) -> Tensor:
+        student, teacher = comparable(self.config.tap, context.student, context.named(self.config.teacher))
+        return feature_loss(
+            student.tensor, teacher.tensor.detach(), self.config.feature_form, self.config.nonzero_weighting
+        ).float()
+
+
+class ClassResponseTerm(Term):
+    """L_cls, see ``class_loss``.  Couples the batch: a sum over images, so that averaged over N processes it is one Nth
+    of what a single one sees; with ``cls_over_batch`` a mean that does not."""
+
+    couples_batch: ClassVar[bool] = True
+
+    def __init__(self, config: AnchorResponseConfig) -> None:
+        super().__init__("response_cls", config.cls_weight)
+        self.config = config
+
+    def forward(self, context: Context) -> Tensor:
+        student, teacher = anchor_rows(context, self.config)
+        return class_loss(student["cls"], teacher["cls"], self.config.positive, self.config.cls_over_batch).float()
+
+
+class BoxResponseTerm(Term):
+    """L_loc, see ``box_loss``; a mean over images."""
+
+    def __init__(self, config: AnchorResponseConfig) -> None:
+        super().__init__("response_loc", config.loc_weight)
+        self.config = config
+
+    def forward(self, context: Context) -> Tensor:
+        student, teacher = anchor_rows(context, self.config)
+        return box_loss(student["box"], teacher["box"], teacher["cls"], self.config.positive).float()
+
+
+class DirectionResponseTerm(Term):
+    """L_dir, see ``direction_loss``; a mean over images."""
+
+    def __init__(self, config: AnchorResponseConfig) -> None:
+        super().__init__("response_dir", config.dir_weight)
+        self.config = config
+
+    def forward(self, context: Context) -> Tensor:
+        student, teacher = anchor_rows(context, self.config)
+        return direction_loss(student["dir"], teacher["dir"], teacher["cls"], self.config.positive).float()
+
+
+def anchor_rows(context: Context, config: AnchorResponseConfig) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """``ANCHOR_MAPS`` of student and detached teacher, (B, Y, X, A k) as (B, Y X A, k).
+
+    Raises:
+        UserError: one of them has no anchor maps, or theirs differ in shape.
+        ValueError: their BEV maps lie on different grids.
+    """
+    sides = {"student": context.student, "teacher": context.named(config.teacher)}
+    for who, outputs in sides.items():
+        if any(name not in outputs.predictions for name in ANCHOR_MAPS):
+            raise UserError(
+                f"the response terms compare anchor maps {', '.join(ANCHOR_MAPS)}, but the {who} predicts "
+                f"{', '.join(outputs.predictions) or 'nothing'}: set cls_weight, loc_weight and dir_weight to 0"
+            )
+    student, teacher = sides.values()
+    same_grid(config.tap, student, teacher)
+    for name in ANCHOR_MAPS:
+        shapes = [tuple(o.predictions[name].shape) for o in (student, teacher)]
+        if shapes[0] != shapes[1]:
+            raise UserError(
+                f"the anchor map {name!r} is {shapes[0]} in the student and {shapes[1]} in the teacher: give both the "
+                "same classes and anchors"
+            )
+    return _rows(student), {name: rows.detach() for name, rows in _rows(teacher).items()}
+
+
+def _rows(outputs: Outputs) -> dict[str, Tensor]:
+    anchors = outputs.predictions["box"].shape[-1] // BOX_CODE
+    return {name: outputs.predictions[name].unflatten(-1, (anchors, -1)).flatten(1, 3) for name in ANCHOR_MAPS}
+
+
+@full_precision
+def feature_loss(
+    student: Float[Tensor, "b c y x"],
+    teacher: Float[Tensor, "b c y x"],
+    form: FeatureForm = "l2",
+    nonzero_weighting: bool = False,
+) -> Float[Tensor, ""]:
+    """Squared difference of two BEV maps.
+
+    ``l2``: sum m (S - T)^2 / (C sum m) over all cells of the batch, m from ``cell_weight`` of the teacher.
+    ``sum``: mean over cells of (mean_c S / mean S - mean_c T / mean T)^2; the overall means pass no gradient.
+    """
+    if form == "l2":
+        return weighted_mean((student - teacher).square(), cell_weight(teacher, nonzero_weighting))
+    s, t = (maps.mean(1) / _divisor(maps.detach().mean()) for maps in (student, teacher))
+    return F.mse_loss(s, t)
+
+
+def _divisor(mean: Float[Tensor, ""]) -> Float[Tensor, ""]:
+    return torch.where(mean.abs() > MEAN_EPS, mean, 1)
+
+
+def cell_weight(reference: Float[Tensor, "b c y x"], nonzero_weighting: bool) -> Float[Tensor, "b 1 y x"]:
+    """1, or with weighting ``BACKGROUND_WEIGHT`` where the channels of ``reference`` sum to 0: in maps after a ReLU,
+    cells without a feature."""
+    channel_sum = reference.detach().sum(1, keepdim=True)
+    weight = torch.ones_like(channel_sum)
+    return torch.where(channel_sum != 0, weight, BACKGROUND_WEIGHT) if nonzero_weighting else weight
+
+
+@full_precision
+def class_loss(
+    student: Float[Tensor, "b n k"], teacher: Float[Tensor, "b n k"], positive: float, over_batch: bool = False
+) -> Float[Tensor, ""]:
+    """sum_b,n,k quality_focal(S, t) / n_b,k  with t = sigmoid(T) and n_b,k = #{n: t > ``positive``}, at least 1.
+
+    n per n anchors of image b and class k, from logits; a sum over images, ``over_batch`` a mean.
+    """
+    target = teacher.sigmoid()
+    count = (target > positive).sum(1, keepdim=True).clamp_min(1)
+    total = (quality_focal(student, target) / count).sum()
+    return total / len(student) if over_batch else total
+
+
+@full_precision
+def box_loss(
+    student: Float[Tensor, "b n 7"],
+    teacher: Float[Tensor, "b n 7"],
+    teacher_cls: Float[Tensor, "b n k"],
+    positive: float,
+) -> Float[Tensor, ""]:
+    """sum_n w_n sum_7 smooth_l1(sine_difference(S, T)), mean over images; w from ``anchor_weight``, raw codes."""
+    error = smooth_l1(sine_difference(student, teacher)).sum(-1)
+    return (anchor_weight(teacher_cls, positive) * error).sum(1).mean()
+
+
+@full_precision
+def direction_loss(
+    student: Float[Tensor, "b n bins"],
+    teacher: Float[Tensor, "b n bins"],
+    teacher_cls: Float[Tensor, "b n k"],
+    positive: float,
+) -> Float[Tensor, ""]:
+    """sum_n w_n CE(S, argmax T), mean over images; w from ``anchor_weight``, logits, the first bin where they tie."""
+    error = F.cross_entropy(student.transpose(1, 2), teacher.argmax(-1), reduction="none")
+    return (anchor_weight(teacher_cls, positive) * error).sum(1).mean()
+
+
+def anchor_weight(teacher_cls: Float[Tensor, "b n k"], positive: float) -> Float[Tensor, "b n"]:
+    """w_n = 1[q_n > ``positive``] q_n / #{q > ``positive``} with q = sum_k sigmoid(T), which may exceed 1; the count is
+    the image's, at least 1."""
+    confidence = teacher_cls.sigmoid().sum(-1)
+    kept = confidence > positive
+    return torch.where(kept, confidence, 0) / kept.sum(1, keepdim=True).clamp_min(1)
