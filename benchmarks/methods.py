@@ -27,6 +27,10 @@ from distill3d.data.collate import batches
 from distill3d.data.kitti import KittiDataset
 from distill3d.data.sample import Batch
 from distill3d.detectors import DetectorConfig, build_detector, detector_name
+from distill3d.detectors.caddn import DepthTrunkConfig
+from distill3d.distill.methods.cmkd import CMKDConfig
+from distill3d.distill.methods.monotakd import MonoTAKDConfig
+from distill3d.recipes import bev
 from distill3d.recipes.kitti import BASES, CARS, METHODS, UNSHIFTED, for_base
 from distill3d.settings import to_plain
 from distill3d.synth.writer import StreetConfig, write_kitti
@@ -50,8 +54,36 @@ def without_weights(config: DetectorConfig) -> DetectorConfig:
     return replace(config, trunk=trunk)  # pyright: ignore[reportArgumentType]
 
 
+#: The bird's-eye-view family's student beside the camera family's bases.
+BEV_BASE = "caddn"
+
+
 def recipe_of(base: str, root: Path) -> Recipe:
-    """Teacher, plain student and one student per method, at the paper's size."""
+    """Teachers, plain student and one student per method, at the paper's size."""
+    return bev_recipe(root) if base == BEV_BASE else kitti_recipe(base, root)
+
+
+def bev_recipe(root: Path) -> Recipe:
+    """SECOND, MonoTAKD's assistant, the plain student, CMKD's and MonoTAKD's."""
+    random = DepthTrunkConfig()
+    assistant, student, aligned = (replace(c, trunk=random) for c in (bev.ASSISTANT, bev.STUDENT, bev.ALIGNED))
+    return Recipe(
+        "methods",
+        (
+            StageConfig("teacher", "teacher", bev.SECOND_TEACHER, bev.LIDAR, None),
+            StageConfig("assistant", "assistant", assistant, bev.CAMERA, bev.FLIP),
+            StageConfig("plain", "baseline", student, bev.CAMERA, bev.FLIP),
+            StageConfig("cmkd", "student", replace(student, detection_weight=0.0), bev.CAMERA, bev.FLIP,
+                        ("teacher",), CMKDConfig()),
+            StageConfig("monotakd", "student", aligned, bev.CAMERA, bev.FLIP, ("teacher", "assistant"),
+                        MonoTAKDConfig()),
+        ),
+        replace(bev.UNSCALED, root=root),
+    )  # fmt: skip
+
+
+def kitti_recipe(base: str, root: Path) -> Recipe:
+    """The teacher of depth images, the plain student, and one student per method of the camera family."""
     student = without_weights(replace(BASES[base].detector, classes=CARS))
     schedule = BASES[base].schedule
     taught = [
@@ -74,7 +106,7 @@ class Stepper:
         self.device, self.precision = device, choose_precision(recipe.precision, device)
         placed = {"device": device, "memory_format": torch.channels_last}
         self.teachers = {
-            name: Teacher(folder / name, repeatable=label.endswith(REMEMBERED)).to(**placed)  # pyright: ignore
+            name: Teacher(folder / name, repeatable=label.endswith(REMEMBERED), frames=FRAMES).to(**placed)  # pyright: ignore
             for name in stage.teachers
         }
         self.step: TrainingStep = build_step(stage, self.teachers).to(**placed)  # pyright: ignore
@@ -101,7 +133,8 @@ class Stepper:
 
 
 def load(recipe: Recipe, batch_size: int, device: torch.device) -> list[Batch]:
-    data = KittiDataset(kitti_config(recipe, recipe.stage("monostl"), "train", train=True))
+    stage = next(s for s in reversed(recipe.stages) if s.role == "student")
+    data = KittiDataset(kitti_config(recipe, stage, "train", train=True))
     return [batch.to(device) for batch in batches(data, list(range(FRAMES)), batch_size, 0, 0)]
 
 
@@ -145,10 +178,14 @@ def measure(base: str, folder: Path, steps: int, batch_size: int, device: torch.
 
     Each is measured in a process of its own, twice, the second time in reverse order; the better time counts.
     """
-    config = recipe_of(base, folder / "streets").stage("teacher").detector
-    save_weights(folder / "teacher", build_detector(config).state_dict(), {
-        "detector": detector_name(config), "config": to_plain(config), "trained_on": {"frames": []}})  # fmt: skip
-    labels = ["plain", *METHODS, *(f"{name}{REMEMBERED}" for name in METHODS)]
+    recipe = recipe_of(base, folder / "streets")
+    for stage in recipe.stages:
+        if stage.role in ("teacher", "assistant"):
+            config = stage.detector
+            card = {"detector": detector_name(config), "config": to_plain(config), "trained_on": {"frames": []}}
+            save_weights(folder / stage.name, build_detector(config).state_dict(), card)
+    students = [stage.name for stage in recipe.stages if stage.role == "student"]
+    labels = ["plain", *students, *(f"{name}{REMEMBERED}" for name in students)]
     seconds: dict[str, float] = {}
     mib: dict[str, float] = {}
     for label in labels + labels[::-1]:
@@ -160,14 +197,14 @@ def measure(base: str, folder: Path, steps: int, batch_size: int, device: torch.
     return {
         "seconds": seconds, "time_relative_to_plain": {k: v / seconds["plain"] for k, v in seconds.items()},
         "peak_mib": mib, "memory_relative_to_plain": {k: v / mib["plain"] for k, v in mib.items()},
-        "batch_size": batch_size, "canvas": list(CANVAS), "steps": steps,
+        "batch_size": batch_size, "canvas": list(recipe.dataset.canvas), "steps": steps,
         "precision": choose_precision("auto", device).name, "machine": describe_machine(),
     }  # fmt: skip
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--bases", nargs="+", default=list(BASES), choices=list(BASES))
+    parser.add_argument("--bases", nargs="+", default=[*BASES, BEV_BASE], choices=[*BASES, BEV_BASE])
     parser.add_argument("--steps", type=int, default=4)
     parser.add_argument("--batch-size", type=int, default=2)
     parser.add_argument("--device", type=torch.device, default="cpu")

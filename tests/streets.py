@@ -3,8 +3,14 @@
 from dataclasses import replace
 from pathlib import Path
 
+from distill3d.camera import DepthBins
+from distill3d.detectors.caddn import CaDDNConfig, DepthTrunkConfig
+from distill3d.detectors.second import SECONDConfig
+from distill3d.layers.anchor_head import BevBackboneConfig
 from distill3d.layers.dla import DLAConfig
 from distill3d.layers.resnet import ResNetConfig
+from distill3d.layers.sparse_conv import SparseResNetConfig
+from distill3d.layers.voxels import VoxelGrid
 from distill3d.recipes import get_recipe
 from distill3d.recipes.demo import demo
 from distill3d.synth.writer import StreetConfig, write_kitti
@@ -60,6 +66,37 @@ def small_preset(base: str, root: Path) -> Recipe:
     stages = tuple(
         replace(
             stage, detector=replace(stage.detector, **smaller),
+            schedule=replace(stage.schedule, epochs=1, batch_size=4),
+        )
+        for stage in recipe.stages
+    )  # fmt: skip
+    dataset = replace(recipe.dataset, root=root, canvas=CANVAS, min_height_scale=CANVAS[0] / 1242)
+    return replace(recipe, stages=stages, dataset=dataset, precision="fp32")
+
+
+#: The ground of the smallest detectors of the bird's-eye-view family: 24 x 24 cells of 1.28 m.
+GROUND = (2.0, -15.36, -3.0, 32.72, 15.36, 1.0)
+SMALL_BACKBONE = BevBackboneConfig(layers=(1, 1), channels=(8, 8), up_channels=(8, 8))
+SMALL_SPARSE = SparseResNetConfig(channels=(4, 8, 8, 8), padding_z=(1, 1, 1), blocks=1, outputs=8)
+
+
+def small_bev_detector(config: SECONDConfig | CaDDNConfig) -> SECONDConfig | CaDDNConfig:
+    """The same detector, as small as it can be."""
+    head = replace(config.head, backbone=SMALL_BACKBONE)
+    if isinstance(config, SECONDConfig):
+        return replace(config, voxels=VoxelGrid(GROUND, (0.16, 0.16, 0.2)), backbone=SMALL_SPARSE, head=head)
+    return replace(
+        config, voxels=VoxelGrid(GROUND, (1.28, 1.28, 0.8)), bins=DepthBins(2.0, 46.8, 20), lift_channels=8,
+        bev_channels=8, trunk=DepthTrunkConfig("small", channels=(8, 8, 16, 16), width=8), head=head,
+    )  # fmt: skip
+
+
+def small_bev_preset(root: Path) -> Recipe:
+    """The bird's-eye-view family's tiny preset with still smaller nets and one epoch, in float32."""
+    recipe = get_recipe("tiny_bev")
+    stages = tuple(
+        replace(
+            stage, detector=small_bev_detector(stage.detector),
             schedule=replace(stage.schedule, epochs=1, batch_size=4),
         )
         for stage in recipe.stages

@@ -6,9 +6,10 @@ import difflib
 from collections.abc import Callable
 
 from distill3d.errors import UserError
+from distill3d.recipes import bev
 from distill3d.recipes.demo import demo, demo_control
 from distill3d.recipes.kitti import BASES, METHODS, alone, monodle_overfit, selective_monoskd, taught
-from distill3d.recipes.synthetic import tiny
+from distill3d.recipes.synthetic import tiny, tiny_bev, tiny_lidar
 from distill3d.train.recipe import Recipe
 
 RECIPES: dict[str, Callable[[], Recipe]] = {
@@ -18,6 +19,9 @@ RECIPES: dict[str, Callable[[], Recipe]] = {
     **{base: alone(base) for base in BASES},
     **{f"{method}_{base}": taught(method, base) for method in METHODS for base in BASES},
     "selective_monoskd": selective_monoskd,
+    "tiny_lidar": tiny_lidar,
+    "tiny_bev": tiny_bev,
+    **{recipe.__name__: recipe for recipe in bev.RECIPES},
     "monodle_overfit": monodle_overfit,
 }
 

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 import distill3d
 from distill3d.data.collate import EpochSampler, batches
 from distill3d.data.kitti import KittiDataset
+from distill3d.data.kitti_raw import RawMapping
 from distill3d.data.sample import Batch
 from distill3d.detectors import build_detector, detector_name
 from distill3d.detectors.base import Detector, Outputs
@@ -27,14 +28,23 @@ from distill3d.errors import UserError
 from distill3d.evaluate.kitti import Result
 from distill3d.layers.distributed import share_batch_norm, world_size
 from distill3d.settings import to_plain
-from distill3d.train.checkpoint import STATE, load_into, load_state, load_weights, save_state, save_weights, write_text
+from distill3d.train.checkpoint import (
+    STATE,
+    load_into,
+    load_matching,
+    load_state,
+    load_weights,
+    save_state,
+    save_weights,
+    write_text,
+)
 from distill3d.train.ema import WeightAverage
 from distill3d.train.evaluation import evaluate_detector, summary
 from distill3d.train.htl import HierarchicalTaskLearning
 from distill3d.train.precision import Precision, choose_precision
 from distill3d.train.progress import ProgressBar
-from distill3d.train.recipe import Recipe, StageConfig, kitti_config
-from distill3d.train.schedules import build_optimiser, learning_rate
+from distill3d.train.recipe import Recipe, StageConfig, kitti_config, training_data
+from distill3d.train.schedules import build_optimiser, first_beta, learning_rate
 from distill3d.train.teachers import Teacher, is_repeatable, refuse_overlap, trained_on
 
 METRICS, CONFIG = "metrics.jsonl", "config.yaml"
@@ -85,12 +95,15 @@ class TrainingStep(nn.Module):
 
 
 def build_step(stage: StageConfig, teachers: dict[str, Teacher]) -> TrainingStep:
-    """The untrained student of a stage with the terms of its method."""
+    """The untrained student of a stage with the terms of its method.
+
+    Of several teachers the first one named by the stage tells the terms its tap channels.
+    """
     student = build_detector(stage.detector)
     if stage.method is None:
         return TrainingStep(student, [])
-    (teacher,) = teachers.values()
-    terms = build_terms(stage.method, student.tap_channels, teacher.detector.tap_channels)
+    first = teachers[stage.teachers[0]]
+    terms = build_terms(stage.method, student.tap_channels, first.detector.tap_channels)
     return TrainingStep(student, terms, teachers)
 
 
@@ -117,24 +130,28 @@ class _Run:
         schedule = stage.schedule
         self.precision: Precision = choose_precision(recipe.precision, fabric.device)
         self.seed = recipe.seed + stage.seed_offset
-        self.data = KittiDataset(kitti_config(recipe, stage, recipe.dataset.train_split, train=True))
+        self.data = training_data(recipe, stage)
+        if isinstance(self.data, KittiDataset) and stage.lidar_augment is not None:
+            _ = self.data.object_database  # once, not in every worker
         self.eval_data = KittiDataset(kitti_config(recipe, stage, recipe.dataset.eval_split, train=False))
         self.sampler = EpochSampler(
             len(self.data), schedule.batch_size, self.seed, drop_last=schedule.drop_last,
             rank=fabric.global_rank, world=fabric.world_size,
         )  # fmt: skip
-        self.teachers = {name: self._teacher(name) for name in stage.teachers}
-        self.seen = trained_on(
-            recipe.dataset.identity, self.data.frame_ids, [t.card["trained_on"] for t in self.teachers.values()]
-        )
+        unlabelled = recipe.dataset.unlabelled
+        mapping = None if unlabelled is None or unlabelled.mapping is None else RawMapping.read(unlabelled.mapping)
+        self.teachers = {name: self._teacher(name, mapping) for name in stage.teachers}
+        started_from = {name: load_weights(folder.parent / name) for name in stage.starts_from}
+        cards = [*(t.card for t in self.teachers.values()), *(card for _, card in started_from.values())]
+        self.seen = trained_on(recipe.dataset.identity, self.data.frame_ids, [card["trained_on"] for card in cards])
         refuse_overlap({"trained_on": self.seen}, f"stage {stage.name!r}", recipe.dataset.identity,
-                       self.eval_data.frame_ids, options.allow_overlap)  # fmt: skip
+                       self.eval_data.frame_ids, options.allow_overlap, mapping)  # fmt: skip
 
         torch.manual_seed(self.seed)
         step = build_step(stage, self.teachers)
         if stage.init is not None:
-            path = folder.parent / stage.init
-            load_into(step.student, load_weights(path)[0], str(path))
+            load_into(step.student, started_from[stage.init][0], str(folder.parent / stage.init))
+        self.inherited = {name: self._inherit(step.student, name, started_from[name][0]) for name in stage.inherit}
         if fabric.world_size > 1:
             share_batch_norm(step)
         step = step.to(fabric.device, memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
@@ -157,14 +174,25 @@ class _Run:
     def global_step(self) -> int:
         return self.epoch * self.sampler.steps + self.step_in_epoch
 
-    def _teacher(self, name: str) -> Teacher:
+    def _teacher(self, name: str, mapping: RawMapping | None) -> Teacher:
         assert self.stage.method is not None
         path = self.folder.parent / name
         repeatable = is_repeatable(self.stage.augment, self.recipe.stage(name).detector.input)
-        teacher = Teacher(path, self.stage.method.teacher_bn, repeatable)
+        teacher = Teacher(path, self.stage.method.teacher_bn, repeatable, len(self.data))
         refuse_overlap(teacher.card, f"teacher {path}", self.recipe.dataset.identity, self.eval_data.frame_ids,
-                       self.options.allow_overlap)  # fmt: skip
+                       self.options.allow_overlap, mapping)  # fmt: skip
         return teacher.to(self.fabric.device, memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
+
+    def _inherit(self, student: Detector, name: str, weights: dict[str, Tensor]) -> dict[str, Any]:
+        """Takes over from an earlier stage what fits; says what that was.
+
+        Raises:
+            UserError: nothing fits.
+        """
+        result = load_matching(student, weights)
+        if result["taken"] == 0:
+            raise UserError(f"{self.folder.parent / name}: holds nothing that stage {self.stage.name!r} could inherit")
+        return result
 
     # ------------------------------------------------------------------------------------------------------- the state
 
@@ -290,8 +318,9 @@ class _Run:
         """
         schedule = self.stage.schedule
         lr = learning_rate(schedule, self.epoch, self.step_in_epoch, self.sampler.steps)
+        beta = first_beta(schedule, self.epoch, self.step_in_epoch, self.sampler.steps)
         for group in self.optimiser.param_groups:
-            group["lr"] = lr
+            group["lr"], group["betas"] = lr, (beta, schedule.betas[1])
         losses = self.losses(batch)
         if self.tasks is not None:
             self.tasks.observe(losses)
@@ -391,12 +420,13 @@ class _Run:
             "detector": detector_name(stage.detector), "config": to_plain(stage.detector),
             "input": stage.detector.input,
             "method": None if method is None else method_name(method), "method_config": to_plain(method),
-            "teachers": list(stage.teachers), "init": stage.init, "seed": self.seed,
+            "teachers": list(stage.teachers), "init": stage.init, "inherited": self.inherited, "seed": self.seed,
             "epochs": stage.schedule.epochs, "kept": "last" if self.best is None else f"epoch {self.best['epoch']}",
             "parameters": sum(p.numel() for p in self.step.student.parameters()),
             "precision": self.precision.name, "device": self.fabric.device.type, "world_size": world_size(),
             "canvas": list(self.recipe.dataset.canvas), "focal": focal, "file_focal": focal / float(first.affine.scale),
-            "min_height_scale": self.recipe.dataset.min_height_scale,
+            "placement": self.recipe.dataset.placement, "min_height_scale": self.recipe.dataset.min_height_scale,
+            "lidar_to_camera": None if first.lidar_to_camera is None else first.lidar_to_camera.tolist(),
             "fingerprint": self.recipe.stage_fingerprint(stage),
             "trained_on": self.seen, "note": self.recipe.note,
             "versions": {

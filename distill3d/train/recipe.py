@@ -6,8 +6,12 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
-from distill3d.data.augment import AugmentConfig
-from distill3d.data.kitti import KittiConfig
+from distill3d.camera import Divide
+from distill3d.data.augment import AugmentConfig, Placement
+from distill3d.data.kitti import KittiConfig, KittiDataset
+from distill3d.data.kitti_raw import KittiRawConfig, KittiRawDataset
+from distill3d.data.lidar_augment import LidarAugmentConfig
+from distill3d.data.sample import Dataset, JointDataset
 from distill3d.detectors import DETECTORS, DetectorConfig, detector_name
 from distill3d.distill.methods import MethodConfig
 from distill3d.errors import UserError
@@ -15,7 +19,20 @@ from distill3d.settings import fingerprint
 from distill3d.train.htl import HTLConfig
 from distill3d.train.schedules import Schedule
 
-Role = Literal["teacher", "assistant", "label_encoder", "baseline", "student", "control"]
+#: Inputs for which depth images are read.
+DEPTH_INPUTS = {"depth", "rgb+gt_depth"}
+#: ``preparation``: weights that a later stage starts from, of no use by themselves.
+Role = Literal["teacher", "assistant", "label_encoder", "preparation", "baseline", "student", "control"]
+
+
+@dataclass(frozen=True)
+class UnlabelledConfig:
+    """KITTI raw drives from which stages learn that ask for them (``StageConfig.unlabelled``)."""
+
+    root: Path | None = None  # given on the command line as --dataset.unlabelled.root
+    frames: Path | None = None  # a list of frame ids, one per line (CMKD's are known as eigen clean)
+    mapping: Path | None = None  # folder of train_mapping.txt and train_rand.txt: which raw frame an object frame is
+    depth: Literal["lidar", "completed"] = "lidar"
 
 
 @dataclass(frozen=True)
@@ -28,9 +45,12 @@ class DatasetConfig:
     eval_split: str = "val"
     select_split: str | None = None  # for ``keep="best"``; never the split that is reported
     canvas: tuple[int, int] = (1280, 384)  # (width, height) px
+    placement: Placement = "fit"  # of images on the canvas
+    divide: Divide = "rect_z"
     depth: Literal["lidar", "completed", "png"] = "completed"
     min_height_scale: float = 1.0  # of training difficulties and of evaluation, for reduced images
     in_memory: bool = False
+    unlabelled: UnlabelledConfig | None = None
 
 
 @dataclass(frozen=True)
@@ -46,11 +66,29 @@ class StageConfig:
     method: MethodConfig | None = None
     tasks: HTLConfig | None = None  # weighs the detector's own terms by what has been learned
     init: str | None = None  # earlier stage whose weights the detector starts from
+    #: Earlier stages from which it takes what agrees in name and shape, later over earlier ones; the card says what.
+    inherit: tuple[str, ...] = ()
     seed_offset: int = 0  # added to the recipe's seed, for a second baseline
+    lidar_augment: LidarAugmentConfig | None = None  # in place of ``augment``, for detectors that see points alone
+    unlabelled: bool = False  # also learns from the data set's unlabelled frames
 
     def __post_init__(self) -> None:
         if bool(self.teachers) != (self.method is not None):
             raise UserError(f"stage {self.name!r}: a method needs teachers, and teachers a method")
+        if self.init is not None and self.inherit:
+            raise UserError(f"stage {self.name!r}: give init or inherit, not both")
+        if self.unlabelled and self.method is None:
+            raise UserError(f"stage {self.name!r}: only a teacher can say what unlabelled frames hold, and it has none")
+
+    @property
+    def starts_from(self) -> tuple[str, ...]:
+        """The earlier stages whose weights it takes."""
+        return (*((self.init,) if self.init is not None else ()), *self.inherit)
+
+    @property
+    def needs(self) -> tuple[str, ...]:
+        """The earlier stages that this one stands on."""
+        return (*self.teachers, *self.starts_from)
 
 
 @dataclass(frozen=True)
@@ -77,7 +115,7 @@ class Recipe:
     def __post_init__(self) -> None:
         names: list[str] = []
         for stage in self.stages:
-            for other in (*stage.teachers, *([stage.init] if stage.init else [])):
+            for other in stage.needs:
                 if other not in names:
                     raise UserError(f"stage {stage.name!r} needs stage {other!r}, which does not come before it")
             if stage.name in names:
@@ -102,8 +140,11 @@ class Recipe:
 
     def stage_fingerprint(self, stage: StageConfig) -> str:
         """Changes exactly if a setting that the stage's weights depend on does, those of earlier stages included."""
-        dataset = replace(self.dataset, root=None, in_memory=False)
-        earlier = [self.stage_fingerprint(self.stage(n)) for n in (*stage.teachers, *filter(None, [stage.init]))]
+        unlabelled = self.dataset.unlabelled if stage.unlabelled else None
+        dataset = replace(
+            self.dataset, root=None, in_memory=False, unlabelled=unlabelled and replace(unlabelled, root=None)
+        )
+        earlier = [self.stage_fingerprint(self.stage(n)) for n in stage.needs]
         return fingerprint([stage, dataset, self.evaluation.keep, self.seed, earlier])
 
 
@@ -115,13 +156,46 @@ def kitti_config(recipe: Recipe, stage: StageConfig, split: str, train: bool) ->
     """
     if recipe.dataset.root is None:
         raise UserError(f"recipe {recipe.name!r} needs a data set: give its folder with --data-root")
+    inputs, dataset = _inputs(recipe, stage, train), recipe.dataset
+    return KittiConfig(
+        root=recipe.dataset.root, split=split, canvas=dataset.canvas,
+        depth=dataset.depth if inputs & DEPTH_INPUTS else "none", points="points" in inputs,
+        field_of_view="points" in inputs, divide=dataset.divide, placement=dataset.placement,
+        min_height_scale=dataset.min_height_scale,
+        augment=stage.augment if train else None, lidar_augment=stage.lidar_augment if train else None,
+        in_memory=dataset.in_memory,
+    )  # fmt: skip
+
+
+def training_data(recipe: Recipe, stage: StageConfig) -> Dataset:
+    """What a stage learns from: the training split, and the unlabelled frames if it asks for them.
+
+    Raises:
+        UserError: a folder or a list is not given or not there.
+    """
+    labelled = KittiDataset(kitti_config(recipe, stage, recipe.dataset.train_split, train=True))
+    if not stage.unlabelled:
+        return labelled
+    config, dataset = recipe.dataset.unlabelled, recipe.dataset
+    if config is None or config.root is None or config.frames is None:
+        raise UserError(
+            f"stage {stage.name!r} learns from unlabelled drives: give --dataset.unlabelled.root, their folder, and "
+            "--dataset.unlabelled.frames, a list of frames"
+        )
+    inputs = _inputs(recipe, stage, train=True)
+    raw = KittiRawConfig(
+        root=config.root, frames=config.frames, canvas=dataset.canvas,
+        depth=config.depth if inputs & DEPTH_INPUTS else "none", points="points" in inputs,
+        field_of_view="points" in inputs, divide=dataset.divide, placement=dataset.placement,
+        augment=stage.augment, in_memory=dataset.in_memory,
+    )  # fmt: skip
+    return JointDataset((labelled, KittiRawDataset(raw)))
+
+
+def _inputs(recipe: Recipe, stage: StageConfig, train: bool) -> set[str]:
+    """What the detectors of a stage look at."""
     inputs: set[str] = {stage.detector.input}
     if train:
         inputs |= {recipe.stage(t).detector.input for t in stage.teachers}
-        inputs |= DETECTORS[detector_name(stage.detector)].build.also_trained_on
-    return KittiConfig(
-        root=recipe.dataset.root, split=split, canvas=recipe.dataset.canvas,
-        depth=recipe.dataset.depth if "depth" in inputs else "none",
-        min_height_scale=recipe.dataset.min_height_scale,
-        augment=stage.augment if train else None, in_memory=recipe.dataset.in_memory,
-    )  # fmt: skip
+        inputs |= DETECTORS[detector_name(stage.detector)].build.also_trained_on(stage.detector)
+    return inputs

@@ -11,9 +11,6 @@ from torch import nn
 
 #: Where the cosine warm-up begins (xinzhuma/monodle lib/helpers/scheduler_helper.py).
 WARMUP_START = 1e-5
-#: Share of a one-cycle schedule spent rising, and by what the peak is divided at its start and end
-#: (Smith and Topin, arXiv:1708.07120, with torch's defaults).
-ONE_CYCLE_RISE, ONE_CYCLE_START, ONE_CYCLE_END = 0.3, 25.0, 1e4
 #: Factor at each drop of the step schedule.
 DROP = 0.1
 
@@ -29,10 +26,19 @@ class Schedule:
     warmup_epochs: int = 5  # cosine rise of the step schedule
     drops: tuple[int, ...] = (90, 120)  # epochs after warm-up; the released scheduler counts only from there
     optimiser: Literal["adam", "adamw"] = "adam"
-    weight_decay: float = 1e-5  # on every parameter whose name lacks "bias", batch-norm scales too
+    weight_decay: float = 1e-5  # batch-norm scales too; see ``decay``
     clip_norm: float | None = None  # of the gradient of all trained parameters
     ema: float | None = None  # decay per step of averaged weights, which are then evaluated and shared
     drop_last: bool = True
+    #: One cycle (Smith and Topin, arXiv:1708.07120, with torch's defaults): the share of steps spent rising, by what
+    #: the peak is divided at the start, and the start at the end.
+    rise: float = 0.3
+    start_divisor: float = 25.0
+    end_divisor: float = 1e4
+    betas: tuple[float, float] = (0.9, 0.999)
+    #: Adam's first beta falls from the first to the second while the rate rises, and comes back; None: it stays.
+    momentum: tuple[float, float] | None = None
+    decay: Literal["all", "all_but_bias"] = "all_but_bias"  # which parameters decay
 
 
 def learning_rate(schedule: Schedule, epoch: int, step: int, steps_per_epoch: int) -> float:
@@ -46,21 +52,35 @@ def learning_rate(schedule: Schedule, epoch: int, step: int, steps_per_epoch: in
             rise = (1 - math.cos(math.pi * epoch / schedule.warmup_epochs)) / 2
             return WARMUP_START + (schedule.lr - WARMUP_START) * rise
         return schedule.lr * DROP ** sum(epoch - schedule.warmup_epochs >= drop for drop in schedule.drops)
-    done = (epoch * steps_per_epoch + step) / max(schedule.epochs * steps_per_epoch - 1, 1)
-    if done < ONE_CYCLE_RISE:
-        low, share = schedule.lr / ONE_CYCLE_START, (1 - math.cos(math.pi * done / ONE_CYCLE_RISE)) / 2
-        return low + (schedule.lr - low) * share
-    low = schedule.lr / ONE_CYCLE_START / ONE_CYCLE_END
-    share = (1 + math.cos(math.pi * (done - ONE_CYCLE_RISE) / (1 - ONE_CYCLE_RISE))) / 2
+    share, rising = _cycle(schedule, epoch, step, steps_per_epoch)
+    low = schedule.lr / schedule.start_divisor / (1.0 if rising else schedule.end_divisor)
     return low + (schedule.lr - low) * share
 
 
+def first_beta(schedule: Schedule, epoch: int, step: int, steps_per_epoch: int) -> float:
+    """Adam's first beta at a step: low while the rate of a one-cycle schedule is high, if ``momentum`` says so."""
+    if schedule.shape != "one_cycle" or schedule.momentum is None:
+        return schedule.betas[0]
+    share, _ = _cycle(schedule, epoch, step, steps_per_epoch)
+    high, low = schedule.momentum
+    return high + (low - high) * share
+
+
+def _cycle(schedule: Schedule, epoch: int, step: int, steps_per_epoch: int) -> tuple[float, bool]:
+    """How far up the cycle a step is, 0..1 by cosine, and whether it still rises."""
+    done = (epoch * steps_per_epoch + step) / max(schedule.epochs * steps_per_epoch - 1, 1)
+    if done < schedule.rise:
+        return (1 - math.cos(math.pi * done / schedule.rise)) / 2, True
+    return (1 + math.cos(math.pi * (done - schedule.rise) / (1 - schedule.rise))) / 2, False
+
+
 def build_optimiser(module: nn.Module, schedule: Schedule) -> torch.optim.Optimizer:
-    """Adam or AdamW over the module's trained parameters; names with "bias" are not decayed."""
+    """Adam or AdamW over the module's trained parameters."""
     trained = [(name, p) for name, p in module.named_parameters() if p.requires_grad]
     groups = [
         {"params": [p for name, p in trained if "bias" not in name], "weight_decay": schedule.weight_decay},
-        {"params": [p for name, p in trained if "bias" in name], "weight_decay": 0.0},
-    ]
+        {"params": [p for name, p in trained if "bias" in name], 
+         "weight_decay": schedule.weight_decay if schedule.decay == "all" else 0.0},
+    ]  # fmt: skip
     kind = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[schedule.optimiser]
-    return kind(groups, lr=schedule.lr, fused=True)
+    return kind(groups, lr=schedule.lr, betas=schedule.betas, fused=True)

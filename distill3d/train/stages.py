@@ -43,7 +43,7 @@ def run_recipe(recipe: Recipe, options: RunOptions, only: tuple[str, ...] = ()) 
         path = folder / stage.name
         if is_finished(recipe, stage, folder):
             continue
-        for needed in (*stage.teachers, *([stage.init] if stage.init else [])):
+        for needed in stage.needs:
             if not is_finished(recipe, recipe.stage(needed), folder):
                 raise UserError(f"stage {stage.name!r} needs stage {needed!r}, which is not finished in {folder}")
         if fabric.global_rank == 0:

@@ -12,33 +12,76 @@ from torch import Tensor, nn
 
 from distill3d.camera import Camera, ImageAffine
 from distill3d.data.augment import AugmentConfig
+from distill3d.data.kitti_raw import OBJECT_ID, RAW_IDENTITY, RawMapping, drive_of, is_raw_id
 from distill3d.data.sample import Batch
 from distill3d.detectors.base import Detector, FeatureMap, Outputs
 from distill3d.distill.context import detached
 from distill3d.errors import UserError
 from distill3d.train.checkpoint import load_detector
 
+#: Bytes of answers that a teacher may keep.
+REMEMBERED_BYTES = 4 * 2**30
+#: A frame's answers: plain and mirrored.
+FORMS = 2
+#: How a card's raw frames begin.
+RAW_PREFIX = f"{RAW_IDENTITY}/"
+
 
 def trained_on(identity: str, frame_ids: list[str], teachers: list[dict]) -> dict:
-    """What a card says of the frames behind a model's weights: its own and, through distillation, its teachers'."""
-    own = {f"{identity}/{frame}" for frame in frame_ids}
+    """What a card says of the frames behind a model's weights: its own and, through distillation, its teachers'.
+
+    Frames are listed under the data set's identity, those of KITTI's raw drives under ``kitti-raw`` whatever it is.
+    """
+    own = {_listed(identity, frame) for frame in frame_ids}
     frames = sorted(own.union(*(t["frames"] for t in teachers)))
     digest = hashlib.sha256("\n".join(frames).encode()).hexdigest()
     return {"identity": identity, "count": len(frames), "sha256": digest, "frames": frames}
 
 
-def refuse_overlap(card: dict, where: str, identity: str, eval_ids: list[str], allowed: bool) -> None:
+def refuse_overlap(
+    card: dict, where: str, identity: str, eval_ids: list[str], allowed: bool, mapping: RawMapping | None = None
+) -> None:
     """Refuses weights whose training frames are among those to be evaluated.
 
+    Training frames of KITTI's raw drives are refused where an evaluation frame comes from the same drive: its
+    neighbours are near copies.  What the evaluation frames are among the raw ones only ``mapping`` can tell, so without
+    it raw training frames are refused as soon as the evaluation frames are named as those of the object data are.
+
     Raises:
-        UserError: there is an overlap and it was not allowed.
+        UserError: there is an overlap, or it cannot be ruled out, and it was not allowed.
     """
-    overlap = sorted({f"{identity}/{frame}" for frame in eval_ids} & set(card["trained_on"]["frames"]))
-    if overlap and not allowed:
+    if allowed:
+        return
+    seen = set(card["trained_on"]["frames"])
+    overlap = sorted({_listed(identity, frame) for frame in eval_ids} & seen)
+    if overlap:
         raise UserError(
             f"{where} was trained on {len(overlap)} of the {len(eval_ids)} evaluation frames ({overlap[0]}, ...): "
             "choose another split, or allow it with --allow-overlap"
         )
+    raw = [frame.removeprefix(RAW_PREFIX) for frame in seen if frame.startswith(RAW_PREFIX)]
+    objects = [frame for frame in eval_ids if OBJECT_ID.fullmatch(frame)]
+    if not raw or not objects:
+        return
+    if mapping is None:
+        raise UserError(
+            f"{where} was trained on KITTI's raw drives ({len(raw)} of its {len(seen)} frames), and only the mapping "
+            "from object to raw frames can prove that they are not those of the evaluation: give the folder of "
+            "train_mapping.txt and train_rand.txt as --dataset.unlabelled.mapping, or allow it with --allow-overlap"
+        )
+    drives = mapping.drives(objects)
+    leaks = sorted(frame for frame in raw if drive_of(frame) in drives)
+    if leaks:
+        raise UserError(
+            f"{where} was trained on drives from which evaluation frames come ({len(leaks)} of its {len(raw)} raw "
+            f"frames, such as {RAW_PREFIX}{leaks[0]}): leave these drives out of the list of raw frames (clean_frames "
+            "in distill3d.data.kitti_raw does), or allow it with --allow-overlap"
+        )
+
+
+def _listed(identity: str, frame: str) -> str:
+    """A frame as cards list it."""
+    return f"{RAW_PREFIX}{frame}" if is_raw_id(frame) else f"{identity}/{frame}"
 
 
 class Teacher(nn.Module):
@@ -46,15 +89,17 @@ class Teacher(nn.Module):
 
     ``batch_norm`` is ``eval``, or ``train`` to reproduce released code that left its teachers in train mode.
     With ``repeatable`` augmentation (nothing but mirroring moves pixels) each frame's answer is computed once and kept:
-    one image at a time, so that it does not depend on the batch it first appeared in.
+    one image at a time, so that it does not depend on the batch it first appeared in.  Where the answers to all
+    ``frames`` would take more than ``REMEMBERED_BYTES``, judged by the first, none is kept.
     """
 
-    def __init__(self, path: Path, batch_norm: str = "eval", repeatable: bool = False) -> None:
+    def __init__(self, path: Path, batch_norm: str = "eval", repeatable: bool = False, frames: int = 0) -> None:
         super().__init__()
         detector, self.card = load_detector(path)
         self.detector: Detector = detector.requires_grad_(False)
         self.batch_norm = batch_norm
         self._answers: dict[tuple[str, bool], Outputs] | None = {} if repeatable and batch_norm == "eval" else None
+        self._frames = frames
         self.eval()
 
     def train(self, mode: bool = True) -> Teacher:
@@ -66,18 +111,28 @@ class Teacher(nn.Module):
     @torch.no_grad()
     def forward(self, batch: Batch, targets: Any) -> Outputs:
         """The teacher's outputs at the student's ``targets``, cut from the graph."""
+        if self._answers is not None and not self._answers and not self._fits(self._answer(batch, targets, 0)):
+            self._answers = None
         if self._answers is None:
             return detached(self.detector.forward_at(batch, targets))
         keys = list(zip(batch.frame_ids, batch.affine.flip.tolist(), strict=True))
         for i, key in enumerate(keys):
             if key not in self._answers:
-                self._answers[key] = detached(self.detector.forward_at(single(batch, i), slots_of(targets, i)))
+                self._answers[key] = self._answer(batch, targets, i)
         return _join([self._answers[key] for key in keys])
+
+    def _answer(self, batch: Batch, targets: Any, i: int) -> Outputs:
+        return detached(self.detector.forward_at(single(batch, i), slots_of(targets, i)))
+
+    def _fits(self, answer: Outputs) -> bool:
+        """Whether the answers to all frames can be kept if they are as large as this one."""
+        tensors = [*(f.tensor for f in answer.features.values()), *answer.predictions.values()]
+        return FORMS * self._frames * sum(t.numel() * t.element_size() for t in tensors) <= REMEMBERED_BYTES
 
 
 def is_repeatable(augment: AugmentConfig | None, modality: str) -> bool:
     """Whether a frame takes at most two forms, plain and mirrored, in the eyes of a teacher with this input."""
-    return augment is None or (augment.crop == 0 and not (modality == "rgb" and augment.photometric))
+    return augment is None or (augment.crop == 0 and not (modality.startswith("rgb") and augment.photometric))
 
 
 def single(batch: Batch, i: int) -> Batch:
@@ -87,13 +142,20 @@ def single(batch: Batch, i: int) -> Batch:
     return replace(
         batch, frame_ids=batch.frame_ids[one], image=batch.image[one], camera=Camera(batch.camera.projection[one]),
         affine=affine, objects=None, depth=None if batch.depth is None else batch.depth[one],
-        points=None if batch.points is None else batch.points[one],
+        points=None if batch.points is None else batch.points[one], labelled=None,
+        lidar_to_camera=None if batch.lidar_to_camera is None else batch.lidar_to_camera[one],
     )  # fmt: skip
 
 
 def slots_of(targets: Any, i: int) -> Any:
-    """The targets of image ``i`` alone; ``targets`` is a dataclass of tensors (B, ...)."""
-    return replace(targets, **{f.name: getattr(targets, f.name)[i : i + 1] for f in fields(targets)})
+    """The targets of image ``i`` alone; ``targets`` is a dataclass of tensors (B, ...), None and such dataclasses."""
+
+    def one(value: Any) -> Any:
+        if value is None:
+            return None
+        return value[i : i + 1] if isinstance(value, Tensor) else slots_of(value, i)
+
+    return replace(targets, **{f.name: one(getattr(targets, f.name)) for f in fields(targets)})
 
 
 def _join(answers: list[Outputs]) -> Outputs:

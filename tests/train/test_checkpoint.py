@@ -83,7 +83,7 @@ def truncated_safetensors(folder: Path) -> Path:
 
 
 def other_detector(folder: Path) -> Path:
-    save_weights(folder, {"w": torch.zeros(1)}, card("pointpillars"))
+    save_weights(folder, {"w": torch.zeros(1)}, card("yolo"))
     return folder
 
 
@@ -105,7 +105,7 @@ def foreign_safetensors(folder: Path) -> Path:
 @pytest.mark.parametrize(
     ("make", "sentence"),
     [(hostile, "was not loaded"), (hostile_pickle, "was not loaded"), (truncated, "damaged"),
-     (truncated_safetensors, "damaged"), (other_detector, "'pointpillars', known are monodle"),
+     (truncated_safetensors, "damaged"), (other_detector, "'yolo', known are monodle"),
      (other_shape, "depth.2.bias has shape"), (foreign_safetensors, "no card"),
      (lambda f: f / "absent", "no such file")],
 )  # fmt: skip
