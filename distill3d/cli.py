@@ -260,6 +260,27 @@ def check(arguments: list[str]) -> int:
     return run_check(options.folder, options.layout)
 
 
+def raw_list(arguments: list[str]) -> None:
+    """List the frames of KITTI's raw drives that share no drive with a split, to learn from without labels."""
+    import tyro
+
+    @dataclass(frozen=True)
+    class Options:
+        folder: tyro.conf.Positional[Path]  # the raw data's
+        mapping: Path  # folder of the devkit's train_mapping.txt and train_rand.txt
+        split: Path  # file of the frames that will be evaluated, such as ImageSets/val.txt
+        out: Path = Path("raw_frames.txt")
+
+    options = _parse(Options, "raw-list", arguments)
+    from distill3d.data.kitti import read_split
+    from distill3d.data.kitti_raw import RawMapping, list_raw_frames, write_list
+
+    frames = list_raw_frames(options.folder)
+    drives = RawMapping.read(options.mapping).drives(read_split(options.split))
+    kept = write_list(options.out, frames, drives)
+    print(f"{options.out}: {len(kept)} of {len(frames)} frames share no drive with {options.split}")
+
+
 def report(arguments: list[str]) -> None:
     """One self-contained HTML page that compares runs."""
     import tyro
@@ -284,11 +305,11 @@ def diagnose(arguments: list[str]) -> None:
     class Options:
         run: tyro.conf.Positional[Path]  # a run folder with a finished baseline and student
         data_root: Path | None = None  # the data set's folder; by default the one in recipe.yaml
-        baseline: str | None = None  # stage to compare with; by default the one of role baseline
+        baseline: str | None = None  # stage to compare with, or another run's folder; by default of role baseline
         student: str | None = None  # stage to judge; by default all of role student
         out: Path | None = None  # page, with .json and .csv beside it; by default RUN/diagnosis.html
         margin: float = 0.02  # of the depth, by which depth errors must differ to count
-        device: str = "cpu"  # where the teacher is asked for its uncertainty
+        device: str = "cpu"  # where networks are asked for their uncertainty and their maps of the ground
 
     o = _parse(Options, "diagnose", arguments)
     from rich.console import Console
@@ -318,7 +339,7 @@ def doctor(arguments: list[str]) -> None:
 
 COMMANDS: dict[str, Callable[[list[str]], int | None]] = {
     "demo": demo, "synth": synth, "recipes": recipes, "train": train, "eval": evaluate, "predict": predict,
-    "check": check, "report": report, "diagnose": diagnose, "doctor": doctor,
+    "check": check, "raw-list": raw_list, "report": report, "diagnose": diagnose, "doctor": doctor,
 }  # fmt: skip
 
 if __name__ == "__main__":

@@ -171,11 +171,11 @@ def hostile(folder: Path) -> Path:
 
 
 def other_detector(folder: Path) -> Path:
-    save_weights(folder, {"w": torch.zeros(1)}, {"detector": "pointpillars", "config": {}})
+    save_weights(folder, {"w": torch.zeros(1)}, {"detector": "yolo", "config": {}})
     return folder
 
 
-@pytest.mark.parametrize(("make", "word"), [(hostile, "evil.ckpt"), (other_detector, "'pointpillars'")])
+@pytest.mark.parametrize(("make", "word"), [(hostile, "evil.ckpt"), (other_detector, "'yolo'")])
 def test_predict_refuses(make, word: str, streets: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     picture = streets / "training" / "image_2" / "000008.png"
     code, _, err = call(capsys, "predict", make(tmp_path), picture, "--intrinsics", "700,700,80,32", "--out", tmp_path)
@@ -224,3 +224,20 @@ def test_eval_writes_the_official_keys(
         assert len(written[overlap]) == 12
         row = written[overlap]["car_3d"]
         assert len(row["AP_R40"]) == 3 and [len(p) for p in row["precision41"]] == [41] * 3
+
+
+def test_raw_list_leaves_out_the_drives_of_a_split(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    date = "2011_09_26"
+    for number in (1, 2):
+        for kind, ending in (("image_02", "png"), ("velodyne_points", "bin")):
+            file = tmp_path / date / f"{date}_drive_000{number}_sync" / kind / "data" / f"0000000000.{ending}"
+            file.parent.mkdir(parents=True)
+            file.touch()
+    (tmp_path / "train_mapping.txt").write_text(f"{date} {date}_drive_0002_sync 0000000000\n")
+    (tmp_path / "train_rand.txt").write_text("1")
+    (tmp_path / "val.txt").write_text("000000\n")
+    with pytest.raises(SystemExit) as stop:
+        main(["raw-list", str(tmp_path), "--mapping", str(tmp_path), "--split", str(tmp_path / "val.txt"),
+              "--out", str(tmp_path / "list.txt")])  # fmt: skip
+    assert stop.value.code == 0 and "1 of 2 frames share no drive" in capsys.readouterr().out
+    assert (tmp_path / "list.txt").read_text() == f"{date}/{date}_drive_0001_sync/image_02/data/0000000000\n"
