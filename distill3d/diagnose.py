@@ -11,15 +11,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 from jaxtyping import Float
 
-from distill3d.data.collate import batches
+from distill3d.answers import depth_log_scales, ground_maps
 from distill3d.data.kitti import KittiDataset
 from distill3d.errors import UserError
 from distill3d.evaluate.kitti import CLASSES, Annotations
 from distill3d.evaluate.transfer import (
+    NEGATIVE,
     OUTCOMES,
+    POSITIVE,
     Analysis,
     Bin,
     Estimate,
@@ -29,20 +30,22 @@ from distill3d.evaluate.transfer import (
     analyse,
     find,
     labelled_objects,
+    largest,
 )
 from distill3d.settings import to_plain
-from distill3d.train.checkpoint import load_detector
-from distill3d.train.progress import ProgressBar
+from distill3d.view.bev_maps import FrameMaps
 from distill3d.view.diagnosis import Section, contrast_sentences, net, things, untaught_sentences, write_page
 from distill3d.view.gallery import label_folder, open_dataset
 from distill3d.view.page import write_file
-from distill3d.view.runs import Stage, read_runs
+from distill3d.view.runs import PREPARATION, Stage, read_runs
 
 if TYPE_CHECKING:
     from rich.table import Table
 
 PAGE = "diagnosis.html"
-BATCH_SIZE = 8
+#: Frames of which maps of the ground are shown.
+MAPPED_FRAMES = 4
+RANKS = ("", "second ", "third ", "fourth ")
 #: Roles of detectors that see no more than the baseline, for comparison with the taught ones.
 UNTAUGHT_ROLES = ("baseline", "control")
 
@@ -94,10 +97,11 @@ def diagnose(
     Args:
         run: the folder of a recipe's stages.
         data_root: the data set's folder, instead of the one in recipe.yaml.
-        baseline, student: names of stages; by default the first of role baseline, and all of role student.
+        baseline, student: names of stages; by default the first of role baseline, and all of role student.  The
+            baseline may be the folder of another run, or of a stage of one.
         out: the page; the other two files lie beside it. By default ``<run>/diagnosis.html``.
         margin: by how much depth errors must differ to count, relative to the object's depth.
-        device: where the teacher is asked for its uncertainty.
+        device: where the teacher is asked for its uncertainty, and student and teachers for their maps of the ground.
 
     Raises:
         UserError: no finished baseline or student, labels or result files that cannot be read, or a bad option.
@@ -107,8 +111,8 @@ def diagnose(
         raise UserError(f"--out is {str(page)!r}, expected a name that ends in .html")
     if not 0 < margin < 1:
         raise UserError(f"--margin is {margin:g}, expected a share of the depth between 0 and 1, such as 0.02")
-    stages = [stage if data_root is None else _on(data_root, stage) for stage in read_runs([run])]
-    reference = _choose(stages, run, baseline, "baseline", "--baseline")[0]
+    stages = _read(run, data_root)
+    reference = _reference(stages, run, baseline, data_root)
     students = _choose(stages, run, student, "student", "--student")
     if reference in students:
         raise UserError(f"stage {reference.name!r} cannot be compared with itself: --baseline and --student are equal")
@@ -134,8 +138,23 @@ def diagnose(
 # ----------------------------------------------------------------------------------------------------------- the stages
 
 
-def _on(data_root: Path, stage: Stage) -> Stage:
-    return replace(stage, recipe={**stage.recipe, "dataset": {**stage.dataset, "root": str(data_root)}})
+def _read(run: Path, data_root: Path | None) -> list[Stage]:
+    stages = read_runs([run])
+    if data_root is None:
+        return stages
+    return [replace(s, recipe={**s.recipe, "dataset": {**s.dataset, "root": str(data_root)}}) for s in stages]
+
+
+def _reference(stages: Sequence[Stage], run: Path, name: str | None, data_root: Path | None) -> Stage:
+    """The baseline: a stage of the run or, where it has none of this name, one of another run whose folder this is.
+
+    Raises:
+        UserError: there is none.
+    """
+    if name is None or any(stage.name == name for stage in stages) or not Path(name).is_dir():
+        return _choose(stages, run, name, "baseline", "--baseline")[0]
+    others = _read(Path(name), data_root)
+    return _choose(others, Path(name), others[0].name if len(others) == 1 else None, "baseline", "--baseline")[0]
 
 
 def _choose(stages: Sequence[Stage], run: Path, name: str | None, role: str, option: str) -> list[Stage]:
@@ -149,8 +168,13 @@ def _choose(stages: Sequence[Stage], run: Path, name: str | None, role: str, opt
     if not chosen and name is not None:
         raise UserError(f"{option} is {name!r}, but {run} has no such stage: it has {known}")
     if not chosen:
+        hint = "; name the folder of another run's with --baseline" if role == "baseline" else ""
         raise UserError(
-            f"{run} has no stage of role {role}, expected a run with a baseline and a student: it has {known}"
+            f"{run} has no stage of role {role}, expected a run with a baseline and a student: it has {known}{hint}"
+        )
+    if chosen[0].role == PREPARATION:
+        raise UserError(
+            f"{option} is {chosen[0].name!r}, a stage of role {PREPARATION}: it holds weights for others, no detector"
         )
     finished = [stage for stage in chosen if _is_ready(stage)]
     if not finished:
@@ -164,20 +188,21 @@ def _is_ready(stage: Stage) -> bool:
     return stage.finished and any(stage.predictions.glob("*.txt"))
 
 
-def _teachers(stage: Stage) -> list[str]:
-    """Names of the stages that taught a stage."""
-    listed = next((s for s in stage.recipe.get("stages") or [] if s.get("name") == stage.name), {})
-    return list(stage.config.get("teachers") or listed.get("teachers") or [])
-
-
 def _teacher(student: Stage, stages: Sequence[Stage]) -> tuple[Stage | None, list[str]]:
     """The first teacher of a student, or the run's first teacher where nothing names one; and what is to be said."""
-    names = _teachers(student)
-    said = [f"{student.name} had several teachers: it is compared with {names[0]}."] if len(names) > 1 else []
+    names, said = student.teachers, []
+    if len(names) > 1:
+        said = [f"{student.name} was taught by {' and '.join(names)}: what is told of a teacher is told of {names[0]}."]
     found = [s for s in stages if (s.name == names[0] if names else s.role == "teacher")]
     if not found:
         return None, [f"{student.name} has no teacher in this run: nothing is told about one."]
     return found[0], said
+
+
+def _behind(stage: Stage, stages: Sequence[Stage]) -> set[str]:
+    """Names of the stages of a run whose answers or weights went into a stage, directly or through others."""
+    direct = {*stage.teachers, *stage.starts_from}
+    return direct.union(*(_behind(other, stages) for other in stages if other.name in direct))
 
 
 def _untaught(student: Stage, baseline: Stage, teacher: Stage | None, stages: Sequence[Stage]) -> Stage | None:
@@ -189,9 +214,9 @@ def _untaught(student: Stage, baseline: Stage, teacher: Stage | None, stages: Se
         and stage.role in UNTAUGHT_ROLES
         and _is_ready(stage)
         and _input(stage) == _input(baseline)
-        and (teacher is None or teacher.name not in _teachers(stage))
+        and (teacher is None or teacher.name not in _behind(stage, stages))
     ]
-    return min(known, key=lambda stage: len(_teachers(stage)), default=None)
+    return min(known, key=lambda stage: len(stage.teachers), default=None)
 
 
 def _input(stage: Stage) -> str | None:
@@ -214,7 +239,7 @@ class _Work:
         )
         self.objects: LabelledObjects = labelled_objects(self.labels, self.settings)
         self.no_data = ""
-        self._found: dict[str, Found] = {}
+        self._found: dict[Path, Found] = {}
         self._scales: dict[str, tuple[Float[np.ndarray, " g"] | None, str]] = {}
 
     def found(self, stage: Stage) -> Found:
@@ -223,15 +248,21 @@ class _Work:
         Raises:
             UserError: its result files are of other frames than the baseline's, or malformed.
         """
-        if stage.name not in self._found:
+        if stage.folder not in self._found:
+            roots = [one.dataset.get("root") for one in (stage, self.baseline)]
+            if roots[0] != roots[1]:
+                raise UserError(
+                    f"{stage.folder} was evaluated on {roots[0]}, {self.baseline.folder} on {roots[1]}: if they are one"
+                    " data set, give its folder with --data-root"
+                )
             detections = Annotations.from_folder(stage.predictions, scored=True)
             if detections.frames != self.labels.frames:
                 raise UserError(
                     f"{stage.predictions} holds results of {len(detections.frames)} frames, and not of the same as the"
                     f" {len(self.labels.frames)} of {self.baseline.predictions}: evaluate both on one split"
                 )
-            self._found[stage.name] = find(self.labels, detections, self.objects, self.settings.least_overlap)
-        return self._found[stage.name]
+            self._found[stage.folder] = find(self.labels, detections, self.objects, self.settings.least_overlap)
+        return self._found[stage.folder]
 
     def section(self, student: Stage, stages: Sequence[Stage], device: str) -> Section:
         """The analysis of one student.
@@ -255,7 +286,13 @@ class _Work:
             analysis = analyse(self.objects, baseline, self.found(other), of_teacher, scale, self.settings)
             untaught = (other, analysis)
         analysis = analyse(self.objects, baseline, self.found(student), of_teacher, scale, self.settings)
-        return Section(student, analysis, teacher, untaught, tuple(lacks))
+        maps = None
+        try:
+            maps, left_out = ground_maps(student, stages, mapped_frames(analysis), self.settings.classes, device)
+            lacks += left_out
+        except (UserError, OSError) as error:
+            lacks.append(f"There are no maps of the ground of {student.name}: {error}.")
+        return Section(student, analysis, teacher, untaught, maps, tuple(lacks))
 
     def pictures(self) -> KittiDataset | None:
         """The split with images and points; None, with the reason in ``no_data``, where it cannot be read."""
@@ -291,41 +328,31 @@ class _Work:
         )
 
 
+def mapped_frames(analysis: Analysis) -> dict[str, str]:
+    """Frames of which maps are shown, and why: largest gain and largest harm in turn, then those of most objects."""
+    objects = analysis.objects
+    gains, harms = (largest(analysis, outcome, MAPPED_FRAMES) for outcome in (POSITIVE, NEGATIVE))
+    counts = np.bincount(objects.frame, minlength=len(objects.frames))
+    in_turn = [
+        (int(objects.frame[index]), f"{RANKS[n]}largest {kind}")
+        for n in range(MAPPED_FRAMES)
+        for kind, indices in (("gain", gains), ("harm", harms))
+        for index in indices[n : n + 1]
+    ]
+    fullest = [(index, f"{counts[index]} objects") for index in np.argsort(-counts, kind="stable").tolist()]
+    chosen: dict[int, str] = {}
+    for frame, reason in (*in_turn, *fullest):
+        if len(chosen) < MAPPED_FRAMES:
+            chosen.setdefault(frame, reason)
+    return {objects.frames[frame]: reason for frame, reason in chosen.items()}
+
+
 def _classes(student: Stage, detections: Annotations) -> tuple[str, ...]:
     """The evaluated classes that the student was trained on, or else those in the baseline's result files."""
-    config = student.card.get("config")
-    trained = config.get("classes") if isinstance(config, dict) else None
+    config = student.card.get("config") or {}
+    trained = config.get("classes") or [anchor["name"] for anchor in (config.get("head") or {}).get("classes") or []]
     names = {str(name).lower() for name in (trained or detections.name.tolist())}
     return tuple(name for name in CLASSES if name in names) or CLASSES[:1]
-
-
-@torch.no_grad()
-def depth_log_scales(teacher: Stage, frames: Sequence[str], device: str) -> dict[str, Float[np.ndarray, " k"]]:
-    """The log scale of depth that a trained detector gives each label line of each frame; NaN where it says nothing.
-
-    Raises:
-        UserError: its weights or the data cannot be read.
-        NotImplementedError: the detector does not say how sure it is.
-    """
-    detector, _ = load_detector(teacher.folder)
-    inputs = {detector.config.input} | detector.also_trained_on  # the targets are encoded too
-    depth = teacher.dataset.get("depth", "completed") if "depth" in inputs else "none"
-    dataset = KittiDataset(replace(open_dataset(teacher).config, depth=depth, points="points" in inputs))
-    wanted = set(frames)
-    order = [index for index, frame in enumerate(dataset.frame_ids) if frame in wanted]
-    detector.to(device).eval()
-    scales: dict[str, Float[np.ndarray, " k"]] = {}
-    with ProgressBar(f"{teacher.name}: uncertainty", -(-len(order) // BATCH_SIZE)) as bar:
-        for batch in batches(dataset, order, BATCH_SIZE, None, 0):
-            batch = batch.to(device)
-            targets: Any = detector.encode(batch)
-            scale = detector.depth_log_scale(detector.forward_at(batch, targets), batch, targets)
-            # Two-stage detectors look at trained slots only, others wherever a centre is on the map.
-            told = targets.on_map & targets.mask_2d
-            values = scale.float().masked_fill(~told, torch.nan).cpu().numpy().astype(np.float64)
-            scales |= dict(zip(batch.frame_ids, values, strict=True))
-            bar.advance()
-    return scales
 
 
 # ------------------------------------------------------------------------------------------------------------ the files
@@ -335,7 +362,7 @@ def plain(sections: Sequence[Section], baseline: Stage, lacks: Sequence[str]) ->
     """All settings, counts and binned numbers, ready for JSON; numbers that do not exist are None."""
     first = sections[0].analysis
     return {
-        "run": baseline.run,
+        "run": sections[0].student.run,
         "baseline": baseline.name,
         "data": to_plain({key: baseline.dataset.get(key) for key in ("root", "identity", "eval_split")}),
         "frames": len(first.objects.frames),
@@ -348,6 +375,7 @@ def plain(sections: Sequence[Section], baseline: Stage, lacks: Sequence[str]) ->
                 "untaught": None
                 if one.untaught is None
                 else {"stage": one.untaught[0].name, **_plain_analysis(one.untaught[1])},
+                "bev_maps": None if one.maps is None else [_plain_maps(frame) for frame in one.maps.frames],
             }
             for one in sections
         },
@@ -376,6 +404,14 @@ def _plain_analysis(analysis: Analysis) -> dict[str, Any]:
         for m in analysis.margins
     ]
     return {"total": _plain_bin(analysis.total), "groups": groups, "contrasts": contrasts, "margins": margins}
+
+
+def _plain_maps(one: FrameMaps) -> dict[str, Any]:
+    distances = [
+        {"of": a, "from": b, "relative_l2": value if np.isfinite(value) else None}
+        for (a, b), value in one.distances.items()
+    ]
+    return {"frame": one.frame, "shown_for": one.reason, "distances": distances}
 
 
 def _plain_bin(one: Bin) -> dict[str, Any]:

@@ -12,7 +12,7 @@ import torch
 
 from distill3d.boxes import KITTI_CLASSES, Boxes3D
 from distill3d.camera import Camera, ImageAffine
-from distill3d.data.augment import resample
+from distill3d.data.augment import place, resample
 from distill3d.data.collate import collate
 from distill3d.data.kitti import read_calibration, read_image, write_results
 from distill3d.data.sample import Sample
@@ -42,7 +42,7 @@ def predict_images(
     detector, card = load_detector(checkpoint)
     if detector.config.input != "rgb":
         raise UserError(
-            f"{checkpoint} looks at {detector.config.input}, predict needs a detector that looks at pictures"
+            f"{checkpoint} looks at {detector.config.input}, predict needs a detector that looks at pictures alone"
         )
     detector.to(device)
     out.mkdir(parents=True, exist_ok=True)
@@ -67,15 +67,19 @@ def predict_image(
     """
     width, height = image.shape[-1], image.shape[-2]
     (canvas_width, canvas_height), focal = card["canvas"], card["focal"]
+    placement = card.get("placement", "fit")
     fx = float(camera.projection[0, 0])
     projection = camera.projection.clone()
     projection[2, 3] = 0  # the data sets that detectors learn from divide by z itself
     enlarged = 1.0
     as_trained = canvas_width / width
-    if abs(fx * as_trained / focal - 1) <= FOCAL_TOLERANCE and height * as_trained <= canvas_height * (
-        1 + FOCAL_TOLERANCE
-    ):
-        placed = affine = ImageAffine.crop((width, height), (canvas_width, canvas_height))
+    if placement == "corner":
+        as_trained = 1.0
+    fits = width * as_trained <= canvas_width and height * as_trained <= canvas_height * (
+        1.0 if placement == "corner" else 1 + FOCAL_TOLERANCE
+    )
+    if fits and abs(fx * as_trained / focal - 1) <= FOCAL_TOLERANCE:
+        placed = affine = place((width, height), (canvas_width, canvas_height), placement)
     else:
         scale = focal / fx
         size = (_fit(width * scale), _fit(height * scale))
@@ -85,7 +89,11 @@ def predict_image(
         projection[:2] *= enlarged
         window = ImageAffine.crop((width * enlarged, height * enlarged), size, zoom=size[0] / (width * scale))
         affine = replace(window, zoom=torch.ones_like(window.zoom))  # its focal length is training's: depths are true
-    sample = Sample("picture", resample(image, placed), affine.camera(Camera(projection)), affine)
+    mounted = card.get("lidar_to_camera")  # for detectors that answer in a LiDAR's frame: as it was in training
+    sample = Sample(
+        "picture", resample(image, placed), affine.camera(Camera(projection)), affine,
+        lidar_to_camera=None if mounted is None else torch.tensor(mounted, dtype=torch.float64),
+    )  # fmt: skip
     batch = collate([sample]).to(device)
     with torch.no_grad():
         (boxes,) = detector.decode(detector(batch), batch)

@@ -1,15 +1,24 @@
 """Pictures of any camera: what a detector says depends on the scene, not on how many pixels it was taken with."""
 
+from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
+from streets import small_bev_detector
 
 from distill3d.camera import Camera
-from distill3d.detectors import build_detector
+from distill3d.detectors import build_detector, caddn, pointpillars, second
+from distill3d.detectors.base import Detector
 from distill3d.detectors.monodle import HEAT_CLASSES
-from distill3d.predict import predict_image
+from distill3d.errors import UserError
+from distill3d.predict import predict_image, predict_images
 from distill3d.recipes.synthetic import TINY
+from distill3d.settings import to_plain
+from distill3d.train.checkpoint import save_weights
 
 CARD = {"canvas": (320, 96), "focal": 186.0, "file_focal": 721.5}
 
@@ -29,3 +38,85 @@ def test_pixels_do_not_matter(name: str) -> None:
             ours, theirs = getattr(boxes, field), getattr(found[0], field)
             torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=1e-3 * float(theirs.abs().max()))
         torch.testing.assert_close(boxes.box2d, size * found[0].box2d, rtol=1e-3, atol=0.1 * size)
+
+
+# ------------------------------------------------------------------------------------------- the bird's-eye-view family
+
+#: A LiDAR 1.7 m above the road, and how KITTI's cameras look from there: its x is the camera's z, its y to the left.
+TO_CAMERA = [[0.0, -1.0, 0.0, 0.0], [0.0, 0.0, -1.0, -0.1], [1.0, 0.0, 0.0, -0.3], [0.0, 0.0, 0.0, 1.0]]
+PLACEMENTS = {
+    "fit": {**CARD, "placement": "fit", "lidar_to_camera": TO_CAMERA},
+    "corner": {**CARD, "file_focal": CARD["focal"], "placement": "corner", "lidar_to_camera": TO_CAMERA},
+}
+
+
+def caddn_detector(**fields: object) -> Detector:
+    """A small one with fresh weights, all of whose answers count."""
+    torch.manual_seed(0)
+    config = small_bev_detector(caddn.tiny(**fields))
+    return build_detector(replace(config, head=replace(config.head, score_threshold=0.0, max_detections=20))).eval()
+
+
+@pytest.mark.parametrize("placement", PLACEMENTS)
+def test_pixels_do_not_matter_to_caddn(placement: str) -> None:
+    detector, found = caddn_detector(), []
+    for size in (1, 2, 3):
+        camera = Camera.from_intrinsics(93.0 * size, 93.0 * size, 80.0 * size, 20.0 * size)
+        picture = torch.full((3, 64 * size, 160 * size), 0.5)
+        found.append(predict_image(detector, PLACEMENTS[placement], picture, camera))
+    assert len(found[0])
+    for size, boxes in zip((2, 3), found[1:], strict=True):
+        for field in ("centre", "size", "yaw", "score"):
+            torch.testing.assert_close(getattr(boxes, field), getattr(found[0], field), rtol=1e-3, atol=1e-3)
+        torch.testing.assert_close(boxes.box2d, size * found[0].box2d, rtol=1e-3, atol=0.1 * size)
+
+
+@pytest.fixture
+def picture(tmp_path: Path) -> Path:
+    pixels = np.random.default_rng(0).integers(0, 255, (96, 320, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(tmp_path / "street.png")
+    return tmp_path / "street.png"
+
+
+def checkpoint(folder: Path, detector: Detector, placement: str) -> Path:
+    card = {"detector": detector.name, "config": to_plain(detector.config), **PLACEMENTS[placement]}
+    save_weights(folder, detector.state_dict(), card)
+    return folder
+
+
+@pytest.mark.parametrize("placement", PLACEMENTS)
+@pytest.mark.parametrize("fields", [{}, {"spatial_alignment": True, "fusion": "ffm"}], ids=["cmkd", "monotakd"])
+def test_caddn_predicts_with_either_camera(tmp_path: Path, picture: Path, placement: str, fields: dict) -> None:
+    """A calibration file and bare intrinsics of one camera give one answer; nothing is asked of a LiDAR."""
+    model = checkpoint(tmp_path / "model", caddn_detector(**fields), placement)
+    calib = tmp_path / "calib.txt"
+    calib.write_text(
+        "P2: 186 0 160 0 0 186 40 0 0 0 1 0\nR0_rect: 1 0 0 0 1 0 0 0 1\nTr_velo_to_cam: 0 -1 0 0 0 0 -1 0 1 0 0 0\n"
+    )
+    results = []
+    for camera in ((calib, None), (None, "186,186,160,40")):
+        out = tmp_path / f"out{len(results)}"
+        (drawing,) = predict_images(model, (picture,), *camera, out)
+        assert drawing == out / "street.png" and drawing.is_file()
+        results.append((out / "street.txt").read_text())
+    assert results[0] == results[1] and results[0].startswith("Car ")
+    assert all(float(line.split()[13]) > 0 for line in results[0].splitlines())  # in front of the camera
+
+
+@pytest.mark.parametrize(
+    ("detector", "looks_at"),
+    [
+        (lambda: caddn_detector(input="rgb+gt_depth"), "rgb+gt_depth"),
+        (lambda: build_detector(small_bev_detector(second.tiny())), "points"),
+        (lambda: build_detector(pointpillars.tiny()), "points"),
+    ],
+    ids=["assistant", "second", "pointpillars"],
+)
+def test_detectors_that_need_more_than_a_picture_are_refused(
+    tmp_path: Path, picture: Path, detector: Callable[[], Detector], looks_at: str
+) -> None:
+    model = checkpoint(tmp_path / "model", detector(), "fit")
+    with pytest.raises(UserError, match="looks at pictures alone") as error:
+        list(predict_images(model, (picture,), None, "186,186,160,40", tmp_path / "out"))
+    assert f"{model} looks at {looks_at}," in str(error.value) and "\n" not in str(error.value)
+    assert not (tmp_path / "out").exists()

@@ -27,6 +27,7 @@ from distill3d.evaluate.transfer import (
     net_difference,
 )
 from distill3d.view import charts
+from distill3d.view.bev_maps import BevMaps, maps_html
 from distill3d.view.charts import Axis, Balance, Series
 from distill3d.view.closeup import Closeup, closeup_html
 from distill3d.view.headline import NO_BREAK, caution
@@ -66,6 +67,7 @@ class Section:
     analysis: Analysis
     teacher: Stage | None
     untaught: tuple[Stage, Analysis] | None = None  # another camera detector that this teacher did not teach
+    maps: BevMaps | None = None  # what student and teachers see of the ground, where they look at it
     lacks: tuple[str, ...] = ()  # what could not be shown, a sentence each
 
 
@@ -84,9 +86,9 @@ def write_page(
     ]
     body = [
         _header(sections, baseline, lacks), "<main>", *parts, _method(sections[0].analysis.settings), "</main>",
-        f"<footer><p>Made by distill3d from {escape(str(baseline.folder.parent))}</p></footer>",
+        f"<footer><p>Made by distill3d from {escape(str(sections[0].student.folder.parent))}</p></footer>",
     ]  # fmt: skip
-    return write_file(out, page_html(f"{baseline.run} {DASH} distill3d diagnosis", body))
+    return write_file(out, page_html(f"{sections[0].student.run} {DASH} distill3d diagnosis", body))
 
 
 # ------------------------------------------------------------------------------------------------------------ the words
@@ -183,13 +185,16 @@ def _header(sections: Sequence[Section], baseline: Stage, lacks: Sequence[str]) 
     first = sections[0].analysis
     cautions = caution([baseline, *(one.student for one in sections)])
     warned = "".join(f"<p>{escape(sentence)}</p>" for sentence in cautions)
+    unnamed = {one.student.name: [one.teacher.name] if one.teacher else [] for one in sections}
+    teachers = [name for one in sections for name in one.student.teachers or unnamed[one.student.name]]
+    own = baseline.folder.parent == sections[0].student.folder.parent
     entries = {
         "Data": str(baseline.dataset.get("root", DASH)),
         "Split": str(baseline.dataset.get("eval_split", DASH)),
         "Frames": str(len(first.objects.frames)),
         f"{things(first.settings).capitalize()} that count": f"{first.total.objects} in {first.total.frames} frames",
-        "Baseline": baseline.name,
-        "Teachers": ", ".join(dict.fromkeys(one.teacher.name for one in sections if one.teacher)) or DASH,
+        "Baseline": baseline.name if own else f"{baseline.name} ({baseline.run})",
+        "Teachers": ", ".join(dict.fromkeys(teachers)) or DASH,
         "Margin": f"{100 * first.settings.margin:g} % of depth",
         "Least box height": f"KITTI's × {first.settings.min_height_scale:.4g}",
     }
@@ -197,7 +202,7 @@ def _header(sections: Sequence[Section], baseline: Stage, lacks: Sequence[str]) 
     missing = "".join(f"<li>{escape(sentence)}</li>" for sentence in dict.fromkeys(lacks))
     links = "".join(f'<li><a href="#student-{n}">{escape(s.student.name)}</a></li>' for n, s in enumerate(sections))
     return (
-        f'<header><p class="kind">distill3d diagnosis · {escape(baseline.run)}</p>'
+        f'<header><p class="kind">distill3d diagnosis · {escape(sections[0].student.run)}</p>'
         f"<h1>Net depth transfer: {escape(told)}</h1>"
         + (f'<div class="caution" role="note">{warned}</div>' if warned else "")
         + f'<dl class="settings">{items}</dl>'
@@ -253,6 +258,8 @@ def _section(one: Section, dataset: KittiDataset | None) -> str:
         parts.append(_group(grouping, bins, other.get(grouping.key), one))
     if dataset is not None:
         parts.append(_pictures(one, dataset))
+    if one.maps is not None:
+        parts.append(maps_html(one.maps, things(analysis.settings)))
     return "".join(parts)
 
 

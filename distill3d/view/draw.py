@@ -157,13 +157,13 @@ def draw_boxes(
         pixels = camera.project(edges[index][visible[index]].reshape(-1, 3))[0].reshape(-1, 2, 2)
         pixels, inside = clip_window(pixels, image.width, image.height, margin=CLIP_MARGIN * scale)
         lines = pixels[inside].tolist()
-        _draw_lines(draw, lines, colour, width * scale, HALO_WIDTH * scale)
+        draw_lines(draw, lines, colour, width * scale, HALO_WIDTH * scale)
         if labels and lines:
             top = min((point for line in lines for point in line), key=lambda point: point[1])
             _write(draw, top, _caption(boxes, index), colour, scale)
 
 
-def _draw_lines(draw: ImageDraw.ImageDraw, lines: Sequence, colour: str, width: float, halo: float) -> None:
+def draw_lines(draw: ImageDraw.ImageDraw, lines: Sequence, colour: str, width: float, halo: float) -> None:
     """Lines with round ends over their halos."""
     for fill, extra in ((HALO, halo), (_rgb(colour), 0.0)):
         thickness = width + 2 * extra
@@ -284,7 +284,7 @@ def bird_view(
             front = ((ground[0][0] + ground[3][0]) / 2, (ground[0][1] + ground[3][1]) / 2)
             sides = [*zip(ground, [*ground[1:], ground[0]], strict=True), (pixel(centre[0], centre[2]), front)]
             draw.polygon(ground, fill=(*_rgb(look.colour), OUTLINE_ALPHA))
-            _draw_lines(draw, sides, look.colour, _width(name) * SUPERSAMPLE, 0.0)
+            draw_lines(draw, sides, look.colour, _width(name) * SUPERSAMPLE, 0.0)
     _draw_camera(draw, origin)
     font = ImageFont.load_default(FONT_SIZE * SUPERSAMPLE)
     for ring in np.arange(RING_STEP, extent.far, RING_STEP):

@@ -121,7 +121,8 @@ def open_dataset(stage: Stage) -> KittiDataset:
     return KittiDataset(
         KittiConfig(
             root=Path(dataset["root"]), split=str(dataset["eval_split"]), canvas=tuple(dataset["canvas"]),
-            points=True, min_height_scale=stage.min_height_scale,
+            points=True, placement=dataset.get("placement", KittiConfig.placement),
+            divide=dataset.get("divide", KittiConfig.divide), min_height_scale=stage.min_height_scale,
         )
     )  # fmt: skip
 

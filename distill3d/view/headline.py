@@ -150,7 +150,7 @@ def caution(stages: Sequence[Stage]) -> list[str]:
             " drawing a conclusion, and give all the runs to one report."
         )
     pairs = [(s, b) for group in groups.values() for s in group if (b := reference(s, stages)) is not None]
-    if any(s.card.get("epochs") != b.card.get("epochs") for s, b in pairs):
+    if any(s.epochs != b.epochs for s, b in pairs):
         sentences.append("A student and its baseline were not trained equally long, which alone changes AP.")
     if any(_frames(s) != _frames(b) for s, b in pairs):
         sentences.append("A student and its baseline were not evaluated on equally many frames: do not compare them.")

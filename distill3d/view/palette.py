@@ -34,6 +34,11 @@ SPARE_LOOKS = (
     Look("#b8a200", "1 2"),
     Look("#3f6f73", "6 2 1 2"),
 )
+#: Shades of maps from dark to bright, equally far apart: cividis, which looks alike with and without a colour-vision
+#: deficiency (Nuñez, Anderton and Renslow, PLoS ONE 2018), as matplotlib has it.
+GROUND_RAMP = (
+    "#00224e", "#1a386f", "#434e6c", "#61656f", "#7d7c78", "#9b9476", "#bcae6c", "#dec958", "#fee838",
+)  # fmt: skip
 
 
 def looks(parts: Sequence[str]) -> list[Look]:

@@ -27,13 +27,13 @@ from distill3d.view.gallery import cast, compare, figure_html, scenes
 from distill3d.view.headline import MODERATE, caution, headline, reference
 from distill3d.view.page import page_html, write_file
 from distill3d.view.palette import LOOKS, TRUE, Look, looks
-from distill3d.view.runs import Stage, read_runs
+from distill3d.view.runs import PREPARATION, Stage, read_runs
 
 #: What a reader calls the metrics and the parts.
 METRICS = {"3d": "3D", "bev": "BEV"}
 OVERLAPS: tuple[Overlaps, ...] = ("strict", "loose")
 ROLE_NAMES = {
-    "teacher": "Teacher", "assistant": "Assistant", "label_encoder": "Label encoder",
+    "teacher": "Teacher", "assistant": "Assistant", "label_encoder": "Label encoder", "preparation": "Preparation",
     "baseline": "Baseline", "student": "Distilled", "control": "Control",
 }  # fmt: skip
 #: Charts of loss terms beyond these many are folded away.
@@ -55,12 +55,16 @@ def write_report(runs: Sequence[Path], out: Path, gallery: int = 8) -> Path:
         raise UserError("no runs to report on: expected at least one folder such as runs/<recipe>")
     stages = read_runs(runs)
     palette = _palette(stages)
+    # What only prepares weights has an untrained head: its numbers would say nothing.
+    judged = [(stage, look) for stage, look in zip(stages, palette, strict=True) if stage.role != PREPARATION]
+    detectors, colours = [stage for stage, _ in judged], [look for _, look in judged]
+    left_out = [stage_name(stage, stages) for stage in stages if stage.role == PREPARATION]
     sections = {
-        "results": ("Results", _results(stages, palette)),
+        "results": ("Results", _results(detectors, colours, left_out)),
         "training": ("Training", _training(stages, palette)),
-        "precision": ("Precision and recall", _precision(stages, palette)),
-        "distance": ("Error against distance", _distance(stages, palette)),
-        "gallery": ("Gallery", _gallery(stages, gallery)),
+        "precision": ("Precision and recall", _precision(detectors, colours)),
+        "distance": ("Error against distance", _distance(detectors, colours)),
+        "gallery": ("Gallery", _gallery(detectors, gallery)),
         "stages": ("Stages", _cards(stages)),
     }
     body = [_header(stages, {key: title for key, (title, _) in sections.items()}), "<main>"]
@@ -100,7 +104,7 @@ def _palette(stages: Sequence[Stage]) -> list[Look]:
 
 
 def _makeup(stage: Stage) -> str:
-    """Detector, input and method of a stage in a few words, as far as its card or configuration says them."""
+    """Detector, input, method and, where there are several, teachers of a stage in a few words, as far as known."""
     detector = stage.config.get("detector")
     settings = detector if isinstance(detector, dict) else {}
     method, style = stage.card.get("method"), (stage.card.get("method_config") or stage.card).get("style")
@@ -108,6 +112,7 @@ def _makeup(stage: Stage) -> str:
         stage.card.get("detector"),
         stage.card.get("input") or settings.get("input"),
         f"{method}, {style}" if method and style else method,
+        f"taught by {' and '.join(stage.teachers)}" if len(stage.teachers) > 1 else None,
     ]
     return " · ".join(str(part) for part in parts if part)
 
@@ -193,9 +198,11 @@ def _footer(stages: Sequence[Stage]) -> str:
 # ---------------------------------------------------------------------------------------------------------- the results
 
 
-def _results(stages: Sequence[Stage], palette: Sequence[Look]) -> str:
+def _results(stages: Sequence[Stage], palette: Sequence[Look], left_out: Sequence[str]) -> str:
+    prepared = f"Not judged: {', '.join(left_out)}. They hold weights for later stages; their heads are untrained."
+    without = _line(prepared) if left_out else ""
     if not any(stage.finished for stage in stages):
-        return _line("No stage has been evaluated yet.")
+        return _line("No stage has been evaluated yet.") + without
     others = "".join(
         f"<details><summary>{name.capitalize()}</summary>{_ap_table(stages, palette, name)}</details>"
         for name in ("pedestrian", "cyclist")
@@ -204,7 +211,7 @@ def _results(stages: Sequence[Stage], palette: Sequence[Look]) -> str:
     return (
         '<p class="method">Average precision at 40 recall points (AP|R40, percent), Car, by the rules of the official'
         " KITTI evaluation, for easy, moderate and hard objects. Small figures: difference to the baseline, in points."
-        f"</p>{_ap_table(stages, palette, 'car')}{others}"
+        f"</p>{_ap_table(stages, palette, 'car')}{without}{others}"
     )
 
 
@@ -300,7 +307,7 @@ def _ap_chart(stages: Sequence[Stage], palette: Sequence[Look], metric: str, ove
     series = []
     for stage, look in zip(stages, palette, strict=True):
         known = [(line["epoch"], line["ap"][key][MODERATE]) for line in stage.evals if key in (line.get("ap") or {})]
-        if known:
+        if known and stage.role != PREPARATION:
             name = stage_name(stage, stages)
             notes = [f"{name}, epoch {epoch}: {value:.2f}" for epoch, value in known]
             epochs, values = [epoch for epoch, _ in known], [value for _, value in known]

@@ -17,7 +17,9 @@ import yaml
 from distill3d.errors import UserError
 
 #: Parts in the order of the report; a stage of another part comes after them.
-ROLES = ("teacher", "assistant", "label_encoder", "baseline", "student", "control")
+ROLES = ("teacher", "assistant", "label_encoder", "preparation", "baseline", "student", "control")
+#: The part of stages that hold weights for others, and are no detectors by themselves: their heads are untrained.
+PREPARATION = "preparation"
 STAGE_FILES = ("config.yaml", "metrics.jsonl", "card.json", "evaluation.json")
 RECIPE_FILE = "recipe.yaml"
 
@@ -64,6 +66,37 @@ class Stage:
         settings = (self.evaluation or {}).get("settings", {})
         scale = _first(settings.get("min_height_scale"), self.dataset.get("min_height_scale"))
         return 1.0 if scale is None else float(scale)
+
+    @property
+    def listed(self) -> dict[str, Any]:
+        """What the recipe says of the stage; empty where it does not list it."""
+        return _listed(self.recipe, self.name)
+
+    @property
+    def teachers(self) -> list[str]:
+        """Names of the stages that taught it, in order."""
+        return list(next((v for s in (self.config, self.card, self.listed) if (v := s.get("teachers"))), []))
+
+    @property
+    def starts_from(self) -> list[str]:
+        """Names of the stages whose weights it began with."""
+        return _starts_from(self.config or self.listed)
+
+    @property
+    def epochs(self) -> int | None:
+        """Epochs of its training, with those of the preparation stages that it goes on from."""
+        own = _first(self.card.get("epochs"), _epochs(self.listed))
+        before = [_listed(self.recipe, name) for name in self._prepared_by(self.starts_from)]
+        return None if own is None else own + sum(_epochs(entry) or 0 for entry in before)
+
+    def _prepared_by(self, names: Sequence[str]) -> set[str]:
+        """Those of the named stages that are preparation stages, and those behind them."""
+        found: set[str] = set()
+        for name in names:
+            entry = _listed(self.recipe, name)
+            if _role(name, entry) == PREPARATION:
+                found |= {name} | self._prepared_by(_starts_from(entry))
+        return found
 
     @property
     def dataset(self) -> dict[str, Any]:
@@ -129,7 +162,7 @@ def _is_stage(folder: Path) -> bool:
 def _read_stage(folder: Path, recipe: dict[str, Any], run: str, problems: list[str]) -> Stage:
     problems = list(problems)
     where = f"{run}/{folder.name}"
-    listed = next((s for s in recipe.get("stages") or [] if isinstance(s, dict) and s.get("name") == folder.name), {})
+    listed = _listed(recipe, folder.name)
     if not folder.is_dir():
         problems.append(f"{where} has not begun.")
         return Stage(folder, run, folder.name, _role(folder.name, listed), recipe=recipe, problems=tuple(problems))
@@ -144,6 +177,18 @@ def _read_stage(folder: Path, recipe: dict[str, Any], run: str, problems: list[s
         problems.append(f"{where} has no predictions: it is left out of the gallery and of error against distance.")
     role = card.get("role") or _role(folder.name, {**listed, **config})
     return Stage(folder, run, folder.name, role, card, config, recipe, train, evals, evaluation, tuple(problems))
+
+
+def _listed(recipe: dict[str, Any], name: str) -> dict[str, Any]:
+    return next((s for s in recipe.get("stages") or [] if isinstance(s, dict) and s.get("name") == name), {})
+
+
+def _starts_from(entry: dict[str, Any]) -> list[str]:
+    return [name for name in (entry.get("init"), *(entry.get("inherit") or [])) if name is not None]
+
+
+def _epochs(entry: dict[str, Any]) -> int | None:
+    return (entry.get("schedule") or {}).get("epochs")
 
 
 def _role(name: str, config: dict[str, Any]) -> str:

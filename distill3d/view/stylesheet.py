@@ -39,6 +39,7 @@ nav ul { list-style: none; display: flex; flex-wrap: wrap; gap: 6px 22px; margin
 .caution p { margin: 0; }
 .caution p + p { margin-top: 6px; }
 ul.plain { padding-left: 1.2em; margin: 0; font-size: 15px; max-width: 80ch; overflow-wrap: anywhere; }
+ul.method { font-size: 14px; margin-bottom: 12px; }
 dl.settings { display: flex; flex-wrap: wrap; gap: 3px 24px; margin: 22px 0 0; font-size: 14px; }
 dl.settings div { overflow-wrap: anywhere; }
 dl.settings dt { display: inline; color: var(--soft); margin-right: 6px; }
@@ -69,6 +70,7 @@ summary::marker { color: var(--faint); }
 .legend { list-style: none; display: flex; flex-wrap: wrap; gap: 4px 20px; margin: 14px 0 10px; padding: 0;
   font-size: 14px; }
 .legend li { display: flex; align-items: center; gap: 7px; }
+.ramp { width: 96px; height: 12px; border-radius: 2px; }
 .key { width: 30px; height: 12px; flex: none; }
 .charts { display: grid; gap: 18px 26px; grid-template-columns: repeat(3, minmax(0, 1fr)); margin: 10px 0 14px; }
 .charts.wide { grid-template-columns: repeat(2, minmax(0, 1fr)); }
@@ -86,6 +88,7 @@ figure { margin: 22px 0 34px; }
 .photos { display: grid; gap: 8px; }
 .frame img { display: block; width: 100%; height: auto; border-radius: 3px; }
 .frame .bird { border: 1px solid var(--rule); }
+.maps p { margin: 4px 0 0; line-height: 1.35; }
 figcaption { margin-top: 8px; }
 figcaption b { color: var(--ink); font-weight: 600; }
 .card table { font-size: 14px; }
@@ -107,6 +110,7 @@ footer p { max-width: none; }
   .charts .chart text { font-size: 13.5px; } .charts .chart .chart-title { font-size: 16px; }
   .charts .chart .faint { font-size: 12px; } .charts .chart .curve { stroke-width: 2; }
   .frame { grid-template-columns: minmax(0, 1fr); }
+  .frame.maps { grid-template-columns: repeat(2, minmax(0, 1fr)); }
   table.ap th:first-child { min-width: 124px; max-width: 140px; white-space: normal; padding-right: 12px; }
 }
 @media print { section { break-inside: avoid-page; } nav { display: none; } }

@@ -9,6 +9,7 @@ from PIL import Image
 
 from distill3d.boxes import KITTI_CLASSES
 from distill3d.data.augment import AugmentConfig, frame_generator
+from distill3d.data.collate import collate
 from distill3d.data.depth import write_depth
 from distill3d.data.kitti import KittiConfig, KittiDataset, read_calibration, read_image, read_labels, read_points
 from distill3d.data.sample import Sample
@@ -151,3 +152,18 @@ def test_real_completed_depth(real_data: Path, tmp_path: Path) -> None:
     error = (sparse - dense)[measured].abs()
     assert measured.sum() > 0.95 * (sparse > 0).sum() and error.median() < 0.1
     assert (dense[0, 192:] > 0).double().mean() > 0.95
+
+
+@pytest.mark.real
+def test_images_of_unequal_sizes_share_a_canvas_unscaled(real_data: Path) -> None:
+    """Frames 000000 and 000010 are 1224 x 370 and 1242 x 375 px; a canvas that is too small is refused."""
+    config = KittiConfig(root=real_data / "kitti_mini", split="train", canvas=(1248, 384), placement="corner")
+    data = KittiDataset(config)
+    batch = collate([data.get(0), data.get(1)])
+    for i, (width, height) in enumerate(((1224, 370), (1242, 375))):
+        file = read_image(data.folder / "image_2" / f"{data.frame_ids[i]}.png").float() / 255
+        assert torch.equal(batch.image[i, :, :height, :width], file)
+        assert not batch.image[i, :, height:].any() and not batch.image[i, :, :, width:].any()
+    small = KittiDataset(replace(config, canvas=(1240, 384)))
+    with pytest.raises(UserError, match="frame 000010 is 1242 x 375 px, too large for the canvas of 1240 x 384"):
+        small.get(1)

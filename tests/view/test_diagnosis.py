@@ -206,6 +206,86 @@ def test_an_untaught_detector_is_shown_beside(make_run: MakeRun) -> None:
     assert diagnose(run).sections[0].untaught is None
 
 
+def test_a_detector_that_began_with_taught_weights_is_taught(make_run: MakeRun) -> None:
+    run = make_run()
+    add_stage(run, "student", "warm", "preparation")
+    add_stage(run, "student", "twin", "control")
+    edit_yaml(run / "warm" / "config.yaml", lambda config: config.update(teachers=["teacher"]))
+    assert diagnose(run).sections[0].untaught is not None
+    edit_yaml(run / "twin" / "config.yaml", lambda config: config.update(inherit=["warm"]))
+    assert diagnose(run).sections[0].untaught is None
+
+
+def test_several_teachers(make_run: MakeRun) -> None:
+    """The first one is compared with, all are named."""
+    run = make_run()
+    add_stage(run, "student", "assistant", "assistant")
+    for order in (["teacher", "assistant"], ["assistant", "teacher"]):
+        edit_yaml(run / "student" / "config.yaml", lambda config, order=order: config.update(teachers=order))
+        result = diagnose(run)
+        assert [one.teacher and one.teacher.name for one in result.sections] == order[:1]
+        assert f"taught by {order[0]} and {order[1]}: what is told of a teacher is told of {order[0]}" in result.text()
+        assert f"Teachers {', '.join(order)}" in Page(result.files[0].read_text(encoding="utf-8")).text
+
+
+def test_preparation_is_no_student(make_run: MakeRun) -> None:
+    run = make_run()
+    add_stage(run, "student", "warm", "preparation")
+    assert [one.student.name for one in diagnose(run).sections] == ["student"]
+
+
+def test_the_baseline_of_another_run(make_run: MakeRun) -> None:
+    """Given by the folder of its run or of its stage; its name may be that of a stage here."""
+    run, other = make_run("here"), make_run("there", seed=3)
+    own = diagnose(run).sections[0].analysis.total
+    drop_baseline(run)
+    for folder in (other, other / "baseline"):
+        result = diagnose(run, baseline=str(folder))
+        assert result.baseline.run == "there" and result.sections[0].analysis.total.counts == own.counts
+        assert result.sections[0].analysis.total.depth_error["baseline"] > own.depth_error["baseline"]
+        page = Page(result.files[0].read_text(encoding="utf-8"))
+        assert "Baseline baseline (there)" in page.text and "diagnosis · here" in page.text
+    edit_yaml(other / "recipe.yaml", lambda recipe: recipe["dataset"].update(root="elsewhere"))
+    with pytest.raises(UserError, match="elsewhere"):
+        diagnose(run, baseline=str(other))
+
+
+@pytest.mark.parametrize(
+    ("card", "expected"),
+    [
+        ({"config": {"classes": ["Pedestrian", "Car"]}}, ("car", "pedestrian")),
+        ({"config": {"head": {"classes": [{"name": "Cyclist"}, {"name": "Car"}]}}}, ("car", "cyclist")),
+        ({"config": {"head": {"channels": 8}}}, ("car",)),
+        ({}, ("car",)),
+    ],
+)
+def test_trained_classes_are_judged(make_run: MakeRun, card: dict, expected: tuple[str, ...]) -> None:
+    """Whether a detector lists its classes itself or its anchor head does; else those in the result files."""
+    run = make_run()
+    path = run / "student" / "card.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **card}))
+    assert diagnose(run).sections[0].analysis.settings.classes == expected
+
+
+@pytest.mark.parametrize(
+    ("settings", "expected"),
+    [
+        ({}, {"placement": "fit", "divide": "rect_z", "points": True, "field_of_view": False}),
+        ({"placement": "corner", "divide": "homogeneous"}, {"placement": "corner", "divide": "homogeneous"}),
+    ],
+)
+def test_pictures_are_placed_as_in_training(make_run: MakeRun, settings: dict, expected: dict) -> None:
+    run = make_run()
+    edit_yaml(run / "recipe.yaml", lambda recipe: recipe["dataset"].update(settings))
+    config = open_dataset(read_runs([run])[0]).config
+    assert {key: getattr(config, key) for key in expected} == expected
+
+
+def drop_baseline(run: Path) -> None:
+    shutil.rmtree(run / "baseline")
+    edit_yaml(run / "recipe.yaml", lambda recipe: recipe["stages"].pop(1))
+
+
 def unfinish(stage: str) -> Callable[[Path], object]:
     return lambda run: (run / stage / "evaluation.json").unlink()
 
@@ -220,6 +300,18 @@ def unfinish(stage: str) -> Callable[[Path], object]:
         (lambda run: None, {"student": "stduent"}, ["--student", "'stduent'", "baseline (baseline)"]),
         (lambda run: None, {"baseline": "nobody"}, ["--baseline", "'nobody'"]),
         (lambda run: None, {"student": "baseline"}, ["'baseline'", "itself"]),
+        (
+            lambda run: add_stage(run, "student", "warm", "preparation"),
+            {"student": "warm"},
+            ["--student", "'warm'", "preparation", "no detector"],
+        ),
+        (
+            lambda run: add_stage(run, "student", "warm", "preparation"),
+            {"baseline": "warm"},
+            ["--baseline", "'warm'", "preparation"],
+        ),
+        (lambda run: shutil.rmtree(run / "baseline"), {}, ["baseline", "not finished"]),
+        (lambda run: drop_baseline(run), {}, ["no stage of role baseline", "another run", "--baseline"]),
         (lambda run: None, {"data_root": Path("nowhere")}, ["nowhere", "labels"]),
         (lambda run: edit_yaml(run / "recipe.yaml", lambda r: r["dataset"].pop("root")), {}, ["dataset.root"]),
     ],

@@ -197,6 +197,51 @@ def test_unequal_comparisons_are_warned_of(
     assert sentence in " ".join(caution(read_runs([run])))
 
 
+def prepare(run: Path) -> None:
+    """The student goes on from a stage that prepared its weights, and has two teachers; an assistant is beside it."""
+    recipe = yaml.safe_load((run / "recipe.yaml").read_text())
+    for name, role in (("warm", "preparation"), ("helper", "assistant")):
+        shutil.copytree(run / "student", run / name)
+        entry = {"name": name, "role": role, "detector": {"input": "rgb"}, "schedule": {"epochs": 3}}
+        recipe["stages"].append(entry)
+        (run / name / "config.yaml").write_text(yaml.safe_dump(entry))
+        card = json.loads((run / name / "card.json").read_text())
+        (run / name / "card.json").write_text(json.dumps({**card, "stage": name, "role": role}))
+    (run / "recipe.yaml").write_text(yaml.safe_dump(recipe))
+    config = yaml.safe_load((run / "student" / "config.yaml").read_text())
+    config |= {"inherit": ["teacher", "warm"], "teachers": ["teacher", "helper"]}
+    (run / "student" / "config.yaml").write_text(yaml.safe_dump(config))
+
+
+def test_preparation_is_not_judged(make_run: MakeRun, tmp_path: Path) -> None:
+    """It is named where it is left out; its training and its card are shown, and the other parts are."""
+    run = make_run()
+    prepare(run)
+    html, page = report([run], tmp_path)
+    page.assert_self_contained()
+    before, results = html.split('id="results"')[1].split('id="training"')[0], html.split('id="training"')[1]
+    assert re.findall(r'<th scope="row">.*?</span>([^<]*)<small>', before) == [
+        "Teacher", "Assistant", "Baseline", "Distilled"
+    ]  # fmt: skip
+    assert "Not judged: Preparation. They hold weights for later stages" in page.text
+    assert "taught by teacher and helper" in page.text
+    training, rest = results.split('id="precision"')
+    judged, cards = rest.split('id="stages"')
+    assert "Preparation" in training and "Preparation" not in judged and "Preparation" in cards
+    progress = training.split("Loss and its terms")[0]
+    assert "Assistant, epoch 1" in progress and "Preparation, epoch 1" not in progress
+
+
+@pytest.mark.parametrize(("epochs", "warned"), [(1, True), (4, False), (5, True)])
+def test_preparation_counts_as_training(make_run: MakeRun, epochs: int, warned: bool) -> None:
+    """The student trained for one epoch on what three epochs had prepared; the teacher's epochs are not its own."""
+    run = make_run()
+    prepare(run)
+    card = json.loads((run / "baseline" / "card.json").read_text())
+    (run / "baseline" / "card.json").write_text(json.dumps({**card, "epochs": epochs}))
+    assert ("not trained equally long" in " ".join(caution(read_runs([run])))) is warned
+
+
 def test_user_errors(make_run: MakeRun, tmp_path: Path) -> None:
     out = tmp_path / "report.html"
     (tmp_path / "empty").mkdir()
