@@ -69,8 +69,9 @@ def pointpillars() -> Recipe:
 
 def caddn() -> Recipe:
     """The camera student alone, on labels and LiDAR depth, on KITTI."""
-    stage = StageConfig("baseline", "baseline", STUDENT, CAMERA, FLIP)
-    return Recipe("caddn", (stage,), UNSCALED, note="CMKD's lighter form of CaDDN; no number is published for it alone")
+    return Recipe(
+        "caddn", (_baseline(),), UNSCALED, note="CMKD's lighter form of CaDDN; no number is published for it alone"
+    )
 
 
 def cmkd_second() -> Recipe:
@@ -86,10 +87,10 @@ def cmkd_pointpillars() -> Recipe:
 
 def cmkd_second_raw() -> Recipe:
     """CMKD with a SECOND teacher and unlabelled raw drives; needs --dataset.unlabelled.root and .frames."""
-    teacher, *students = _cmkd(SECOND_TEACHER, CMKDConfig(), depth_weight=0.0, response_lr=2e-4)
+    teacher, baseline, *students = _cmkd(SECOND_TEACHER, CMKDConfig(), depth_weight=0.0, response_lr=2e-4)
     longer = [replace(students[0].schedule, epochs=30), replace(students[1].schedule, epochs=10)]
     mixed = [replace(s, unlabelled=True, schedule=t) for s, t in zip(students, longer, strict=True)]
-    return Recipe("cmkd_second_raw", (teacher, *mixed), _with_raw(), note=PUBLISHED_CMKD)
+    return Recipe("cmkd_second_raw", (teacher, baseline, *mixed), _with_raw(), note=PUBLISHED_CMKD)
 
 
 def monotakd() -> Recipe:
@@ -105,12 +106,12 @@ def monotakd_raw() -> Recipe:
 
 def monotakd_released() -> Recipe:
     """MonoTAKD as its code was released: the assistant shares the student's features and is never trained."""
-    teacher, bev, response = _cmkd(SECOND_TEACHER, CMKDConfig())
+    *before, response = _cmkd(SECOND_TEACHER, CMKDConfig())
     student = replace(TAUGHT, spatial_alignment=True, assistant="shared", depth_weight=0.0)
     method = MonoTAKDConfig.styled("released")
     last = StageConfig("student", "student", student, replace(RESIDUAL, epochs=10), FLIP, ("teacher",), method,
                        inherit=("teacher", "cmkd"))  # fmt: skip
-    return Recipe("monotakd_released", (teacher, bev, response, last), UNSCALED, note=PUBLISHED_MONOTAKD)
+    return Recipe("monotakd_released", (*before, response, last), UNSCALED, note=PUBLISHED_MONOTAKD)
 
 
 def lidar_overfit() -> Recipe:
@@ -141,22 +142,29 @@ def _cmkd(
     teacher: SECONDConfig | PointPillarsConfig, method: CMKDConfig, depth_weight: float = 0.5,
     response_lr: float = RESPONSE.lr,
 ) -> tuple[StageConfig, ...]:  # fmt: skip
-    """Teacher; the student's map alone; then map and responses, the head beginning as the teacher's."""
+    """Teacher; baseline; the student's map alone; then map and responses, the head beginning as the teacher's."""
     student = replace(TAUGHT, depth_weight=depth_weight)
     map_alone = replace(method, cls_weight=0.0, loc_weight=0.0, dir_weight=0.0)
     return (
         _lidar(teacher),
+        _baseline(),
         StageConfig("bev", "preparation", student, CAMERA, FLIP, ("teacher",), map_alone),
         StageConfig("cmkd", "student", student, replace(RESPONSE, lr=response_lr), FLIP, ("teacher",), method,
                     inherit=("teacher", "bev")),
     )  # fmt: skip
 
 
+def _baseline() -> StageConfig:
+    """The student alone, on labels and LiDAR depth, for as long as CMKD's two stages together."""
+    return StageConfig("baseline", "baseline", STUDENT, replace(CAMERA, epochs=CAMERA.epochs + RESPONSE.epochs), FLIP)
+
+
 def _monotakd() -> tuple[StageConfig, ...]:
-    teacher, bev, _ = _cmkd(SECOND_TEACHER, CMKDConfig())
+    teacher, baseline, bev, _ = _cmkd(SECOND_TEACHER, CMKDConfig())
     method = CMKDConfig()
     return (
         teacher,
+        baseline,
         bev,
         replace(bev, name="assistant_bev", detector=ASSISTANT),
         StageConfig("assistant", "assistant", ASSISTANT, RESPONSE, FLIP, ("teacher",), method,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -56,10 +57,12 @@ def run_recipe(recipe: Recipe, options: RunOptions, only: tuple[str, ...] = ()) 
 def launch(options: RunOptions) -> Fabric:
     """The devices and processes of a run; under torchrun it joins the processes that exist."""
     many = options.devices * options.nodes > 1
+    # Not every stage trains every parameter: a map can be taught before the head that reads it.
     fabric = Fabric(
         accelerator=options.accelerator, devices=options.devices, num_nodes=options.nodes,
-        strategy="ddp" if many else "auto", precision="32-true",
+        strategy="ddp_find_unused_parameters_true" if many else "auto", precision="32-true",
     )  # fmt: skip
+    warnings.filterwarnings("ignore", message="find_unused_parameters=True was specified")
     fabric.launch()
     if fabric.device.type == "cpu":
         keep_freed_memory()

@@ -1,7 +1,10 @@
 """The bird's-eye-view family end to end: teacher, assistant, students, what terms reach, and unlabelled frames."""
 
 import json
+import os
 import shutil
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -274,3 +277,35 @@ def test_drives_of_evaluation_frames_are_refused(
     recipe = replace(recipe, stages=(*recipe.stages, more), dataset=replace(recipe.dataset, unlabelled=drives))
     with pytest.raises(UserError, match=words):
         run_recipe(recipe, quiet(folder.parent), only=("leaking",))
+
+
+SEVERAL = """
+import sys
+from dataclasses import replace
+from pathlib import Path
+from streets import small_bev_preset
+from distill3d.train.loop import RunOptions
+from distill3d.train.stages import run_recipe
+
+recipe = small_bev_preset(Path(sys.argv[1]))
+options = RunOptions(out=Path(sys.argv[2]), devices=2, accelerator="cpu", threads=1, progress=False, tensorboard=False)
+run_recipe(recipe, options, only=("bev",))
+"""
+
+
+def test_several_processes_train_a_part_of_a_network(
+    trained: tuple[Recipe, Path], streets: Path, tmp_path: Path
+) -> None:
+    """A preparation stage teaches the map alone; the head that waits for it must not stop the processes."""
+    _, folder = trained
+    shutil.copytree(folder / "teacher", tmp_path / folder.name / "teacher")
+    script = tmp_path / "several.py"
+    script.write_text(SEVERAL)
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    modules = os.pathsep.join(map(str, Path(__file__).parents[1:3]))
+    done = subprocess.run(
+        [sys.executable, *launcher, str(script), str(streets), str(tmp_path)], check=False, capture_output=True,
+        text=True, env={**os.environ, "PYTHONPATH": modules, "OMP_NUM_THREADS": "1"},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert json.loads((tmp_path / folder.name / "bev" / "card.json").read_text())["world_size"] == 2
