@@ -45,7 +45,7 @@ from distill3d.layers.readout import Readout
 from distill3d.layers.resnet import ResNet, ResNetConfig
 from distill3d.layers.voxels import VoxelGrid
 
-#: Pixels per cell of the map that is lifted.
+#: Pixels per cell of the map that is lifted, in the published networks.
 STRIDE = 8
 #: The trunk's stage whose map is lifted, its channels, and those in front of the depth classifier.
 LIFTED_STAGE, LIFTED_CHANNELS, DEPTH_CHANNELS = "layer3", 1024, 256
@@ -65,6 +65,7 @@ class DepthTrunkConfig:
     pretrained: bool = False  # DeepLab's weights of COCO; they are fetched by torchvision
     channels: tuple[int, ...] = (32, 48, 64, 96)  # of ``small``: its four stages
     width: int = 64  # of ``small``: the map that is lifted
+    stride: Literal[4, 8] = STRIDE  # px per cell of the map that is lifted; 4 for ``small`` only
 
 
 @dataclass(frozen=True)
@@ -112,7 +113,7 @@ def tiny(**fields: Any) -> CaDDNConfig:
     """The small configuration, for canvases of about 320 x 96 px: 0.85 million parameters, cells of 0.64 m."""
     head = AnchorHeadConfig(classes=KITTI_ANCHORS[:1], backbone=TINY_BACKBONE)
     small = {
-        "head": head, "trunk": DepthTrunkConfig("small"), "bins": DepthBins(2.0, 46.8, 40),
+        "head": head, "trunk": DepthTrunkConfig("small", stride=4), "bins": DepthBins(2.0, 46.8, 40),
         "voxels": VoxelGrid((2.0, -30.08, -3.0, 46.8, 30.08, 1.0), (0.64, 0.64, 0.8)),
         "lift_channels": 32, "bev_channels": 64, "domain_adaptation": 2,
     }  # fmt: skip
@@ -136,10 +137,15 @@ class DeepLabTrunk(nn.Module):
 
     The third stage's map is lifted, the depth distribution is the network's classification.  Without ``depth_classes``
     nothing is built behind the third stage.  Batches of one image can be trained on, see ``PooledBatchNorm``.
+
+    Raises:
+        ValueError: another stride is asked for.
     """
 
     def __init__(self, config: DepthTrunkConfig, depth_classes: int | None) -> None:
         super().__init__()
+        if config.stride != STRIDE:
+            raise ValueError(f"{config.network} gives its maps at stride {STRIDE}, not {config.stride}")
         build = getattr(segmentation, config.network)
         network: Any = build(weights="DEFAULT" if config.pretrained else None, weights_backbone=None)
         stages: Any = network.backbone
@@ -164,11 +170,11 @@ class DeepLabTrunk(nn.Module):
 
 
 class SmallTrunk(nn.Module):
-    """A ResNet of one basic block per stage, its three coarser maps summed at stride 8."""
+    """A ResNet of one basic block per stage, its maps summed at the stride of the lifted one."""
 
     def __init__(self, config: DepthTrunkConfig, depth_classes: int | None) -> None:
         super().__init__()
-        trunk = ResNetConfig(block="basic", layers=(1,) * len(config.channels), channels=config.channels)
+        trunk = ResNetConfig("basic", (1,) * len(config.channels), config.channels, finest=config.stride)
         self.channels = config.width
         self.backbone = ResNet(trunk)
         self.laterals = nn.ModuleList(nn.Conv2d(c, config.width, 1) for c in trunk.outputs)
@@ -211,10 +217,10 @@ def input_image(batch: Batch) -> Float[Tensor, "b 3 h w"]:
     return torch.where(inside_image(batch.affine, *batch.image.shape[-2:]), (batch.image - mean) / std, 0)
 
 
-def depth_bins(depth: Float[Tensor, "b 1 h w"], bins: DepthBins) -> Int[Tensor, "b y x"]:
+def depth_bins(depth: Float[Tensor, "b 1 h w"], bins: DepthBins, stride: int = STRIDE) -> Int[Tensor, "b y x"]:
     """The bin of the mean known depth (m, 0 = unknown) in each cell of the lifted map; ``bins.count`` where there is
     none or it is out of range."""
-    return bins.index(sparse_average_pool(depth, STRIDE))
+    return bins.index(sparse_average_pool(depth, stride))
 
 
 def depth_focal_loss(
@@ -293,7 +299,7 @@ class CaDDN(Detector):
         features = self.channel_reduce(features)
         size = (image.shape[-1], image.shape[-2])
         grid = sampling_grid(
-            config.voxels, batch.camera, batch.lidar_to_camera, config.bins, size, STRIDE, config.sampling
+            config.voxels, batch.camera, batch.lidar_to_camera, config.bins, size, config.trunk.stride, config.sampling
         )
         probability = self.true_depth(batch) if logits is None else depth_probability(logits)
         volume = lift(features, probability, grid)
@@ -319,7 +325,9 @@ class CaDDN(Detector):
         """
         if batch.depth is None:
             raise ValueError("a detector with input 'rgb+gt_depth' needs depth images; the data set gives none")
-        return one_hot_depth(depth_bins(batch.depth, self.config.bins), self.config.bins.count)
+        return one_hot_depth(
+            depth_bins(batch.depth, self.config.bins, self.config.trunk.stride), self.config.bins.count
+        )
 
     @torch.no_grad()
     def encode(self, batch: Batch) -> CaDDNTargets:
@@ -329,7 +337,7 @@ class CaDDN(Detector):
         if config.input != "rgb" or config.depth_weight == 0 or batch.depth is None:
             return CaDDNTargets(anchors, None, None)
         known = (batch.depth > 0).flatten(1).any(1)
-        return CaDDNTargets(anchors, depth_bins(batch.depth, config.bins), known)
+        return CaDDNTargets(anchors, depth_bins(batch.depth, config.bins, config.trunk.stride), known)
 
     def loss(self, outputs: Outputs, batch: Batch, targets: CaDDNTargets | None = None) -> dict[str, Tensor]:
         """The head's terms times ``detection_weight``, and ``depth`` times ``depth_weight``; terms that the settings or

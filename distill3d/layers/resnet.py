@@ -24,12 +24,18 @@ class ResNetConfig:
     layers: tuple[int, ...] = (3, 4, 6, 3)
     channels: tuple[int, ...] = (64, 128, 256, 512)  # inside the blocks; bottlenecks give four times as many
     pretrained: bool = False  # ImageNet weights of ResNet-50; they are fetched by timm
+    finest: Literal[4, 8] = 8  # stride (px) of the finest map given
     frozen: bool = False  # stem, first stage and all batch norms stay as they are: asks for ImageNet weights
 
     @property
     def outputs(self) -> tuple[int, ...]:
-        """Channels of the maps at ``STRIDES``."""
-        return tuple(self.block_type.expansion * width for width in self.channels[1:])
+        """Channels of the maps, from fine to coarse."""
+        return tuple(self.block_type.expansion * width for width in self.channels[self.stages[0] - 1 :])
+
+    @property
+    def stages(self) -> tuple[int, ...]:
+        """Which of the four stages, counted from 1, give their maps."""
+        return (1, 2, 3, 4) if self.finest == 4 else (2, 3, 4)
 
     @property
     def block_type(self) -> type[BasicBlock] | type[Bottleneck]:
@@ -37,13 +43,13 @@ class ResNetConfig:
 
 
 class ResNet(nn.Module):
-    """The trunk: (B, 3, H, W) -> three maps at ``STRIDES``."""
+    """The trunk: (B, 3, H, W) -> three maps at ``STRIDES``, before them one at stride 4 where that is ``finest``."""
 
     def __init__(self, config: ResNetConfig) -> None:
         super().__init__()
         self.config = config
         self.body: Any = timm.create_model(
-            RELEASED_WEIGHTS, features_only=True, out_indices=(2, 3, 4), pretrained=config.pretrained,
+            RELEASED_WEIGHTS, features_only=True, out_indices=config.stages, pretrained=config.pretrained,
             block=config.block_type, layers=config.layers, channels=config.channels,
         )  # fmt: skip
         if config.frozen:

@@ -272,7 +272,9 @@ def test_a_mirrored_scene_gives_mirrored_maps(count: int) -> None:
         objects=ObjectBatch.pad([objects]),
     )  # fmt: skip
     model = build(tiny(sampling="intended", input="rgb+gt_depth")).eval()
-    model.trunk.forward = lambda image: (image[:, :1].expand(-1, model.trunk.channels, -1, -1)[..., ::8, ::8], None)
+    step = model.config.trunk.stride
+    seen = (slice(None), slice(None), slice(None, None, step), slice(None, None, step))
+    model.trunk.forward = lambda image: (image[:, :1].expand(-1, model.trunk.channels, -1, -1)[seen], None)
     flat = replace(batch, image=torch.ones_like(batch.image)), replace(mirrored, image=torch.ones_like(batch.image))
     with torch.no_grad():
         plain, other = (model(b).features["bev_visual"].tensor for b in flat)
@@ -282,9 +284,10 @@ def test_a_mirrored_scene_gives_mirrored_maps(count: int) -> None:
 
 @pytest.mark.parametrize(
     ("fields", "message"),
-    [({"fusion": "ffm"}, "spatial_alignment"), ({"assistant": "shared"}, "spatial_alignment")],
-    ids=["fusion", "assistant"],
-)
+    [({"fusion": "ffm"}, "spatial_alignment"), ({"assistant": "shared"}, "spatial_alignment"),
+     ({"trunk": DepthTrunkConfig(stride=4)}, "gives its maps at stride 8, not 4")],
+    ids=["fusion", "assistant", "stride"],
+)  # fmt: skip
 def test_settings_that_do_not_go_together(fields: dict, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         CaDDN(tiny(**fields))
