@@ -47,11 +47,12 @@ PILLAR_WEIGHTS = CMKDConfig(feature_weight=4.0, cls_weight=1.0, loc_weight=2.0, 
 
 PUBLISHED_CMKD = (
     "CMKD with SECOND 24.02 / 15.80 / 13.22, with raw drives 33.36 / 21.61 / 17.97; with PointPillars 23.84 / 16.44 / "
-    "13.58 and 32.25 / 21.47 / 18.21, on val (Cc-Hy/CMKD readme); its teacher is said to have seen val (its issue 18)"
+    "13.58 and 32.25 / 21.47 / 18.21, on val (Cc-Hy/CMKD readme); its teacher is said to have seen val "
+    "(its tracker, no. 18)"
 )
 PUBLISHED_MONOTAKD = (
     "MonoTAKD 27.91 / 19.43 / 16.51 on test, with raw drives 29.86 / 21.26 / 18.27 (hoiliu-0801/MonoTAKD readme); its "
-    "numbers on val the authors call too high (its issue 4)"
+    "numbers on val the authors call too high (its tracker, no. 4)"
 )
 
 
