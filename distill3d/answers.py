@@ -14,6 +14,7 @@ from torch import Tensor
 from distill3d.boxes import IGNORE, KITTI_CLASSES
 from distill3d.data.collate import batches, collate
 from distill3d.data.kitti import KittiDataset
+from distill3d.data.lidar_augment import carry
 from distill3d.data.sample import Sample
 from distill3d.detectors.base import BevGeometry, Detector, Outputs
 from distill3d.distill.context import comparable
@@ -206,5 +207,5 @@ def _outlines(sample: Sample, classes: Sequence[str]) -> Float[np.ndarray, "n 4 
     boxes = sample.objects.boxes
     wanted = torch.tensor([name.lower() in classes for name in KITTI_CLASSES])
     corners = boxes[(boxes.label != IGNORE) & wanted[boxes.label.clamp(min=0)]].corners()[:, :4].double()
-    pose = torch.linalg.inv(sample.lidar_to_camera)
-    return (corners @ pose[:3, :3].T + pose[:3, 3])[..., :2].numpy()
+    on_ground = carry(corners.flatten(0, 1), torch.linalg.inv(sample.lidar_to_camera))
+    return on_ground.view(corners.shape)[..., :2].numpy()

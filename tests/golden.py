@@ -1,5 +1,6 @@
 """Where the recorded results lie, and which there are."""
 
+import json
 import math
 import os
 from pathlib import Path
@@ -22,6 +23,11 @@ def golden_files(method: str) -> list[Path]:
     """The recorded tensors of one method, in order of name; empty where there are none."""
     root = golden_root()
     return [] if root is None else sorted((root / method).glob("*.npz"))
+
+
+def constants(path: Path) -> dict[str, Any]:
+    """What the index states of a recorded file beside its tensors."""
+    return json.loads((path.parent / "index.json").read_text())[path.name]["constants"]
 
 
 def golden_file(*names: str) -> pytest.MarkDecorator:

@@ -11,6 +11,7 @@ lists them all.
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -452,7 +453,7 @@ class KittiConfig(FrameConfig):
 C = TypeVar("C", bound=FrameConfig)
 
 
-class FrameDataset(Generic[C]):
+class FrameDataset(ABC, Generic[C]):
     """Frames of one camera and one LiDAR as samples; what the readers of object data and of raw drives share."""
 
     classes: tuple[str, ...] = KITTI_CLASSES
@@ -487,9 +488,9 @@ class FrameDataset(Generic[C]):
         sample = to_canvas(source, canvas, self._image_augment, generator, depth_mode, self.config.placement)
         return sample if sample.objects is None else replace(sample, objects=_single(sample.objects))
 
+    @abstractmethod
     def _read(self, index: int) -> _Frame:
         """The files of frame ``index``."""
-        raise NotImplementedError
 
     def _augment_scan(self, source: Sample, generator: torch.Generator) -> Sample:
         """A frame in its file's own pixels with its points and objects augmented; by default as it is."""

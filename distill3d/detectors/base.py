@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from distill3d.boxes import Boxes3D
 from distill3d.data.sample import Batch
 from distill3d.layers.roi import RoISlots
+from distill3d.layers.voxels import VoxelGrid
 
 #: What a detector looks at.  A teacher is the same class as its student with another input.
 Modality = Literal["rgb", "depth", "points", "rgb+gt_depth", "labels"]
@@ -37,6 +38,21 @@ class BevGeometry:
     cell: float
     frame: Literal["lidar", "ego", "camera"] = "lidar"
     axes: tuple[str, str] = ("y", "x")
+
+
+def bev_geometry(grid: VoxelGrid, stride: int) -> BevGeometry:
+    """Where the cells lie of a map with one cell for ``stride`` x ``stride`` of the grid's.
+
+    Raises:
+        ValueError: cells are not square on the ground, or the grid is no multiple of the stride.
+    """
+    nx, ny, _ = grid.shape
+    if grid.cell[0] != grid.cell[1]:
+        raise ValueError(f"voxels must be square on the ground, these are {grid.cell[:2]} m")
+    if nx % stride or ny % stride:
+        raise ValueError(f"a grid of {nx} x {ny} voxels is no multiple of the stride {stride}")
+    x0, y0, _, x1, y1, _ = grid.extent
+    return BevGeometry((x0, y0, x1, y1), round(grid.cell[0] * stride, 6))
 
 
 @dataclass(frozen=True)

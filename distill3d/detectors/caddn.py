@@ -20,9 +20,9 @@ from torchvision.models import segmentation
 from distill3d.boxes import Boxes3D
 from distill3d.camera import DepthBins, ImageAffine
 from distill3d.data.sample import Batch
-from distill3d.detectors.base import BevGeometry, Detector, FeatureMap, Modality, Outputs, Style
+from distill3d.detectors.base import BevGeometry, Detector, FeatureMap, Modality, Outputs, Style, bev_geometry
 from distill3d.detectors.monodle import RGB_MEAN, RGB_STD
-from distill3d.layers.anchor_head import AnchorHead, AnchorHeadConfig, AnchorTargets, BevBackboneConfig
+from distill3d.layers.anchor_head import TINY_BACKBONE, AnchorHead, AnchorHeadConfig, AnchorTargets
 from distill3d.layers.anchors import KITTI_ANCHORS
 from distill3d.layers.bev_blocks import (
     AlignedCollapse,
@@ -43,7 +43,7 @@ from distill3d.layers.lift import (
 )
 from distill3d.layers.readout import Readout
 from distill3d.layers.resnet import ResNet, ResNetConfig
-from distill3d.layers.voxels import VoxelGrid
+from distill3d.layers.voxels import STUDENT_RANGE, VoxelGrid
 
 #: Pixels per cell of the map that is lifted, in the published networks.
 STRIDE = 8
@@ -75,7 +75,7 @@ class CaDDNConfig:
     input: Literal["rgb", "rgb+gt_depth"] = "rgb"  # the latter lifts by the true depth, where the batch knows it
     head: AnchorHeadConfig = field(default_factory=AnchorHeadConfig)
     trunk: DepthTrunkConfig = field(default_factory=DepthTrunkConfig)
-    voxels: VoxelGrid = VoxelGrid((2.0, -30.08, -3.0, 46.8, 30.08, 1.0), (0.32, 0.32, 0.4))  # ground cells are square
+    voxels: VoxelGrid = VoxelGrid(STUDENT_RANGE, (0.32, 0.32, 0.4))  # ground cells are square
     bins: DepthBins = DepthBins(2.0, 46.8, 120)
     lift_channels: int = 64
     bev_channels: int = 128
@@ -101,12 +101,7 @@ class CaDDNConfig:
     @property
     def geometry(self) -> BevGeometry:
         """Where the cells of all maps on the ground lie."""
-        x0, y0, _, x1, y1, _ = self.voxels.extent
-        return BevGeometry((x0, y0, x1, y1), self.voxels.cell[0])
-
-
-#: A 2D network of the small configuration, for maps of 64 channels.
-TINY_BACKBONE = BevBackboneConfig(layers=(2, 2), channels=(64, 96), up_channels=(64, 64))
+        return bev_geometry(self.voxels, 1)
 
 
 def tiny(**fields: Any) -> CaDDNConfig:
@@ -114,7 +109,7 @@ def tiny(**fields: Any) -> CaDDNConfig:
     head = AnchorHeadConfig(classes=KITTI_ANCHORS[:1], backbone=TINY_BACKBONE)
     small = {
         "head": head, "trunk": DepthTrunkConfig("small", stride=4), "bins": DepthBins(2.0, 46.8, 40),
-        "voxels": VoxelGrid((2.0, -30.08, -3.0, 46.8, 30.08, 1.0), (0.64, 0.64, 0.8)),
+        "voxels": VoxelGrid(STUDENT_RANGE, (0.64, 0.64, 0.8)),
         "lift_channels": 32, "bev_channels": 64, "domain_adaptation": 2,
     }  # fmt: skip
     return CaDDNConfig(**{**small, **fields})
@@ -261,9 +256,7 @@ class CaDDN(Detector):
             raise ValueError(f"fusion is {config.fusion!r}, which fuses what spatial_alignment gives; switch that on")
         if config.assistant == "shared" and not config.spatial_alignment:
             raise ValueError("assistant is 'shared', which means the module of spatial_alignment; switch that on")
-        if config.voxels.cell[0] != config.voxels.cell[1]:
-            raise ValueError(f"voxels must be square on the ground, these are {config.voxels.cell[:2]} m")
-        self.config = config
+        self.config, self.geometry = config, config.geometry
         trunk = SmallTrunk if config.trunk.network == "small" else DeepLabTrunk
         self.trunk = trunk(config.trunk, config.bins.count + 1 if config.input == "rgb" else None)
         self.channel_reduce = PointwiseBlock(self.trunk.channels, config.lift_channels)
@@ -315,7 +308,7 @@ class CaDDN(Detector):
             visual = maps["bev"] if config.fusion == "ffm" else maps["bev_visual"]
             seen = self.fusion(visual + maps["bev_spatial"])
         predictions = self.head(seen) | ({} if logits is None else {"depth": logits})
-        return Outputs({tap: FeatureMap(m, config.geometry) for tap, m in maps.items()}, predictions)
+        return Outputs({tap: FeatureMap(m, self.geometry) for tap, m in maps.items()}, predictions)
 
     def true_depth(self, batch: Batch) -> Float[Tensor, "b d h w"]:
         """The batch's depth as a distribution: all in one bin, or nowhere.

@@ -15,12 +15,12 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from distill3d.data.sample import Batch
-from distill3d.detectors.base import FeatureMap, Outputs
-from distill3d.detectors.second import STUDENT_RANGE, LidarDetector, bev_geometry, lidar_scans
-from distill3d.layers.anchor_head import AnchorHead, AnchorHeadConfig, BevBackboneConfig, focal_head
+from distill3d.detectors.base import FeatureMap, Outputs, bev_geometry
+from distill3d.detectors.second import LidarDetector, lidar_scans
+from distill3d.layers.anchor_head import TINY_BACKBONE, AnchorHead, AnchorHeadConfig, focal_head
 from distill3d.layers.anchors import KITTI_ANCHORS
 from distill3d.layers.sparse_conv import normalise_rows, row_norm
-from distill3d.layers.voxels import VoxelGrid, Voxels, voxelise
+from distill3d.layers.voxels import STUDENT_RANGE, VoxelGrid, Voxels, voxelise
 
 #: x, y, z, intensity, the offsets from the mean of the pillar's points, and those from its centre.
 POINT_FEATURES = 4 + 3 + 3
@@ -45,10 +45,9 @@ class PointPillarsConfig:
 
 def tiny(**fields: Any) -> PointPillarsConfig:
     """The small configuration: pillars of 32 cm, a map of 64 channels at 0.64 m, cars only."""
-    backbone = BevBackboneConfig(layers=(2, 2), channels=(64, 96), up_channels=(64, 64))
     small = {
         "pillars": VoxelGrid(STUDENT_RANGE, (0.32, 0.32, 4.0)), "max_points": 16, "channels": 64, "layers": 1,
-        "head": focal_head(classes=KITTI_ANCHORS[:1], backbone=backbone),
+        "head": focal_head(classes=KITTI_ANCHORS[:1], backbone=TINY_BACKBONE),
     }  # fmt: skip
     return PointPillarsConfig(**{**small, **fields})
 

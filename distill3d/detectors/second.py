@@ -18,16 +18,11 @@ from torch import Tensor
 from distill3d.boxes import Boxes3D
 from distill3d.data.lidar_augment import carry
 from distill3d.data.sample import Batch
-from distill3d.detectors.base import BevGeometry, Detector, FeatureMap, Outputs
-from distill3d.layers.anchor_head import AnchorHead, AnchorHeadConfig, AnchorTargets, BevBackboneConfig
+from distill3d.detectors.base import Detector, FeatureMap, Outputs, bev_geometry
+from distill3d.layers.anchor_head import TINY_BACKBONE, AnchorHead, AnchorHeadConfig, AnchorTargets
 from distill3d.layers.anchors import KITTI_ANCHORS
 from distill3d.layers.sparse_conv import SparseResNet, SparseResNetConfig, SparseTensor
-from distill3d.layers.voxels import VoxelGrid, mean_of_points, voxelise
-
-#: Where students look (m, LiDAR frame).
-STUDENT_RANGE = (2.0, -30.08, -3.0, 46.8, 30.08, 1.0)
-#: Where CMKD trains its teachers; networks are convolutional, so their weights run on either.
-TEACHER_RANGE = (0.0, -40.0, -3.0, 70.4, 40.0, 1.0)
+from distill3d.layers.voxels import STUDENT_RANGE, VoxelGrid, mean_of_points, voxelise
 
 
 @dataclass(frozen=True)
@@ -45,11 +40,10 @@ class SECONDConfig:
 
 def tiny(**fields: Any) -> SECONDConfig:
     """The small configuration: voxels of 8 cm, a map of 64 channels at 0.64 m, cars only."""
-    backbone = BevBackboneConfig(layers=(2, 2), channels=(64, 96), up_channels=(64, 64))
     small = {
         "voxels": VoxelGrid(STUDENT_RANGE, (0.08, 0.08, 0.2)),
         "backbone": SparseResNetConfig(channels=(16, 24, 32, 32), padding_z=(1, 1, 1), blocks=1),
-        "head": AnchorHeadConfig(classes=KITTI_ANCHORS[:1], backbone=backbone),
+        "head": AnchorHeadConfig(classes=KITTI_ANCHORS[:1], backbone=TINY_BACKBONE),
     }  # fmt: skip
     return SECONDConfig(**{**small, **fields})
 
@@ -115,18 +109,3 @@ def lidar_scans(batch: Batch) -> list[Float[Tensor, "_ 4"]]:
     to_lidar = torch.linalg.inv(batch.lidar_to_camera)
     scans = [carry(points, pose) for points, pose in zip(batch.points, to_lidar, strict=True)]
     return [scan[scan.isfinite().all(1)] for scan in scans]
-
-
-def bev_geometry(grid: VoxelGrid, stride: int) -> BevGeometry:
-    """Where the cells lie of a map with one cell for ``stride`` x ``stride`` of the grid's.
-
-    Raises:
-        ValueError: cells are not square on the ground, or the grid is no multiple of the stride.
-    """
-    nx, ny, _ = grid.shape
-    if grid.cell[0] != grid.cell[1]:
-        raise ValueError(f"voxels must be square on the ground, these are {grid.cell[:2]} m")
-    if nx % stride or ny % stride:
-        raise ValueError(f"a grid of {nx} x {ny} voxels is no multiple of the stride {stride}")
-    x0, y0, _, x1, y1, _ = grid.extent
-    return BevGeometry((x0, y0, x1, y1), round(grid.cell[0] * stride, 6))

@@ -20,6 +20,7 @@ from torchvision.ops import sigmoid_focal_loss
 from distill3d.boxes import IGNORE, KITTI_CLASSES, Boxes3D, lidar_rows, lidar_to_camera, wrap_angle
 from distill3d.camera import Camera
 from distill3d.data.augment import mirror_boxes
+from distill3d.data.lidar_augment import projected_boxes
 from distill3d.data.sample import Batch
 from distill3d.layers.anchors import (
     BACKGROUND,
@@ -51,8 +52,6 @@ CLASS_PRIOR = 0.01
 BOX_STD = 0.001
 FOCAL_ALPHA, FOCAL_GAMMA = 0.25, 2.0
 CODE = 7
-#: Corners at less depth than this (m) are projected as if they had it: behind the camera they would change sides.
-NEAREST_CORNER = 0.1
 
 
 # ------------------------------------------------------------------------------------------------------------- backbone
@@ -81,6 +80,10 @@ class BevBackboneConfig:
     def divisor(self) -> int:
         """What both sides of the map must be multiples of."""
         return math.prod(self.strides)
+
+
+#: Of the small configurations, for maps of 64 channels: one for all, so that students can take over a teacher's.
+TINY_BACKBONE = BevBackboneConfig(layers=(2, 2), channels=(64, 96), up_channels=(64, 64))
 
 
 class BevBackbone(nn.Module):
@@ -335,7 +338,7 @@ class AnchorHead(nn.Module):
             kept = rotated_nms(rows[i][use], score[i][use], self.config.nms_threshold, self.config.max_detections)
             boxes = _in_camera(rows[i][use][kept], label[i][use][kept], score[i][use][kept], pose[i])
             boxes = mirror_boxes(boxes) if batch.affine.flip[i] else boxes
-            found.append(replace(boxes, box2d=enclosing_boxes(boxes, camera.projection[i], size[i])))
+            found.append(replace(boxes, box2d=projected_boxes(boxes, Camera(camera.projection[i]), size[i]).to(rows)))
         return found
 
 
@@ -354,13 +357,3 @@ def _in_camera(
     """
     boxes = lidar_to_camera(Boxes3D(rows[:, :3], rows[:, 3:6], rows[:, YAW], label, "lidar", score=score), pose)
     return replace(boxes, alpha=wrap_angle(-torch.atan2(-rows[:, 1], rows[:, 0]) - boxes.yaw))
-
-
-def enclosing_boxes(boxes: Boxes3D, projection: Float[Tensor, "3 4"], size: Float[Tensor, "2"]) -> Float[Tensor, "n 4"]:
-    """What encloses the projected corners of camera-frame boxes in an image of ``size`` (width, height): left, top,
-    right, bottom in px, clipped to [0, width - 1] x [0, height - 1]."""
-    corners = boxes.corners()
-    depth = corners[..., 2:].clamp(min=NEAREST_CORNER)
-    uv = Camera(projection.to(corners)).project(torch.cat((corners[..., :2], depth), dim=-1))[0]
-    last = (size - 1).to(uv)
-    return torch.cat((uv.amin(1), uv.amax(1)), dim=-1).clamp(min=0).minimum(last.repeat(2))

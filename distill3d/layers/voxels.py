@@ -11,6 +11,11 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
 
+#: Where students look (m, LiDAR frame).
+STUDENT_RANGE = (2.0, -30.08, -3.0, 46.8, 30.08, 1.0)
+#: Where CMKD trains its teachers; networks are convolutional, so their weights run on either.
+TEACHER_RANGE = (0.0, -40.0, -3.0, 70.4, 40.0, 1.0)
+
 
 @dataclass(frozen=True)
 class VoxelGrid:

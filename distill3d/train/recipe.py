@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from distill3d.camera import Divide
 from distill3d.data.augment import AugmentConfig, Placement
-from distill3d.data.kitti import KittiConfig, KittiDataset
+from distill3d.data.kitti import FrameConfig, KittiConfig, KittiDataset
 from distill3d.data.kitti_raw import KittiRawConfig, KittiRawDataset
 from distill3d.data.lidar_augment import LidarAugmentConfig
 from distill3d.data.sample import Dataset, JointDataset
@@ -176,19 +176,16 @@ def training_data(recipe: Recipe, stage: StageConfig) -> Dataset:
     labelled = KittiDataset(kitti_config(recipe, stage, recipe.dataset.train_split, train=True))
     if not stage.unlabelled:
         return labelled
-    config, dataset = recipe.dataset.unlabelled, recipe.dataset
+    config = recipe.dataset.unlabelled
     if config is None or config.root is None or config.frames is None:
         raise UserError(
             f"stage {stage.name!r} learns from unlabelled drives: give --dataset.unlabelled.root, their folder, and "
             "--dataset.unlabelled.frames, a list of frames"
         )
-    inputs = _inputs(recipe, stage, train=True)
-    raw = KittiRawConfig(
-        root=config.root, frames=config.frames, canvas=dataset.canvas,
-        depth=config.depth if inputs & DEPTH_INPUTS else "none", points="points" in inputs,
-        field_of_view="points" in inputs, divide=dataset.divide, placement=dataset.placement,
-        augment=stage.augment, in_memory=dataset.in_memory,
-    )  # fmt: skip
+    alike: dict[str, Any] = {f.name: getattr(labelled.config, f.name) for f in fields(FrameConfig)}
+    if labelled.config.depth != "none":
+        alike["depth"] = config.depth
+    raw = KittiRawConfig(root=config.root, frames=config.frames, **alike)
     return JointDataset((labelled, KittiRawDataset(raw)))
 
 

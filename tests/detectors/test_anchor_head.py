@@ -15,8 +15,8 @@ from distill3d.camera import ImageAffine
 from distill3d.data.augment import mirror_pose, place_objects
 from distill3d.data.collate import collate
 from distill3d.data.kitti import KittiConfig, KittiDataset
+from distill3d.data.lidar_augment import projected_boxes
 from distill3d.data.sample import EASY, Batch, Objects, Sample
-from distill3d.layers import anchor_head
 from distill3d.layers.anchor_head import AnchorHead, AnchorHeadConfig, AnchorTargets, BevBackboneConfig, focal_head
 from distill3d.layers.anchors import BACKGROUND, IGNORED, KITTI_ANCHORS, decode, direction_bin, encode
 from distill3d.layers.rotated import iou_3d
@@ -328,7 +328,7 @@ def test_boxes_beside_the_camera_stay_on_their_side() -> None:
     """A box that reaches behind the camera on the left encloses nothing right of where it is seen."""
     row = torch.tensor([[1.5, 3.0, -0.9, 4.0, 1.6, 1.5, 0.0]])
     boxes = lidar_to_camera(Boxes3D(row[:, :3], row[:, 3:6], row[:, 6], torch.tensor([1]), "lidar"), POSE)
-    left, _, right, _ = anchor_head.enclosing_boxes(boxes, CAMERA.projection, torch.tensor(SIZE).double())[0].tolist()
+    left, _, right, _ = projected_boxes(boxes, CAMERA, torch.tensor(SIZE).double())[0].tolist()
     assert left == 0 and right < SIZE[0] / 2
 
 

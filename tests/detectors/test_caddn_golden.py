@@ -1,11 +1,10 @@
 """CaDDN's parts against recorded tensors of the released code (sets ``cmkd`` and ``monotakd``)."""
 
-import json
 from pathlib import Path
 
 import pytest
 import torch
-from golden import formula_state, golden_file
+from golden import constants, formula_state, golden_file
 from test_gupnet_golden import group
 from test_monodle_golden import close, load
 from torch import Tensor, nn
@@ -26,10 +25,6 @@ from distill3d.layers.lift import (
 from distill3d.layers.voxels import VoxelGrid
 
 pytestmark = pytest.mark.golden
-
-
-def constants(path: Path) -> dict:
-    return json.loads((path.parent / "index.json").read_text())[path.name]["constants"]
 
 
 def check_block(g: dict[str, Tensor], block: nn.Module, state: dict[str, Tensor], rtol: float, atol: float) -> None:

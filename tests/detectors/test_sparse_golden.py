@@ -1,12 +1,11 @@
 """Sparse blocks, backbone and voxel features against recorded tensors of the released code (set ``cmkd``)."""
 
-import json
 import re
 from pathlib import Path
 
 import pytest
 import torch
-from golden import formula_state, golden_file
+from golden import constants, formula_state, golden_file
 from test_gupnet_golden import group
 from test_monodle_golden import close, load
 
@@ -23,10 +22,6 @@ from distill3d.layers.sparse_conv import (
 from distill3d.layers.voxels import Voxels, mean_of_points
 
 pytestmark = pytest.mark.golden
-
-
-def constants(path: Path) -> dict:
-    return json.loads((path.parent / "index.json").read_text())[path.name]["constants"]
 
 
 def recorded_kernel(text: str, size: Triple) -> Kernel:
