@@ -29,6 +29,10 @@ FRAMES: tuple[Frame, ...] = ("camera", "lidar", "ego", "global")
 #: Class names of KITTI's label files; ``Boxes3D.label`` indexes them.  The first three are the ones detected, in the
 #: order used by MonoDLE and its descendants (xinzhuma/monodle lib/datasets/kitti/kitti_dataset.py).
 KITTI_CLASSES = ("Pedestrian", "Car", "Cyclist", "Van", "Truck", "Person_sitting", "Tram", "Misc", "DontCare")
+#: nuScenes' ten detection classes in the order in which the field's code numbers them
+#: (Megvii-BaseDetection/BEVDepth bevdepth/exps/nuscenes/base_exp.py, CLASSES).
+NUSCENES_CLASSES = ("car", "truck", "construction_vehicle", "bus", "trailer", "barrier", "motorcycle", "bicycle",
+                    "pedestrian", "traffic_cone")  # fmt: skip
 #: Label of a row that is no object: padding, or a region where the data set says nothing (KITTI's DontCare).
 IGNORE = -1
 

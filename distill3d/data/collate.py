@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch.utils.data import DataLoader
@@ -12,6 +13,7 @@ from torch.utils.data import Dataset as MapDataset
 from distill3d.camera import Camera, ImageAffine
 from distill3d.data.augment import frame_generator
 from distill3d.data.sample import Batch, Dataset, ObjectBatch, Sample
+from distill3d.data.surround import SurroundBatch, SurroundSample, collate_surround
 from distill3d.errors import UserError
 
 #: In place of a frame's index, the random stream that shuffles an epoch.
@@ -106,8 +108,9 @@ class EpochSampler:
 
 def batches(
     dataset: Dataset, order: list[int], batch_size: int, seed: int | None, epoch: int, workers: int = 0, start: int = 0
-) -> Iterator[Batch]:
-    """The batches of an epoch from step ``start`` on; the same whatever the number of workers.
+) -> Iterator[Any]:
+    """The batches of an epoch from step ``start`` on, each a ``Batch`` or, of a surround-view data set, a
+    ``SurroundBatch``; the same whatever the number of workers.
 
     Args:
         order: frame indices, as ``EpochSampler.order`` gives them.
@@ -142,10 +145,11 @@ class _Steps(MapDataset):
     def __len__(self) -> int:
         return len(self.parts)
 
-    def __getitem__(self, step: int) -> Batch | UserError:
+    def __getitem__(self, step: int) -> Batch | SurroundBatch | UserError:
         """One batch; a user's error is handed over rather than raised, for a worker would wrap it in a traceback."""
         try:
-            return collate([self.dataset.get(index, self._generator(index)) for index in self.parts[step]])
+            samples = [self.dataset.get(index, self._generator(index)) for index in self.parts[step]]
+            return collate_surround(samples) if isinstance(samples[0], SurroundSample) else collate(samples)
         except UserError as error:
             return error
 

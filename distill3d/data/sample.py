@@ -5,7 +5,7 @@ A data set yields raw boxes and knows nothing of detectors; each detector encode
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields, is_dataclass, replace
+from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
 import torch
@@ -14,6 +14,7 @@ from torch import Tensor
 
 from distill3d.boxes import IGNORE, Boxes3D
 from distill3d.camera import Camera, ImageAffine
+from distill3d.data.moving import moved_to
 
 #: KITTI's training difficulties as numbers; UNKNOWN objects are not trained on.
 EASY, MODERATE, HARD, UNKNOWN = 0, 1, 2, -1
@@ -64,8 +65,11 @@ class Dataset(Protocol):
 
     def __len__(self) -> int: ...
 
-    def get(self, index: int, generator: torch.Generator | None = None) -> Sample:
-        """Frame ``index``; augmented with draws from ``generator``, or not augmented where it is None."""
+    def get(self, index: int, generator: torch.Generator | None = None) -> Any:
+        """Frame ``index``, a ``Sample`` or (data/surround.py) a ``SurroundSample``.
+
+        Augmented with draws from ``generator``, or not augmented where it is None.
+        """
         ...
 
 
@@ -166,14 +170,4 @@ class Batch:
 
     def to(self, device: torch.device | str) -> Batch:
         """The batch on another device."""
-        return _to(self, device)
-
-
-def _to(value: Any, device: torch.device | str) -> Any:
-    if isinstance(value, Tensor):
-        return value.to(device, non_blocking=True)
-    if isinstance(value, list) and value and isinstance(value[0], Tensor):
-        return [v.to(device, non_blocking=True) for v in value]
-    if is_dataclass(value) and not isinstance(value, type):
-        return replace(value, **{f.name: _to(getattr(value, f.name), device) for f in fields(value)})
-    return value
+        return moved_to(self, device)

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Generic, Literal, TypeVar
 
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from distill3d.boxes import Boxes3D
 from distill3d.data.sample import Batch
+from distill3d.data.surround import SurroundBatch
 from distill3d.layers.roi import RoISlots
 from distill3d.layers.voxels import VoxelGrid
 
+#: What a detector is given: the images of single cameras, or surround views.
+BatchT = TypeVar("BatchT", Batch, SurroundBatch)
 #: What a detector looks at.  A teacher is the same class as its student with another input.
 Modality = Literal["rgb", "depth", "points", "rgb+gt_depth", "labels"]
 #: ``released`` reproduces the authors' code, quirks included; ``intended`` is what the paper means.
@@ -72,7 +75,7 @@ class Outputs:
     rois: RoISlots | None = None  # where a two-stage detector looked; its predictions ``roi_...`` are (B, K, ...)
 
 
-class Detector(nn.Module, ABC):
+class Detector(nn.Module, ABC, Generic[BatchT]):
     """Base of all detectors. Subclasses set ``config`` and implement the four methods.
 
     ``encode`` turns raw boxes into this detector's own targets, once per step; ``loss`` and distillation terms share
@@ -91,10 +94,10 @@ class Detector(nn.Module, ABC):
         return frozenset()
 
     @abstractmethod
-    def forward(self, batch: Batch) -> Outputs:
+    def forward(self, batch: BatchT) -> Outputs:
         """Feature maps and raw predictions of a batch."""
 
-    def forward_at(self, batch: Batch, targets: Any) -> Outputs:
+    def forward_at(self, batch: BatchT, targets: Any) -> Outputs:
         """``forward`` where the objects are known, for training and for teachers; ``loss`` takes these outputs.
 
         Two-stage detectors look at the targets' slots instead of at their own peaks; for others nothing changes.
@@ -102,19 +105,19 @@ class Detector(nn.Module, ABC):
         return self(batch)
 
     @abstractmethod
-    def encode(self, batch: Batch) -> Any:
+    def encode(self, batch: BatchT) -> Any:
         """This detector's training targets for the batch's objects (a dataclass of tensors, no gradient)."""
 
     @abstractmethod
-    def loss(self, outputs: Outputs, batch: Batch, targets: Any = None) -> dict[str, Tensor]:
+    def loss(self, outputs: Outputs, batch: BatchT, targets: Any = None) -> dict[str, Tensor]:
         """Supervised loss terms by name, each a scalar; ``targets`` as ``encode`` gave them, or None to encode here."""
 
     @abstractmethod
-    def decode(self, outputs: Outputs, batch: Batch) -> list[Boxes3D]:
+    def decode(self, outputs: Outputs, batch: BatchT) -> list[Boxes3D]:
         """Detections per image in the camera frame of the image file, with ``score``, ``box2d`` (px of the image file)
-        and ``alpha``."""
+        and ``alpha``; of surround views in the key ego frame without augmentation, with ``score`` and ``velocity``."""
 
-    def depth_log_scale(self, outputs: Outputs, batch: Batch, targets: Any) -> Float[Tensor, "b k"]:
+    def depth_log_scale(self, outputs: Outputs, batch: BatchT, targets: Any) -> Float[Tensor, "b k"]:
         """How unsure the detector is of each object's depth: the log of the scale (m) of a Laplace distribution, in the
         slots of ``targets``; 0, which means nothing, in slots that are not trained.
 
