@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
+from distill3d.data.check_nuscenes import check_nuscenes
 from distill3d.data.depth import read_depth
+from distill3d.data.json_columns import RecordFault
 from distill3d.data.kitti import (
     LABEL_FIELDS,
     Fault,
@@ -51,9 +53,9 @@ def run_check(root: Path, layout: str) -> int:
     Raises:
         UserError: the folder is absent or the layout is not known.
     """
-    if layout != "kitti":
-        raise UserError(f"layout is {layout!r}, expected kitti")
-    problems = check_kitti(root)
+    if layout not in LAYOUTS:
+        raise UserError(f"layout is {layout!r}, expected one of {', '.join(LAYOUTS)}")
+    problems = LAYOUTS[layout](root)
     for problem in problems:
         print(problem)
     if not problems:
@@ -193,3 +195,10 @@ def _attempt(read: Callable[[Path], T], path: Path) -> tuple[T | None, list[Prob
 def _from_error(path: Path, error: UserError) -> Problem:
     """A reader's sentence, which begins with the path, as a problem."""
     return Problem(path, None, str(error).removeprefix(f"{path}: "))
+
+
+#: What names the problems of a data set, by layout.
+LAYOUTS: dict[str, Callable[[Path], Sequence[Problem | RecordFault]]] = {
+    "kitti": check_kitti,
+    "nuscenes": check_nuscenes,
+}

@@ -6,12 +6,9 @@ operations.  A depth of 0 m means unknown throughout.
 
 from __future__ import annotations
 
-import hashlib
 import math
 import os
-import tempfile
 import uuid
-import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,8 +26,6 @@ from distill3d.errors import UserError
 #: Depth PNGs hold metres times this number (KITTI depth benchmark).
 PNG_STEPS_PER_METRE = 256
 PNG_MAXIMUM = 2**16 - 1
-#: Part of every cache key: raise it when ``complete_depth`` or ``project_depth`` give other numbers.
-CACHE_VERSION = 1
 
 
 def project_depth(
@@ -196,8 +191,8 @@ def write_depth(path: Path, depth: Float[Tensor, "h w"]) -> None:
 def cached_depth(folder: Path, frame_id: str, key: str, compute: Callable[[], Tensor]) -> Float[Tensor, "h w"]:
     """The depth map that ``compute`` gives, from ``folder`` where it was stored before under the same ``key``.
 
-    Values are in steps of 1/256 m whether stored or fresh.  A key made by ``cache_key`` from all that the map depends
-    on cannot go stale.
+    Values are in steps of 1/256 m whether stored or fresh.  A key made by ``cache_key`` (data/cache.py) from
+    all that the map depends on cannot go stale.
     """
     path = folder / f"{frame_id}-{key}.png"
     if path.is_file():
@@ -208,45 +203,3 @@ def cached_depth(folder: Path, frame_id: str, key: str, compute: Callable[[], Te
     folder.mkdir(parents=True, exist_ok=True)
     write_depth(path, compute())
     return read_depth(path)
-
-
-def cache_key(*inputs: object) -> str:
-    """A name for what ``inputs`` (file contents, tensors, settings) lead to."""
-    digest = hashlib.blake2b(str(CACHE_VERSION).encode(), digest_size=16)
-    for value in inputs:
-        if isinstance(value, Tensor):
-            value = value.numpy().tobytes()
-        data = value if isinstance(value, bytes) else repr(value).encode()
-        digest.update(len(data).to_bytes(8, "little"))
-        digest.update(data)
-    return digest.hexdigest()
-
-
-def cache_folder(root: Path, wanted: Path | None = None) -> Path:
-    """Where completed depth and databases of objects of the data set at ``root`` are kept.
-
-    ``wanted`` where given; else ``<root>/.distill3d_cache``; else, with a warning, where the root cannot be written,
-    the user's cache folder (``$XDG_CACHE_HOME/distill3d`` or ``~/.cache/distill3d``).
-
-    Raises:
-        UserError: none of them can be written.
-    """
-    beside = root / ".distill3d_cache"
-    user = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "distill3d"
-    candidates = (beside, user) if wanted is None else (wanted,)
-    for folder in candidates:
-        if _writable(folder):
-            if folder is user:
-                warnings.warn(f"{beside} cannot be written; what is computed is kept in {user} instead", stacklevel=2)
-            return folder
-    tried = " or ".join(str(c) for c in candidates)
-    raise UserError(f"cannot write what is computed to {tried}; set `cache` to a folder that can be written")
-
-
-def _writable(folder: Path) -> bool:
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder):
-            return True
-    except OSError:
-        return False

@@ -27,10 +27,9 @@ from torch import Tensor
 from distill3d.boxes import IGNORE, KITTI_CLASSES, Boxes3D, from_kitti, to_kitti
 from distill3d.camera import Camera, Divide, ImageAffine
 from distill3d.data.augment import AugmentConfig, Placement, to_canvas
+from distill3d.data.cache import cache_folder, cache_key
 from distill3d.data.depth import (
     CompletionConfig,
-    cache_folder,
-    cache_key,
     cached_depth,
     complete_depth,
     project_depth,
@@ -424,7 +423,7 @@ class FrameConfig:
     placement: Placement = "fit"
     augment: AugmentConfig | None = None
     completion: CompletionConfig = field(default_factory=CompletionConfig)
-    cache: Path | None = None  # folder of what is computed from the files; None: see cache_folder in data/depth.py
+    cache: Path | None = None  # folder of what is computed from the files; None: see data/cache.py
     in_memory: bool = False  # keep decoded frames: for small sets (each worker process keeps its own)
 
 

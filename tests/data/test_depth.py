@@ -13,10 +13,9 @@ from scipy import ndimage
 
 from distill3d.camera import Camera
 from distill3d.data import depth as depth_module
+from distill3d.data.cache import cache_folder, cache_key
 from distill3d.data.depth import (
     CompletionConfig,
-    cache_folder,
-    cache_key,
     cached_depth,
     complete_depth,
     project_depth,
