@@ -11,6 +11,7 @@ import pytest
 import torch
 
 ROOT = Path(__file__).resolve().parents[1]
+KINDS = (".npz", ".json.gz")
 
 
 def golden_root() -> Path | None:
@@ -20,9 +21,14 @@ def golden_root() -> Path | None:
 
 
 def golden_files(method: str) -> list[Path]:
-    """The recorded tensors of one method, in order of name; empty where there are none."""
+    """The recorded tensors (.npz) or results (.json.gz) of one method, by name; empty where there are none."""
     root = golden_root()
-    return [] if root is None else sorted((root / method).glob("*.npz"))
+    return [] if root is None else sorted(p for kind in KINDS for p in (root / method).glob(f"*{kind}"))
+
+
+def stem(path: Path) -> str:
+    """The name of a recorded file without .npz or .json.gz."""
+    return next(path.name.removesuffix(kind) for kind in KINDS if path.name.endswith(kind))
 
 
 def constants(path: Path) -> dict[str, Any]:
@@ -32,8 +38,8 @@ def constants(path: Path) -> dict[str, Any]:
 
 def golden_file(*names: str) -> pytest.MarkDecorator:
     """Parametrises a test's ``path`` with recorded files, ``<method>/<file without extension>``, as far as there."""
-    paths = [path for name in names for path in golden_files(name.split("/")[0]) if path.stem == name.split("/")[1]]
-    return pytest.mark.parametrize("path", paths, ids=[f"{path.parent.name}/{path.stem}" for path in paths])
+    paths = [path for name in names for path in golden_files(name.split("/")[0]) if stem(path) == name.split("/")[1]]
+    return pytest.mark.parametrize("path", paths, ids=[f"{path.parent.name}/{stem(path)}" for path in paths])
 
 
 def formula_state(constants: dict[str, Any]) -> dict[str, torch.Tensor]:

@@ -15,7 +15,7 @@ What the official program does, for one class, difficulty, metric and minimum ov
 4. Precision at the thresholds, made non-increasing; AP|R40 is its mean over recall points 1..40, point 0 excluded.
 
 The frames are independent, and so are the thresholds. So all frames and all thresholds are matched at once: step k
-handles the k-th candidate pair of every frame. `_match` is that loop.
+handles the k-th candidate pair of every frame (`greedy.match_in_order`).
 
 Source: KITTI object development kit, evaluate_object.cpp, with 41 recall points (offline copy in DingCodeLab/MonoSTL,
 tools/kitti_eval).  The Python port descending from traveller59/second.pytorch differs in two rules: see `Style`.
@@ -35,6 +35,7 @@ from jaxtyping import Bool, Float, Int
 
 from distill3d.errors import UserError
 from distill3d.evaluate import iou
+from distill3d.evaluate.greedy import match_in_order
 
 if TYPE_CHECKING:  # the command line must start fast, and the maths needs no terminal
     from rich.table import Table
@@ -554,14 +555,16 @@ def _precision_curves(
     # Pass A: the surest candidate first. lexsort's last key weighs most, and ties keep the file order.
     by_score = np.lexsort((-score, pairs.gt))
     surest = pairs.where(by_score)
-    taken = _match(surest, gt.frame[surest.gt], np.ones((len(by_score), 1), dtype=bool))[:, 0]
+    always = np.ones((len(by_score), 1), dtype=bool)
+    taken = match_in_order(gt.frame[surest.gt], surest.gt, surest.det, always)[:, 0]
     counts = (gt_state[surest.gt] == 0) & (det_state[surest.det] == 0)
     thresholds = recall_thresholds(det.score[surest.det[taken & counts]], int((gt_state == 0).sum()))
 
     # Pass B: own detections by overlap, then small ones in file order.
     by_overlap = np.lexsort((np.where(small, 0.0, -pairs.overlap), small, pairs.gt))
     best = pairs.where(by_overlap)
-    taken = _match(best, gt.frame[best.gt], score[by_overlap, None] >= thresholds)  # (P, T)
+    # Each ground truth, in file order, gets its most preferred detection that is still free.
+    taken = match_in_order(gt.frame[best.gt], best.gt, best.det, score[by_overlap, None] >= thresholds)  # (P, T)
     counts = (gt_state[best.gt] == 0) & (det_state[best.det] == 0)
     true_positives = taken[counts].sum(axis=0)
     similarity = (1 + np.cos(gt.alpha[best.gt[counts]] - det.alpha[best.det[counts]])) / 2 @ taken[counts]
@@ -572,30 +575,6 @@ def _precision_curves(
 
     positives = np.maximum(true_positives + false_positives, 1)  # without positives the precision is 0, not 0 / 0
     return _Curves(_envelope(true_positives / positives), _envelope(similarity / positives))
-
-
-def _match(pairs: _Pairs, frame: Int[np.ndarray, " p"], reaches: Bool[np.ndarray, "p t"]) -> Bool[np.ndarray, "p t"]:
-    """Give each ground truth, in file order, its most preferred detection that is still free.
-
-    pairs: candidates in order of frame, ground truth and preference. frame: (P,) frame of each pair. reaches: (P, T)
-    whether the detection reaches threshold t. Returns (P, T): the pair is matched at threshold t.
-
-    The k-th pairs of all frames are handled together: no two of them share a detection or a ground truth.
-    """
-    matched = np.zeros_like(reaches)
-    if len(frame) == 0:
-        return matched
-    holds = np.zeros((pairs.gt.max() + 1, reaches.shape[1]), dtype=bool)  # the ground truth has its detection
-    assigned = np.zeros((pairs.det.max() + 1, reaches.shape[1]), dtype=bool)  # the detection is gone
-    per_frame = np.bincount(frame)
-    step = np.arange(len(frame)) - (np.cumsum(per_frame) - per_frame)[frame]
-    for rows in np.split(np.argsort(step, kind="stable"), np.cumsum(np.bincount(step))[:-1]):
-        g, d = pairs.gt[rows], pairs.det[rows]
-        takes = reaches[rows] & ~holds[g] & ~assigned[d]
-        holds[g] |= takes
-        assigned[d] |= takes
-        matched[rows] = takes
-    return matched
 
 
 def recall_thresholds(scores: Float[np.ndarray, " n"], ground_truths: int) -> Float[np.ndarray, " t"]:
