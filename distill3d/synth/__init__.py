@@ -1,7 +1,8 @@
-"""Synthetic streets: camera images, LiDAR and KITTI labels, ray cast from one and the same geometry."""
+"""Synthetic streets: camera images, LiDAR and annotations, ray cast from one and the same geometry."""
 
 from .frame import Frame, render_frame
-from .settings import StreetConfig
+from .nuscenes_writer import write_nuscenes
+from .settings import StreetConfig, SurroundStreetConfig
 from .writer import write_kitti
 
-__all__ = ["Frame", "StreetConfig", "render_frame", "write_kitti"]
+__all__ = ["Frame", "StreetConfig", "SurroundStreetConfig", "render_frame", "write_kitti", "write_nuscenes"]

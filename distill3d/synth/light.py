@@ -96,7 +96,11 @@ def _skyline(light: Light, rays: np.ndarray, colour: np.ndarray) -> np.ndarray:
     """Wooded hills far away, for what little horizon the street leaves open."""
     height, shift = light.hills
     ahead = np.maximum(np.hypot(rays[:, 0], rays[:, 1]), 1e-6)
-    bearing = rays[:, 0] / np.maximum(rays[:, 1], 0.05)
+    # The tangent of the bearing, folded so that it runs on at the sides and mirrored behind: nowhere is a seam.
+    x, y = rays[:, 0], np.abs(rays[:, 1])
+    wide = np.abs(x)
+    aside = np.sign(x) * (2 - y / np.maximum(wide, 0.05))
+    bearing = np.where(wide > y, aside, x / np.maximum(y, 0.05))
     edge = height * (0.5 + 0.5 * noise.sample_smooth(1.5, bearing + shift, 0 * bearing + shift, 40.0)) + 0.012
     edge = edge + 0.004 * noise.sample(0.5, bearing, bearing * 0, 400.0)
     below = np.clip((edge - rays[:, 2] / ahead) * 300, 0, 1)[:, None]

@@ -171,9 +171,9 @@ class Road:
         z = self.base(self.to_road(around_x, around_y), around_y)
         return shapes.unit(np.array([z[1] - z[0], z[3] - z[2], 2 * reach]))
 
-    def mesh(self) -> shapes.Mesh:
-        """The ground as triangles; steps along the road are short near the camera."""
-        near = np.arange(NEAREST, 60.0, 3.0)
+    def mesh(self, nearest: float = NEAREST) -> shapes.Mesh:
+        """The ground from y = nearest (m) on as triangles; steps along the road are short near the camera."""
+        near = np.arange(nearest, 60.0, 3.0)
         far = np.array([60, 64, 68, 73, 79, 86, 95, 106, 120, 140, 165, 200, FARTHEST])
         stations = np.concatenate([near, far])
         if self.junction:

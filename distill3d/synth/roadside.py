@@ -20,7 +20,7 @@ GARDEN_END, FURNITURE_END, TREES_END, HOUSES_END = 75.0, 110.0, 115.0, 165.0  # 
 
 def _add_tree(rng: np.random.Generator, build: Builder, d: float, y: float, height: float, habit: int) -> None:
     position = build.street.spot(d, y)
-    if not build.view.nears(position[0], y, 9) or y < -6 or not build.claim_spot(position, TRUNK):
+    if not build.view.nears(position[0], y, 9) or y < build.view.behind or not build.claim_spot(position, TRUNK):
         return
     level = sum(build.view.detailed(position[0], y, height, pixels) for pixels in TREE_DETAIL)
     mesh = plants.tree(habit, int(rng.integers(plants.VARIANTS)), level)
@@ -199,3 +199,16 @@ def add_backdrop(rng: np.random.Generator, build: Builder) -> None:
     for _ in range(int(rng.integers(2, 6))):
         y, setback, urban = float(rng.uniform(150, 240)), rng.uniform(16, 80), bool(rng.random() < 0.6)
         _add_house(rng, build, float(rng.choice((-1.0, 1.0))), y, setback, _any_house(rng, urban), urban)
+
+
+def close_behind(rng: np.random.Generator, build: Builder, near: float, far: float) -> None:
+    """Trees and houses at y from near to far, m, where the street ends behind a camera that looks there."""
+    for _ in range(int(rng.integers(10, 16))):
+        y = float(rng.uniform(near, far))
+        d = float(rng.uniform(-60, 60))
+        if abs(d) > build.street.half_right + 5 or y < (near + far) / 2:
+            _add_tree(rng, build, d, y, rng.uniform(10, 20), _any_habit(rng))
+    for sign in (-1.0, 1.0):
+        for _ in range(int(rng.integers(1, 4))):
+            setback, urban = float(rng.uniform(12, 50)), bool(rng.random() < 0.6)
+            _add_house(rng, build, sign, float(rng.uniform(near, far)), setback, _any_house(rng, urban), urban)

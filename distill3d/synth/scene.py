@@ -12,7 +12,7 @@ import numpy as np
 
 from . import buildings, road, roadside, shapes, traffic
 from .light import Light, random_light
-from .placing import GROUND, Builder, StreetObject, View
+from .placing import Builder, StreetObject, View
 from .road import Road
 from .settings import StreetConfig
 
@@ -63,9 +63,14 @@ CONTACT_AREA = (-26.0, 26.0, 0.0, 60.0)  # m: lowest and highest x, lowest and h
 CONTACT_REACH = 0.7  # m beyond a thing's outline
 
 
-def contact_shade(objects: Sequence[StreetObject]) -> ContactShade:
-    """Shade on the ground under and about things: ambient light is cast without rays, so this stands in for them."""
-    x0, x1, y0, y1 = CONTACT_AREA
+def contact_shade(
+    objects: Sequence[StreetObject], area: tuple[float, float, float, float] = CONTACT_AREA
+) -> ContactShade:
+    """Shade on the ground under and about things: ambient light is cast without rays, so this stands in for them.
+
+    area: lowest and highest x, lowest and highest y, m.
+    """
+    x0, x1, y0, y1 = area
     grid = np.ones((int((y1 - y0) / CONTACT_CELL), int((x1 - x0) / CONTACT_CELL)), np.float32)
     for thing in objects:
         length, width, _ = thing.size
@@ -99,20 +104,25 @@ SAME_SIDES = 0.6  # share of streets with one kind on both sides
 OWN_CAR = (4.5, 2.0)  # m, length and width of the ground that the camera's own car takes
 
 
-def random_scene(rng: np.random.Generator, config: StreetConfig) -> Scene:
-    """A street, drawn from rng."""
+def random_sides(rng: np.random.Generator) -> tuple[str, str]:
+    """What lines the street on the left and on the right, of roadside.KINDS."""
     first = int(rng.choice(len(SIDE_SHARES), p=SIDE_SHARES))
     second = first if rng.random() < SAME_SIDES else int(rng.choice(len(SIDE_SHARES)))
     left, right = (roadside.KINDS[k] for k in rng.permutation([first, second]))
-    street = road.random_road(rng, (left == "urban", right == "urban"), config.grade_sigma, config.grade_limit)
-    build = Builder(street, View.of(config))
-    build.taken.claim(0.0, 0.0, np.pi / 2, *OWN_CAR, 0.0)
-    build.add(street.mesh(), np.eye(3), np.zeros(3), np.full((1, 3), 0.1), (GROUND,))
+    return left, right
+
+
+def furnish(rng: np.random.Generator, build: Builder, config: StreetConfig, sides: tuple[str, str]) -> None:
+    """Put traffic and what lines it into a street that has its ground; sides: left and right, of roadside.KINDS."""
     traffic.add_cars(rng, build, config)
     traffic.add_people(rng, build, config)
-    roadside.add_side(rng, build, -1.0, left)
-    roadside.add_side(rng, build, 1.0, right)
+    roadside.add_side(rng, build, -1.0, sides[0])
+    roadside.add_side(rng, build, 1.0, sides[1])
     roadside.add_backdrop(rng, build)
+
+
+def assembled(build: Builder, daylight: Light) -> Scene:
+    """All that was built, in one light."""
     whole = shapes.join(build.meshes)
     return Scene(
         corners=whole.corners,
@@ -125,8 +135,19 @@ def random_scene(rng: np.random.Generator, config: StreetConfig) -> Scene:
         curved=(whole.normals != whole.normals[:, :1]).any((1, 2)),
         flat_normals=shapes.unit(whole.normals[:, 0]),
         objects=tuple(build.objects),
-        road=street,
-        light=random_light(rng, config.overcast_share),
+        road=build.street,
+        light=daylight,
         facades=buildings.numbers(build.facades),
         contact=contact_shade(build.objects),
     )
+
+
+def random_scene(rng: np.random.Generator, config: StreetConfig) -> Scene:
+    """A street, drawn from rng."""
+    sides = random_sides(rng)
+    street = road.random_road(rng, (sides[0] == "urban", sides[1] == "urban"), config.grade_sigma, config.grade_limit)
+    build = Builder(street, View.of(config))
+    build.taken.claim(0.0, 0.0, np.pi / 2, *OWN_CAR, 0.0)
+    build.add_ground(street.mesh())
+    furnish(rng, build, config, sides)
+    return assembled(build, random_light(rng, config.overcast_share))

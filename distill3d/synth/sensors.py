@@ -131,6 +131,31 @@ class RayCaster:
         return self._embree.run(_float32(origins), _float32(rays), query="OCCLUDED") != -1
 
 
+class AddedCaster(RayCaster):
+    """Further triangles, corners (T, 3, 3), beside those of a caster that is kept; they are numbered from `first` on.
+
+    What stands still is so built into Embree's tree only once, however often other things move.
+    """
+
+    def __init__(self, still: RayCaster, first: int, corners: np.ndarray) -> None:
+        super().__init__(corners)
+        self._still, self._first = still, first
+
+    def cast(self, origins: np.ndarray, rays: np.ndarray) -> dict[str, np.ndarray]:
+        still, added = self._still.cast(origins, rays), super().cast(origins, rays)
+        nearer = np.flatnonzero((added["primID"] >= 0) & ((still["primID"] < 0) | (added["tfar"] < still["tfar"])))
+        added["primID"] += np.int32(self._first)
+        for name in ("primID", "tfar", "u", "v", "Ng"):
+            still[name][nearer] = added[name][nearer]
+        return still
+
+    def blocked(self, origins: np.ndarray, rays: np.ndarray) -> np.ndarray:
+        blocked = self._still.blocked(origins, rays)
+        free = np.flatnonzero(~blocked)
+        blocked[free] = super().blocked(origins[free], rays[free])
+        return blocked
+
+
 def _float32(values: np.ndarray) -> np.ndarray:
     return np.ascontiguousarray(values, np.float32)
 
@@ -309,30 +334,28 @@ HIGHLIGHT = 6.0  # radiance at which a single ray saturates, so that a glint doe
 
 
 def take_picture(
-    scene: Scene, caster: RayCaster, rig: Rig, config: StreetConfig, rng: np.random.Generator
+    scene: Scene, caster: RayCaster, rig: Rig, side: int, exposure: Exposure, rng: np.random.Generator
 ) -> np.ndarray:
-    """The image (H, W, 3) uint8 of camera 2."""
-    exposure = random_exposure(rng)
-    rows = max(1, RAYS_AT_ONCE // (config.width * config.rays_per_pixel_side**2))
+    """The image (H, W, 3) uint8 of camera 2; side: rays per pixel and axis."""
+    rows = max(1, RAYS_AT_ONCE // (rig.width * side**2))
     bands = [
-        _see_rows(scene, caster, rig, config, range(top, min(top + rows, config.height)), rng)
-        for top in range(0, config.height, rows)
+        _see_rows(scene, caster, rig, side, range(top, min(top + rows, rig.height)), rng)
+        for top in range(0, rig.height, rows)
     ]
     linear, sky = (np.concatenate(parts) for parts in zip(*bands, strict=True))
     return develop(linear, sky, exposure, rng)
 
 
 def _see_rows(
-    scene: Scene, caster: RayCaster, rig: Rig, config: StreetConfig, rows: range, rng: np.random.Generator
+    scene: Scene, caster: RayCaster, rig: Rig, side: int, rows: range, rng: np.random.Generator
 ) -> tuple[np.ndarray, np.ndarray]:
     """Linear radiance (R, W, 3) of some rows of the image, and which of their pixels (R, W) show sky."""
-    side = config.rays_per_pixel_side
-    u = (np.arange(config.width * side, dtype=np.float32) + 0.5) / side - 0.5
+    u = (np.arange(rig.width * side, dtype=np.float32) + 0.5) / side - 0.5
     v = (np.arange(rows.start * side, rows.stop * side, dtype=np.float32) + 0.5) / side - 0.5
     origin, rays = rig.pixel_rays(np.stack(np.meshgrid(u, v), -1).reshape(-1, 2))
     rays = _float32(rays)
     hits = caster.cast(np.broadcast_to(origin, rays.shape), rays)
-    grid = (len(rows), side, config.width, side)
+    grid = (len(rows), side, rig.width, side)
     triangles = hits["primID"].reshape(grid)
     chosen = _worth_shading(triangles)
     colour = radiance(scene, caster, origin, rays, hits, chosen.ravel(), rng)
@@ -352,33 +375,63 @@ DARK_LOSS = 0.35  # further share of returns lost on black, matt surfaces seen a
 GLASS_LOSS = 0.75  # share of returns that windows swallow
 
 
-def scan(
-    scene: Scene, caster: RayCaster, rig: Rig, config: StreetConfig, rng: np.random.Generator
-) -> tuple[np.ndarray, np.ndarray]:
-    """One LiDAR sweep: points (N, 4) float32 x, y, z, intensity 0..1 in the velodyne frame, and the index of the object
-    each lies on (N,), NO_OBJECT for none."""
-    low, high = config.lidar_azimuth
-    azimuth = np.radians(np.arange(low, high, config.lidar_step))
-    beams = np.radians(BEAMS[:: config.lidar_beam_stride])[:, None]
-    turn = _float32(azimuth + np.radians(config.lidar_step) * rng.random((len(beams), 1)))
+@dataclass(frozen=True)
+class Lidar:
+    """A spinning LiDAR. Angles in degrees, lengths in m; the fields are as in the settings."""
+
+    beams: np.ndarray
+    """(B,) elevations."""
+    azimuth: tuple[float, float]
+    """Sector about the forward axis, left positive."""
+    step: float
+    dropout: float
+    range_sigma: float
+    max_range: float
+    keep: float = 1.0
+
+
+def sweep(
+    scene: Scene, caster: RayCaster, origin: np.ndarray, rotation: np.ndarray, lidar: Lidar, rng: np.random.Generator
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """One turn of a LiDAR at origin (3,) m with axes rotation (3, 3) in the world, all of it at one instant.
+
+    Returns points (N, 4) float32 x, y, z, intensity 0..1 in the sensor's axes (x ahead, y left, z up), the beam of
+    each (N,), and the index of the object each lies on (N,), NO_OBJECT for none.
+    """
+    azimuth = np.radians(np.arange(*lidar.azimuth, lidar.step))
+    beams = np.radians(lidar.beams)[:, None]
+    turn = _float32(azimuth + np.radians(lidar.step) * rng.random((len(beams), 1)))
     level, rise = _float32(np.cos(beams)), _float32(np.sin(beams))
     rays = np.stack([level * np.cos(turn), level * np.sin(turn), np.broadcast_to(rise, turn.shape)], -1).reshape(-1, 3)
-    rotate, shift = rig.rect_from_velodyne
-    world_rays = rays @ _float32((rig.rotation @ rotate).T)
-    origin = _float32(rig.rotation @ shift + rig.position)
+    world_rays, origin = rays @ _float32(rotation.T), _float32(origin)
     hits = caster.cast(np.broadcast_to(origin, world_rays.shape), world_rays)
-    seen = np.flatnonzero((hits["primID"] >= 0) & (hits["tfar"] < config.lidar_max_range))
+    seen = np.flatnonzero((hits["primID"] >= 0) & (hits["tfar"] < lidar.max_range))
     hit = _Hits(scene, origin, world_rays, hits, seen)
     cosine, distance, triangle = -hit.facing, hit.distance, hit.triangle
     bright, lost = _reflectivity(hit)
-    lost = 1 - (1 - config.lidar_dropout) * (1 - lost * (1 - 0.5 * cosine))
-    kept = rng.random(len(seen), np.float32) >= 1 - (1 - lost) * config.lidar_keep
+    lost = 1 - (1 - lidar.dropout) * (1 - lost * (1 - 0.5 * cosine))
+    kept = rng.random(len(seen), np.float32) >= 1 - (1 - lost) * lidar.keep
     range_noise, intensity_noise = rng.standard_normal((2, len(seen)), np.float32)
-    noisy = distance + config.lidar_range_sigma * range_noise
+    noisy = distance + lidar.range_sigma * range_noise
     intensity = np.clip(bright * (0.35 + 0.65 * cosine) + 0.03 * intensity_noise, 0, 0.99)
     points = np.concatenate([rays[hit.index] * noisy[:, None], intensity[:, None]], 1)
     swept = np.flatnonzero(kept)[np.argsort(hit.index[kept])]  # as the beams turn
-    return _float32(points[swept]), scene.object[triangle[swept]].astype(np.int32)
+    return _float32(points[swept]), hit.index[swept] // len(azimuth), scene.object[triangle[swept]].astype(np.int32)
+
+
+def scan(
+    scene: Scene, caster: RayCaster, rig: Rig, config: StreetConfig, rng: np.random.Generator
+) -> tuple[np.ndarray, np.ndarray]:
+    """One sweep of KITTI's LiDAR: points (N, 4) float32 x, y, z, intensity 0..1 in the velodyne frame, and the index of
+    the object each lies on (N,), NO_OBJECT for none."""
+    lidar = Lidar(
+        BEAMS[:: config.lidar_beam_stride], config.lidar_azimuth, config.lidar_step, config.lidar_dropout,
+        config.lidar_range_sigma, config.lidar_max_range, config.lidar_keep,
+    )  # fmt: skip
+    rotate, shift = rig.rect_from_velodyne
+    origin = rig.rotation @ shift + rig.position
+    points, _, owners = sweep(scene, caster, origin, rig.rotation @ rotate, lidar, rng)
+    return points, owners
 
 
 def _reflectivity(hit: _Hits) -> tuple[np.ndarray, np.ndarray]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 KITTI_FOCAL, KITTI_WIDTH = 721.5377, 1242  # px
 
@@ -71,3 +72,103 @@ class StreetConfig:
         for name in ("random_yaw_share", "overcast_share", "lidar_keep", "lidar_dropout"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{name} must lie in 0..1, not {getattr(self, name)}")
+
+
+NUSCENES_FOCAL, NUSCENES_WIDTH, NUSCENES_HEIGHT = 1266.0, 1600, 900  # px; the front camera and the image files
+LONGEST_WAY = 90.0  # m that a street built for one camera has room for, with things before and behind
+
+
+@dataclass(frozen=True)
+class SurroundStreetConfig:
+    """What is drawn and how a vehicle with nuScenes' six cameras and LiDAR sees it. Ranges are (lowest, highest).
+
+    The road is flat and level, for nuScenes' boxes turn about the global z axis only and its vehicle poses have z = 0;
+    kerbs, pavements and what lies beyond rise as on the other streets.
+    """
+
+    width: int = 256
+    """Image width, px: all of a camera's view, so that intrinsics are nuScenes', scaled by width / 1600."""
+    height: int = 96
+    """Image height, px: the lowest rows of the scaled image, as BEVDepth crops it; at most width * 900 / 1600."""
+    rays_per_pixel_side: int = 2
+    """Camera rays per pixel and axis: 2 casts 2 x 2 rays."""
+    image_format: Literal["jpg", "png"] = "jpg"
+    """jpg as in nuScenes, or png without loss at about three times the size."""
+    frames_per_scene: int = 8
+    """Key frames (samples) per scene."""
+    key_interval: float = 0.5
+    """Time between key frames, s (nuScenes: 2 Hz)."""
+    lidar_rate: float = 10.0
+    """LiDAR sweeps per second, key frames among them: a multiple of the key frames' rate (nuScenes: 20 Hz)."""
+    camera_rate: float = 2.0
+    """Images per second and camera: a multiple of the key frames' rate, 2 Hz for key frames only (nuScenes: 12 Hz)."""
+    reach: float = 45.0
+    """Distance before and behind the vehicle's way on which objects stand, m."""
+    cars: tuple[int, int] = (10, 24)
+    """Cars per scene, along the whole street; fewer where it is full."""
+    vans: tuple[int, int] = (1, 4)
+    """Panel vans per scene, annotated as vehicle.truck: vehicles made to haul cargo."""
+    pedestrians: tuple[int, int] = (3, 10)
+    """Pedestrians per scene."""
+    cyclists: tuple[int, int] = (1, 5)
+    """Cyclists per scene."""
+    random_yaw_share: float = 0.05
+    """Share of cars at any heading; the others are parked or drive along the road."""
+    ego_speed: tuple[float, float] = (2.0, 8.0)
+    """Speed of the vehicle, one per scene, m/s."""
+    standing_share: float = 0.15
+    """Share of scenes in which the vehicle, and the traffic on its side of the road, stands."""
+    traffic_speed: tuple[float, float] = (3.0, 10.0)
+    """Speed of the traffic on the other side of the road, one per scene, m/s; each car deviates by up to a tenth."""
+    mount_sigma: float = 0.3
+    """Standard deviation of the sensors' mounting angles from scene to scene, degrees."""
+    overcast_share: float = 0.25
+    """Share of scenes without sun."""
+    lidar_step: float = 0.6
+    """Azimuth step, degrees (nuScenes' HDL-32E at 20 Hz: 0.33)."""
+    lidar_dropout: float = 0.08
+    """Share of returns lost on bright surfaces seen head on; dark and glancing ones lose more."""
+    lidar_range_sigma: float = 0.02
+    """Standard deviation of the measured range, m."""
+    lidar_max_range: float = 70.0
+    """Longest range with a return, m."""
+
+    def __post_init__(self) -> None:
+        for name in ("cars", "vans", "pedestrians", "cyclists", "ego_speed", "traffic_speed"):
+            low, high = getattr(self, name)
+            if not 0 <= low <= high:
+                raise ValueError(f"{name}: expected 0 <= lowest <= highest, not ({low}, {high})")
+        for name in ("width", "height", "rays_per_pixel_side", "frames_per_scene"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, not {getattr(self, name)}")
+        for name in ("key_interval", "reach", "lidar_step", "lidar_max_range"):
+            if getattr(self, name) <= 0:
+                raise ValueError(f"{name} must be above 0, not {getattr(self, name)}")
+        for name in ("random_yaw_share", "standing_share", "overcast_share", "lidar_dropout"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"{name} must lie in 0..1, not {getattr(self, name)}")
+        if self.height * NUSCENES_WIDTH > self.width * NUSCENES_HEIGHT:
+            raise ValueError(f"height {self.height} is above width * 900 / 1600; the cameras see no more")
+        if self.image_format not in ("jpg", "png"):
+            raise ValueError(f"image_format must be jpg or png, not {self.image_format}")
+        for name in ("lidar_rate", "camera_rate"):
+            per_key = getattr(self, name) * self.key_interval
+            if per_key < 1 or abs(per_key - round(per_key)) > 1e-6:
+                raise ValueError(f"{name} {getattr(self, name)} Hz is no multiple of {1 / self.key_interval:g} Hz")
+        if self.ego_speed[1] * self.duration > LONGEST_WAY:
+            raise ValueError(
+                f"ego_speed and frames_per_scene: the vehicle may drive {self.ego_speed[1] * self.duration:g} m, "
+                f"but the street has room for {LONGEST_WAY:g} m"
+            )
+
+    @property
+    def duration(self) -> float:
+        """Time from the first key frame of a scene to its last, s."""
+        return (self.frames_per_scene - 1) * self.key_interval
+
+    def street(self, near: float, far: float) -> StreetConfig:
+        """Settings of the traffic of a street, with objects from near to far (m) along it."""
+        return StreetConfig(
+            distance=(near, far), cars=self.cars, vans=self.vans, pedestrians=self.pedestrians,
+            cyclists=self.cyclists, random_yaw_share=self.random_yaw_share,
+        )  # fmt: skip

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import numpy as np
 
 from . import cars, people
-from .placing import CAR, MATTE, METAL, Builder, StreetObject, standing
+from .placing import CAR, MATTE, METAL, Builder, Place, StreetObject, standing
 from .road import Road
 from .settings import StreetConfig
 
@@ -24,23 +22,13 @@ FRONT_GAP = 8.0  # m to the car ahead in the camera's lane
 WHITE_VAN_SHARE, WHITE = 0.5, np.array([0.70, 0.70, 0.68])
 
 
-@dataclass(frozen=True)
-class _Place:
-    """A candidate place for a car: d and y in road coordinates, m; heading, rad from the world's x."""
-
-    kind: str
-    d: float
-    y: float
-    heading: float
-
-
-def _driving(rng: np.random.Generator, street: Road, low: float, high: float) -> _Place:
+def _driving(rng: np.random.Generator, street: Road, low: float, high: float) -> Place:
     y, onwards = float(rng.uniform(low, high)), bool(rng.random() < 0.5)
     d = street.lane * (0.5 if onwards else -0.5) + float(rng.normal(0, 0.18))
-    return _Place("driving", d, y, street.traffic_heading(y, onwards) + float(rng.normal(0, 0.025)))
+    return Place("driving", d, y, street.traffic_heading(y, onwards) + float(rng.normal(0, 0.025)))
 
 
-def _parked_rows(rng: np.random.Generator, street: Road, near: float, far: float) -> list[_Place]:
+def _parked_rows(rng: np.random.Generator, street: Road, near: float, far: float) -> list[Place]:
     rows = []
     for sign, side, half in ((-1.0, street.left, street.half_left), (1.0, street.right, street.half_right)):
         y = near + rng.uniform(-1.0, 3.0)
@@ -49,13 +37,13 @@ def _parked_rows(rng: np.random.Generator, street: Road, near: float, far: float
             if rng.random() < density and not street.in_junction(y, KEEP_CLEAR):
                 onwards = (sign > 0) == (rng.random() < 0.85)  # most park in the direction of their lane
                 d = sign * (half - FROM_KERB + float(rng.normal(0, 0.08)))
-                rows.append(_Place("parked", d, y, street.traffic_heading(y, onwards) + float(rng.normal(0, 0.02))))
+                rows.append(Place("parked", d, y, street.traffic_heading(y, onwards) + float(rng.normal(0, 0.02))))
             y += rng.uniform(4.9, 6.6)
     order = rng.permutation(len(rows))
     return [rows[k] for k in order]
 
 
-def _car_places(rng: np.random.Generator, street: Road, config: StreetConfig, count: int) -> list[_Place]:
+def _car_places(rng: np.random.Generator, street: Road, config: StreetConfig, count: int) -> list[Place]:
     """Places for `count` cars and spares, in the order in which they are tried."""
     near, far = config.distance
     any_yaw = int(rng.binomial(count, config.random_yaw_share))
@@ -63,7 +51,7 @@ def _car_places(rng: np.random.Generator, street: Road, config: StreetConfig, co
     turned = []
     for _ in range(any_yaw):
         d = float(rng.uniform(-street.half_left - 0.8, street.half_right + 0.8))
-        turned.append(_Place("any", d, float(rng.uniform(near + 2, far)), float(rng.uniform(-np.pi, np.pi))))
+        turned.append(Place("any", d, float(rng.uniform(near + 2, far)), float(rng.uniform(-np.pi, np.pi))))
     moving = [_driving(rng, street, near + 3, far) for _ in range(driving)]
     spares = [_driving(rng, street, near + 3, far) for _ in range(30)]
     return [*turned, *moving, *_parked_rows(rng, street, near, far), *spares]
@@ -83,7 +71,7 @@ def add_cars(rng: np.random.Generator, build: Builder, config: StreetConfig) -> 
         x, y = float(position[0]), place.y
         in_front = place.kind == "driving" and place.d > 0 and y < FRONT_GAP
         gap = PARKED_GAP if place.kind == "parked" else DRIVING_GAP
-        if in_front or not build.view.holds(x, y) or not build.taken.claim(x, y, place.heading, size[0], size[1], gap):
+        if in_front or not build.view.holds(x, y) or not build.claim(place, x, size, gap):
             continue
         placed += 1
         mesh = cars.template(style, build.view.detailed(x, y, 1.6, CAR_DETAIL))
@@ -94,49 +82,47 @@ def add_cars(rng: np.random.Generator, build: Builder, config: StreetConfig) -> 
         build.add_object(StreetObject("Van" if is_van else "Car", size, axes, position, mesh), palette, CAR_MATERIALS)
 
 
-def _pedestrian_place(rng: np.random.Generator, street: Road, y: float) -> _Place:
+def _pedestrian_place(rng: np.random.Generator, street: Road, y: float) -> Place:
     """On the pavement, or crossing the road, where there is a zebra most often there."""
     sign = float(rng.choice((-1.0, 1.0)))
     side, half = (street.left, street.half_left) if sign < 0 else (street.right, street.half_right)
     heading = street.traffic_heading(y, bool(rng.random() < 0.5)) + float(rng.normal(0, 0.25))
     if rng.random() < 0.75:
-        return _Place(
+        return Place(
             "pavement", sign * (half + 0.4 + rng.uniform(0, max(side.pavement + side.verge - 0.3, 0.3))), y, heading
         )
     if street.zebra is not None and rng.random() < 0.7:
         y = street.zebra + float(rng.uniform(0.4, 2.8))
-    return _Place("crossing", float(rng.uniform(-half, half)), y, heading + np.pi / 2)
+    return Place("crossing", float(rng.uniform(-half, half)), y, heading + np.pi / 2)
 
 
-def _cyclist_place(rng: np.random.Generator, street: Road, y: float) -> _Place:
+def _cyclist_place(rng: np.random.Generator, street: Road, y: float) -> Place:
     """Along the edge of the lane, or on the pavement."""
     sign = float(rng.choice((-1.0, 1.0)))
     if rng.random() < 0.75:
         d = sign * (street.lane - 0.75 + float(rng.normal(0, 0.25)))
-        return _Place("lane", d, y, street.traffic_heading(y, sign > 0) + float(rng.normal(0, 0.08)))
+        return Place("cycling", d, y, street.traffic_heading(y, sign > 0) + float(rng.normal(0, 0.08)))
     half = street.half_left if sign < 0 else street.half_right
     heading = (
         float(rng.uniform(-np.pi, np.pi)) if rng.random() < 0.3 else street.traffic_heading(y, bool(rng.random() < 0.5))
     )
-    return _Place("pavement", sign * (half + 0.5 + float(rng.uniform(0, 1.2))), y, heading)
+    return Place("resting", sign * (half + 0.5 + float(rng.uniform(0, 1.2))), y, heading)
 
 
 def add_people(rng: np.random.Generator, build: Builder, config: StreetConfig) -> None:
     """Pedestrians and cyclists."""
-    near, far = config.distance
     for kind, span in (("Pedestrian", config.pedestrians), ("Cyclist", config.cyclists)):
         wanted = int(rng.integers(span[0], span[1] + 1))
         for _ in range(12 * wanted):  # tries; a full street gets fewer people
             if wanted == 0:
                 break
-            # Nearer more often than even over the distance: far people are a handful of pixels.
-            y = near + (far - near) * float(rng.random()) ** 1.4
+            y = build.view.some_y(rng)
             place = (_pedestrian_place if kind == "Pedestrian" else _cyclist_place)(rng, build.street, y)
             position = build.street.spot(place.d, place.y)
             x, y = float(position[0]), place.y
             detailed = build.view.detailed(x, y, 1.7, PERSON_DETAIL)
             mesh, size = (people.random_pedestrian if kind == "Pedestrian" else people.random_cyclist)(rng, detailed)
-            free = build.view.holds(x, y) and build.taken.claim(x, y, place.heading, size[0], size[1], PERSON_GAP)
+            free = build.view.holds(x, y) and build.claim(place, x, size, PERSON_GAP)
             if not free:
                 continue
             wanted -= 1
