@@ -22,8 +22,10 @@ from distill3d.layers.anchors import KITTI_ANCHORS
 from distill3d.layers.sparse_conv import normalise_rows, row_norm
 from distill3d.layers.voxels import STUDENT_RANGE, VoxelGrid, Voxels, voxelise
 
-#: x, y, z, intensity, the offsets from the mean of the pillar's points, and those from its centre.
-POINT_FEATURES = 4 + 3 + 3
+#: Values of a point: x, y, z, intensity.
+POINT_VALUES = 4
+#: What a point is told beside its values: the offsets from the mean of the pillar's points, and those from its centre.
+OFFSETS = 3 + 3
 
 
 @dataclass(frozen=True)
@@ -53,12 +55,17 @@ def tiny(**fields: Any) -> PointPillarsConfig:
 
 
 class PillarFeatures(nn.Module):
-    """Each pillar's points, told where they lie in it, through one linear layer; the largest value of each channel."""
+    """Each pillar's points, told where they lie in it, through one linear layer; the largest value of each channel.
 
-    def __init__(self, grid: VoxelGrid, channels: int, norm_slots: Literal["all", "filled"]) -> None:
+    ``point_values``: numbers of a point, of which x, y, z (m) come first.
+    """
+
+    def __init__(
+        self, grid: VoxelGrid, channels: int, norm_slots: Literal["all", "filled"], point_values: int = POINT_VALUES
+    ) -> None:
         super().__init__()
         self.grid, self.norm_slots = grid, norm_slots
-        self.linear = nn.Linear(POINT_FEATURES, channels, bias=False)
+        self.linear = nn.Linear(point_values + OFFSETS, channels, bias=False)
         self.norm = row_norm(channels)
 
     def forward(self, pillars: Voxels) -> Float[Tensor, "v channels"]:

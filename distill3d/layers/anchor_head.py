@@ -41,82 +41,18 @@ from distill3d.layers.anchors import (
     sine_difference,
     smooth_l1,
 )
+from distill3d.layers.bev_second import BevBackbone, BevBackboneConfig
 from distill3d.layers.distributed import world_size
 from distill3d.layers.readout import Readout
 from distill3d.layers.rotated import rotated_nms
 
-#: Batch norm of the released networks on LiDAR maps.
-NORM_EPSILON, NORM_MOMENTUM = 1e-3, 0.01
 #: Chance that an untrained head gives to each class of an anchor, and the spread of its box weights.
 CLASS_PRIOR = 0.01
 BOX_STD = 0.001
 FOCAL_ALPHA, FOCAL_GAMMA = 0.25, 2.0
 CODE = 7
-
-
-# ------------------------------------------------------------------------------------------------------------- backbone
-
-
-@dataclass(frozen=True)
-class BevBackboneConfig:
-    """Levels of a 2D network: after a first convolution with the level's stride follow ``layers`` more; each level is
-    then brought up by ``up_strides``, which must all lead to one resolution."""
-
-    layers: tuple[int, ...] = (5, 5)
-    channels: tuple[int, ...] = (128, 256)
-    strides: tuple[int, ...] = (1, 2)
-    up_channels: tuple[int, ...] = (256, 256)
-    up_strides: tuple[int, ...] = (1, 2)
-
-    def __post_init__(self) -> None:
-        lengths = {len(v) for v in (self.layers, self.channels, self.strides, self.up_channels, self.up_strides)}
-        if len(lengths) != 1:
-            raise ValueError("layers, channels, strides, up_channels and up_strides need one number for each level")
-        steps = [math.prod(self.strides[: i + 1]) / up for i, up in enumerate(self.up_strides)]
-        if any(step != 1 for step in steps):
-            raise ValueError(f"the levels come out at strides {steps}: all must return to the resolution of the input")
-
-    @property
-    def divisor(self) -> int:
-        """What both sides of the map must be multiples of."""
-        return math.prod(self.strides)
-
-
 #: Of the small configurations, for maps of 64 channels: one for all, so that students can take over a teacher's.
 TINY_BACKBONE = BevBackboneConfig(layers=(2, 2), channels=(64, 96), up_channels=(64, 64))
-
-
-class BevBackbone(nn.Module):
-    """Levels of 3 x 3 convolutions, brought back to the resolution of the input and stacked along the channels.
-
-    State-dict names are those of the released ``BaseBEVBackbone``.
-    """
-
-    def __init__(self, channels_in: int, config: BevBackboneConfig) -> None:
-        super().__init__()
-        self.blocks, self.deblocks = nn.ModuleList(), nn.ModuleList()
-        levels = zip(
-            config.layers, config.channels, config.strides, config.up_channels, config.up_strides, strict=True
-        )  # fmt: skip
-        for layers, channels, stride, up_channels, up_stride in levels:
-            first = (nn.ZeroPad2d(1), nn.Conv2d(channels_in, channels, 3, stride, bias=False), *_norm(channels))
-            more = ((nn.Conv2d(channels, channels, 3, padding=1, bias=False), *_norm(channels)) for _ in range(layers))
-            self.blocks.append(nn.Sequential(*first, *(layer for group in more for layer in group)))
-            up = nn.ConvTranspose2d(channels, up_channels, up_stride, up_stride, bias=False)
-            self.deblocks.append(nn.Sequential(up, *_norm(up_channels)))
-            channels_in = channels
-        self.channels_out = sum(config.up_channels)
-
-    def forward(self, bev: Float[Tensor, "b c y x"]) -> Float[Tensor, "b out y x"]:
-        raised = []
-        for block, deblock in zip(self.blocks, self.deblocks, strict=True):
-            bev = block(bev)
-            raised.append(deblock(bev))
-        return torch.cat(raised, dim=1)
-
-
-def _norm(channels: int) -> tuple[nn.Module, nn.Module]:
-    return nn.BatchNorm2d(channels, NORM_EPSILON, NORM_MOMENTUM), nn.ReLU(inplace=True)
 
 
 # ----------------------------------------------------------------------------------------------------------------- head

@@ -62,13 +62,17 @@ def draw_gaussians(
 def focal_heatmap_loss(probability: Float[Tensor, "b c h w"], target: Float[Tensor, "b c h w"]) -> Float[Tensor, ""]:
     """Penalty-reduced focal loss of CornerNet with exponents 2 and 4, divided by the number of cells whose target is
     exactly 1; with no such cell the negative sum stands undivided."""
-    positive = target == 1
-    gain = torch.where(
-        positive,
+    terms = focal_terms(probability, target)
+    return terms.sum() / across_processes((target == 1).sum().to(terms)).clamp(min=1 / world_size())
+
+
+def focal_terms(probability: Float[Tensor, "*n"], target: Float[Tensor, "*n"]) -> Float[Tensor, "*n"]:
+    """Penalty-reduced focal loss of each cell, exponents 2 and 4; positive are cells whose target is exactly 1."""
+    return -torch.where(
+        target == 1,
         (1 - probability) ** 2 * torch.log(probability),
         (1 - target) ** 4 * probability**2 * torch.log(1 - probability),
     )
-    return -gain.sum() / across_processes(positive.sum().to(gain)).clamp(min=1 / world_size())
 
 
 def clamped_sigmoid(logits: Tensor) -> Tensor:
@@ -87,12 +91,21 @@ def find_peaks(
 ) -> tuple[Float[Tensor, "b k"], Int[Tensor, "b k"], Int[Tensor, "b k"]]:
     """The ``count`` highest local maxima (3 x 3) of all classes: score, class and flat cell, best first.
 
-    As in CenterNet the best ``count`` of each class come first and the best of those second, so ties keep its order.
     Cells that are no local maximum have score 0 and fill up where there are too few.
     """
-    cells = probability.shape[2] * probability.shape[3]
     summit = F.max_pool2d(probability, 3, stride=1, padding=1) == probability
-    score, cell = (probability * summit).flatten(2).topk(min(count, cells), dim=2)  # (b, c, k)
+    return top_cells(probability * summit, count)
+
+
+def top_cells(
+    probability: Float[Tensor, "b c h w"], count: int
+) -> tuple[Float[Tensor, "b k"], Int[Tensor, "b k"], Int[Tensor, "b k"]]:
+    """The ``count`` highest cells of all classes: score, class and flat cell, best first.
+
+    As in CenterNet the best ``count`` of each class come first and the best of those second, so ties keep its order.
+    """
+    cells = probability.shape[2] * probability.shape[3]
+    score, cell = probability.flatten(2).topk(min(count, cells), dim=2)  # (b, c, k)
     score, order = score.flatten(1).topk(min(count, score.shape[1] * score.shape[2]), dim=1)
     return score, order // cell.shape[2], cell.flatten(1).gather(1, order)
 

@@ -390,13 +390,14 @@ class SparseConvNorm(nn.Sequential):
 
 
 class SparseBasicBlock(nn.Module):
-    """Two submanifold convolutions around an identity.  They have biases, as released, though norms follow them."""
+    """Two submanifold convolutions around an identity.  They have biases, as released, though norms follow them; those
+    of open-mmlab/mmdetection3d (mmdet3d/models/middle_encoders/sparse_encoder.py) have none."""
 
-    def __init__(self, channels: int) -> None:
+    def __init__(self, channels: int, bias: bool = True) -> None:
         super().__init__()
-        self.conv1 = SubMConv3d(channels, channels, bias=True)
+        self.conv1 = SubMConv3d(channels, channels, bias=bias)
         self.bn1 = row_norm(channels)
-        self.conv2 = SubMConv3d(channels, channels, bias=True)
+        self.conv2 = SubMConv3d(channels, channels, bias=bias)
         self.bn2 = row_norm(channels)
 
     def forward(self, x: SparseTensor) -> SparseTensor:
@@ -415,6 +416,7 @@ class SparseResNetConfig:
     padding_z: tuple[int, ...] = (1, 1, 0)  # of the same convolutions; along y and x it is 1
     blocks: int = 2  # residual blocks of each stage
     outputs: int = 64  # channels of each of the output's layers
+    block_bias: bool = True  # of the residual blocks' convolutions
 
     def __post_init__(self) -> None:
         if not len(self.channels) - 1 == len(self.strides) == len(self.padding_z):
@@ -461,7 +463,7 @@ class SparseResNet(nn.Module):
         self.stages = [f"conv{i}" for i in range(1, len(config.channels) + 1)]
         for i, (name, channels) in enumerate(zip(self.stages, config.channels, strict=True)):
             begin = [SparseConvNorm(SparseConv3d(width, channels, begins[i - 1]))] if i else []
-            blocks = [SparseBasicBlock(channels) for _ in range(config.blocks)]
+            blocks = [SparseBasicBlock(channels, config.block_bias) for _ in range(config.blocks)]
             self.add_module(name, nn.Sequential(*begin, *blocks))
             width = channels
         self.conv_out = SparseConvNorm(SparseConv3d(width, config.outputs, last))

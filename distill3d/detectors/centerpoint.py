@@ -1,0 +1,284 @@
+"""CenterPoint: a LiDAR's points around the vehicle as a map of the ground, SECOND's 2D network, and a centre head.
+
+Yin et al., "Center-based 3D Object Detection and Tracking", CVPR 2021, arXiv:2006.11275, as configured for nuScenes in
+open-mmlab/mmdetection3d configs/_base_/models/centerpoint_voxel01_second_secfpn_nus.py and
+centerpoint_pillar02_second_secfpn_nus.py, and as the teacher of sanmin0312/LabelDistill
+(labeldistill/exps/nuscenes/labeldistill/centerpoint_vox01_128x128_20e_10sweeps.py).
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal
+
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from distill3d.boxes import NUSCENES_CLASSES, Boxes3D
+from distill3d.data.surround import SurroundBatch
+from distill3d.detectors.base import BevGeometry, Detector, FeatureMap, Outputs, bev_geometry
+from distill3d.detectors.pointpillars import PillarFeatures, picture
+from distill3d.layers.bev_second import (
+    SECONDFPN,
+    SECONDBlocks,
+    SECONDBlocksConfig,
+    SECONDFPNConfig,
+    norm_relu,
+)
+from distill3d.layers.centre_head import (
+    TINY_TASKS,
+    CentreHead,
+    CentreHeadConfig,
+    CentreTargets,
+    centre_detections,
+    centre_losses,
+    centre_targets,
+    tiny_head,
+)
+from distill3d.layers.sparse_conv import SparseResNet, SparseResNetConfig, SparseTensor
+from distill3d.layers.voxels import VoxelGrid, mean_of_points, voxelise
+
+#: Where the networks look (m, key ego frame).
+RANGE = (-51.2, -51.2, -5.0, 51.2, 51.2, 3.0)
+TINY_RANGE = (-38.4, -38.4, -5.0, 38.4, 38.4, 3.0)
+#: Values of a point: x, y, z (m), intensity, time before the key frame (s).
+POINT_VALUES, INTENSITY = 5, 3
+#: Intensities are given from 0 to this.
+FULL_INTENSITY = 255
+#: Code weights with which mmdetection3d trains CenterPoint: little on the velocity.  LabelDistill fine-tunes with 0.5.
+CODE_WEIGHTS = (*(1.0,) * 8, 0.2, 0.2)
+
+
+@dataclass(frozen=True)
+class VoxelEncoderConfig:
+    """Voxel means and a sparse 3D network."""
+
+    grid: VoxelGrid = VoxelGrid(RANGE, (0.1, 0.1, 0.2))
+    max_points: int = 10  # of a voxel
+    train_voxels: int = 90000  # of a sample
+    test_voxels: int = 120000
+    network: SparseResNetConfig = SparseResNetConfig(
+        inputs=POINT_VALUES, channels=(16, 32, 64, 128), outputs=128, block_bias=False
+    )
+
+
+@dataclass(frozen=True)
+class PillarEncoderConfig:
+    """Pillar features on a picture of the ground, and strided convolutions down to the map's cells.
+
+    The released pillar network has three levels instead; this one gives maps of the voxel network's shapes.
+    """
+
+    grid: VoxelGrid = VoxelGrid(RANGE, (0.2, 0.2, 8.0))
+    max_points: int = 20  # of a pillar
+    train_pillars: int = 30000  # of a sample
+    test_pillars: int = 40000
+    features: int = 64  # channels of a pillar
+    channels: tuple[int, ...] = (128, 256)  # of the convolutions, each of stride 2
+    #: Slots that batch norm sees: all, the empty ones too, as released, or those that hold a point.
+    norm_slots: Literal["all", "filled"] = "all"
+
+
+@dataclass(frozen=True)
+class CenterPointConfig:
+    """Everything that makes one CenterPoint.  The defaults are those of the voxel network at 0.1 m.
+
+    Exactly one of ``voxels`` and ``pillars`` is given.
+    """
+
+    input: Literal["points"] = "points"
+    classes: tuple[str, ...] = NUSCENES_CLASSES  # of the data set, in its order: what labels index
+    voxels: VoxelEncoderConfig | None = field(default_factory=VoxelEncoderConfig)
+    pillars: PillarEncoderConfig | None = None
+    backbone: SECONDBlocksConfig = field(default_factory=SECONDBlocksConfig)
+    neck: SECONDFPNConfig = field(default_factory=SECONDFPNConfig)
+    head: CentreHeadConfig = field(default_factory=lambda: CentreHeadConfig(code_weights=CODE_WEIGHTS))
+    intensity: Literal["raw", "unit"] = "raw"  # 0..255 as released, or 0..1
+
+    def __post_init__(self) -> None:
+        if (self.voxels is None) == (self.pillars is None):
+            raise ValueError("CenterPoint looks at voxels or at pillars: give exactly one of the two settings")
+
+
+def with_pillars(**fields: Any) -> CenterPointConfig:
+    """The cheaper variant on pillars of 0.2 m, with the same maps after the backbone; ``fields`` override."""
+    return CenterPointConfig(**{"voxels": None, "pillars": PillarEncoderConfig(), **fields})
+
+
+def tiny(**fields: Any) -> CenterPointConfig:
+    """The small configuration: pillars of 0.4 m, a map of 96 x 96 cells of 0.8 m, four classes; ``fields`` override."""
+    small = {
+        "classes": tuple(name for task in TINY_TASKS for name in task), "voxels": None,
+        "pillars": PillarEncoderConfig(
+            VoxelGrid(TINY_RANGE, (0.4, 0.4, 8.0)), max_points=16, features=32, channels=(48,)
+        ),
+        "backbone": SECONDBlocksConfig(layers=(2, 2), channels=(48, 64)),
+        "neck": SECONDFPNConfig(channels=(48, 48)), "head": tiny_head(),
+    }  # fmt: skip
+    return CenterPointConfig(**{**small, **fields})
+
+
+#: For ``tiny(pillars=None, voxels=TINY_VOXELS)``: voxels of 0.2 m.
+TINY_VOXELS = VoxelEncoderConfig(
+    VoxelGrid(TINY_RANGE, (0.2, 0.2, 0.4)),
+    network=SparseResNetConfig(
+        inputs=POINT_VALUES, channels=(16, 24, 32), strides=(2, 2), padding_z=(1, 0), blocks=1, outputs=32,
+        block_bias=False,
+    ),
+)  # fmt: skip
+
+
+# ------------------------------------------------------------------------------------------------------------- encoders
+
+
+class VoxelEncoder(nn.Module):
+    """Points -> map whose channels are c * Z + z, where Z layers are left; >= 0 and mostly exact zeros."""
+
+    def __init__(self, config: VoxelEncoderConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.geometry = replace(bev_geometry(config.grid, config.network.stride), frame="ego")
+        self.network = SparseResNet(config.network)
+        self.channels_out = config.network.bev_channels(config.grid.sparse_shape)
+
+    def forward(self, scans: list[Float[Tensor, "_ 5"]]) -> Float[Tensor, "b c y x"]:
+        config = self.config
+        budget = config.train_voxels if self.training else config.test_voxels
+        voxels = voxelise(scans, config.grid, config.max_points, budget)
+        means = mean_of_points(voxels)
+        return self.network(SparseTensor(means, voxels.coords, config.grid.sparse_shape, voxels.batch_size))
+
+
+class PillarEncoder(nn.Module):
+    """Points -> map, through pillar features and convolutions of stride 2."""
+
+    def __init__(self, config: PillarEncoderConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.geometry = replace(bev_geometry(config.grid, 2 ** len(config.channels)), frame="ego")
+        self.features = PillarFeatures(config.grid, config.features, config.norm_slots, POINT_VALUES)
+        widths = zip((config.features, *config.channels), config.channels, strict=False)
+        self.convs = nn.Sequential(
+            *(
+                nn.Sequential(nn.Conv2d(inner, outer, 3, 2, padding=1, bias=False), *norm_relu(outer))
+                for inner, outer in widths
+            )
+        )
+        self.channels_out = (config.features, *config.channels)[-1]
+
+    def forward(self, scans: list[Float[Tensor, "_ 5"]]) -> Float[Tensor, "b c y x"]:
+        config = self.config
+        budget = config.train_pillars if self.training else config.test_pillars
+        cells = voxelise(scans, config.grid, config.max_points, budget)
+        return self.convs(picture(self.features(cells), cells, config.grid))
+
+
+# ------------------------------------------------------------------------------------------------------------- detector
+
+
+class CenterPoint(Detector[SurroundBatch]):
+    """Encoder, SECOND's blocks and neck, and the centre head.
+
+    Taps, in the (augmented) key ego frame: ``bev_low``, the encoder's map, and ``bev_0``, ``bev_1``, ..., the maps of
+    the backbone's levels before the neck, all >= 0.  Predictions are the head's.
+
+    Raises:
+        ValueError: the head's map is not what the neck gives, or the head has a class that the data set lacks.
+    """
+
+    name = "centerpoint"
+    config: CenterPointConfig
+
+    def __init__(self, config: CenterPointConfig) -> None:
+        super().__init__()
+        self.config = config
+        if config.voxels is not None:
+            self.encoder = VoxelEncoder(config.voxels)
+        elif config.pillars is not None:
+            self.encoder = PillarEncoder(config.pillars)
+        self.geometries = {"bev_low": self.encoder.geometry, **level_geometries(self.encoder.geometry, config.backbone)}
+        check_head(config.head, list(self.geometries.values())[1:], config.neck, config.classes)
+        self.backbone = SECONDBlocks(self.encoder.channels_out, config.backbone)
+        self.neck = SECONDFPN(config.backbone.channels, config.neck)
+        self.head = CentreHead(self.neck.channels_out, config.head)
+        self.tap_channels = {"bev_low": self.encoder.channels_out} | {
+            f"bev_{i}": channels for i, channels in enumerate(config.backbone.channels)
+        }
+
+    def forward(self, batch: SurroundBatch) -> Outputs:
+        """Maps and raw predictions.
+
+        Raises:
+            ValueError: the batch has no points.
+        """
+        low = self.encoder(ego_scans(batch, self.config.intensity))
+        levels = self.backbone(low)
+        maps = zip(self.geometries.items(), (low, *levels), strict=True)
+        features = {name: FeatureMap(tensor, geometry) for (name, geometry), tensor in maps}
+        return Outputs(features, self.head(self.neck(levels)))
+
+    def encode(self, batch: SurroundBatch) -> CentreTargets:
+        """Targets of the batch's objects.
+
+        Raises:
+            ValueError: the batch has no annotations.
+        """
+        if batch.objects is None:
+            raise ValueError("training needs annotations; this batch has none")
+        return centre_targets(self.config.head, batch.objects, self.config.classes)
+
+    def loss(self, outputs: Outputs, batch: SurroundBatch, targets: CentreTargets | None = None) -> dict[str, Tensor]:
+        return centre_losses(outputs.predictions, targets or self.encode(batch), self.config.head)
+
+    def decode(self, outputs: Outputs, batch: SurroundBatch) -> list[Boxes3D]:
+        return centre_detections(outputs.predictions, batch.bev_affine, self.config.classes, self.config.head)
+
+
+def level_geometries(geometry: BevGeometry, config: SECONDBlocksConfig) -> dict[str, BevGeometry]:
+    """Where the cells of ``bev_0``, ``bev_1``, ... lie, for blocks on a map of this geometry.
+
+    Raises:
+        ValueError: the map's sides are no multiples of the strides.
+    """
+    x0, y0, x1, y1 = geometry.extent
+    stride = math.prod(config.strides)
+    sides = [round((high - low) / geometry.cell) for low, high in ((x0, x1), (y0, y1))]
+    if any(side % stride for side in sides):
+        raise ValueError(f"a map of {sides[0]} x {sides[1]} cells is no multiple of the backbone's stride {stride}")
+    cells = (geometry.cell * math.prod(config.strides[: i + 1]) for i in range(len(config.strides)))
+    return {f"bev_{i}": replace(geometry, cell=round(cell, 6)) for i, cell in enumerate(cells)}
+
+
+def check_head(
+    head: CentreHeadConfig, levels: list[BevGeometry], neck: SECONDFPNConfig, classes: tuple[str, ...]
+) -> None:
+    """Whether a head fits what the neck makes of the levels, and the data set's classes.
+
+    Raises:
+        ValueError: it does not.
+    """
+    for level, stride in zip(levels, neck.strides, strict=False):  # the neck itself refuses another number
+        cell = level.cell / stride
+        if not math.isclose(cell, head.cell, rel_tol=1e-6) or level.extent != head.extent:
+            raise ValueError(
+                f"the head's map has cells of {head.cell} m over {head.extent} m, "
+                f"but a level comes out of the neck with cells of {cell} m over {level.extent} m"
+            )
+    unknown = [name for name in head.classes if name not in classes]
+    if unknown:
+        raise ValueError(f"the head has the class {unknown[0]!r}, the data set only {', '.join(classes)}")
+
+
+def ego_scans(batch: SurroundBatch, intensity: Literal["raw", "unit"]) -> list[Float[Tensor, "_ 5"]]:
+    """The batch's points, those with a value that is not finite left out.
+
+    Raises:
+        ValueError: the batch has no points.
+    """
+    if batch.points is None:
+        raise ValueError("a detector with input 'points' needs scans; the data set gives none")
+    scale = batch.points[0].new_ones(POINT_VALUES)
+    if intensity == "unit":
+        scale[INTENSITY] = 1 / FULL_INTENSITY
+    return [scan[scan.isfinite().all(1)] * scale for scan in batch.points]

@@ -1,0 +1,43 @@
+"""Suppression of boxes whose centres stand close together, without a loop over boxes.
+
+Sources: open-mmlab/mmdetection3d mmdet3d/models/layers/box3d_nms.py, circle_nms; sanmin0312/LabelDistill
+labeldistill/layers/heads/kd_head.py, size_aware_circle_nms.
+"""
+
+from __future__ import annotations
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+
+def circles_near(centre: Float[Tensor, "*b n 2"], threshold: float) -> Bool[Tensor, "*b n n"]:
+    """Which centres (m) lie so close that the SQUARED distance is at most ``threshold`` (m^2)."""
+    dx, dy = (centre[..., :, None, :] - centre[..., None, :, :]).unbind(-1)
+    return dx * dx + dy * dy <= threshold
+
+
+def footprints_near(
+    centre: Float[Tensor, "*b n 2"], size: Float[Tensor, "*b n 2"], yaw: Float[Tensor, "*b n"], scale: float
+) -> Bool[Tensor, "*b n n"]:
+    """Which axis-aligned rectangles around the (length, width) footprints touch, each scaled about its centre."""
+    along, across = yaw.cos().abs(), yaw.sin().abs()
+    length, width = size.unbind(-1)
+    extent = torch.stack((length * along + width * across, length * across + width * along), dim=-1)
+    reach = scale * (extent[..., :, None, :] + extent[..., None, :, :]) / 2
+    return ((centre[..., :, None, :] - centre[..., None, :, :]).abs() <= reach).all(-1)
+
+
+def first_kept(near: Bool[Tensor, "*b n n"], usable: Bool[Tensor, "*b n"], limit: int) -> Bool[Tensor, "*b n"]:
+    """Greedy suppression: of usable boxes, best first, those near no better one that is kept; the first ``limit``.
+
+    Starts with all and strikes out repeatedly.  After i rounds the first i boxes are final, and what no round changes
+    is the greedy choice; it takes as many rounds as the longest chain of boxes that decide over one another.
+    """
+    near = near.triu(1)
+    kept = usable
+    while True:
+        struck = usable & ~(near & kept[..., :, None]).any(-2)
+        if torch.equal(struck, kept):
+            return kept & (kept.cumsum(-1) <= limit)
+        kept = struck
