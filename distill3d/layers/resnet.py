@@ -10,10 +10,14 @@ from jaxtyping import Float
 from timm.models.resnet import BasicBlock, Bottleneck
 from torch import Tensor, nn
 
+from distill3d.errors import UserError
+
+#: Blocks of ResNet-50's stages, and of ResNet-101's.
+RESNET50, RESNET101 = (3, 4, 6, 3), (3, 4, 23, 3)
 #: Strides of the last three stages, which detectors use.
 STRIDES = (8, 16, 32)
-#: timm's name of torchvision's first ImageNet weights, which the released detectors start from.
-RELEASED_WEIGHTS = "resnet50.tv_in1k"
+#: timm's names of torchvision's first ImageNet weights, which the released detectors start from, by ``layers``.
+RELEASED_WEIGHTS: dict[tuple[int, ...], str] = {RESNET50: "resnet50.tv_in1k", RESNET101: "resnet101.tv_in1k"}
 
 
 @dataclass(frozen=True)
@@ -21,9 +25,9 @@ class ResNetConfig:
     """Depths and widths of the four stages; the defaults are ResNet-50's."""
 
     block: Literal["bottleneck", "basic"] = "bottleneck"
-    layers: tuple[int, ...] = (3, 4, 6, 3)
+    layers: tuple[int, ...] = RESNET50
     channels: tuple[int, ...] = (64, 128, 256, 512)  # inside the blocks; bottlenecks give four times as many
-    pretrained: bool = False  # ImageNet weights of ResNet-50; they are fetched by timm
+    pretrained: bool = False  # ImageNet weights of ResNet-50 or ResNet-101; they are fetched by timm
     finest: Literal[4, 8] = 8  # stride (px) of the finest map given
     frozen: bool = False  # stem, first stage and all batch norms stay as they are: asks for ImageNet weights
 
@@ -48,8 +52,11 @@ class ResNet(nn.Module):
     def __init__(self, config: ResNetConfig) -> None:
         super().__init__()
         self.config = config
+        if config.pretrained and config.layers not in RELEASED_WEIGHTS:
+            raise UserError(f"there are no ImageNet weights for a trunk of {config.layers} layers")
+        name = RELEASED_WEIGHTS.get(config.layers, RELEASED_WEIGHTS[RESNET50])
         self.body: Any = timm.create_model(
-            RELEASED_WEIGHTS, features_only=True, out_indices=config.stages, pretrained=config.pretrained,
+            name, features_only=True, out_indices=config.stages, pretrained=config.pretrained,
             block=config.block_type, layers=config.layers, channels=config.channels,
         )  # fmt: skip
         if config.frozen:

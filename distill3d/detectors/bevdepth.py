@@ -1,0 +1,425 @@
+"""BEVDepth: surround images lifted to the ground by a supervised depth distribution, and a centre head on that map.
+
+Li et al., "BEVDepth: Acquisition of Reliable Depth for Multi-view 3D Object Detection", AAAI 2023, arXiv:2206.10092;
+released code Megvii-BaseDetection/BEVDepth (bevdepth/layers, bevdepth/exps/nuscenes).  It is LabelDistill's student.
+With input ``rgb+gt_depth`` it is a teaching assistant as MonoTAKD builds them: the LiDAR's depth lifts the features.
+
+What MonoTAKD (hoiliu-0801/MonoTAKD) adds to a student is here as in detectors/caddn.py, built from the blocks of its
+KITTI network.  That is inferred: of its surround-view form neither code nor configuration was released.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from distill3d.boxes import NUSCENES_CLASSES, Boxes3D
+from distill3d.camera import DepthBins
+from distill3d.data.surround import SurroundBatch
+from distill3d.detectors.base import BevGeometry, Detector, FeatureMap, Modality, Outputs, Style, bev_geometry
+from distill3d.detectors.centerpoint import check_head
+from distill3d.detectors.monodle import RGB_MEAN, RGB_STD
+from distill3d.errors import UserError
+from distill3d.layers.bev_blocks import FeatureFusion, PointwiseBlock, SpatialAlignment
+from distill3d.layers.bev_second import SECONDFPN, SECONDFPNConfig
+from distill3d.layers.bev_trunk import MAP_STRIDES, STEM_STRIDE, BevTrunk
+from distill3d.layers.centre_head import (
+    TINY_TASKS,
+    CentreHead,
+    CentreHeadConfig,
+    CentreTargets,
+    centre_detections,
+    centre_losses,
+    centre_targets,
+    tiny_head,
+)
+from distill3d.layers.depth_net import (
+    DepthAggregation,
+    DepthNet,
+    camera_vector,
+    depth_distribution,
+    depth_log_scales,
+    depth_loss,
+    nearest_depth_bins,
+)
+from distill3d.layers.lift import frustum_volume, one_hot_depth
+from distill3d.layers.resnet import ResNet, ResNetConfig
+from distill3d.layers.voxel_pooling import (
+    CellRounding,
+    PixelPositions,
+    camera_pixels,
+    frustum,
+    frustum_points,
+    ground_cells,
+    nearest_cell,
+    splat,
+    voxel_pool,
+)
+from distill3d.layers.voxels import VoxelGrid
+
+#: Pixels per cell of the map that is lifted, and by how much the trunk's maps, from fine to coarse, grow for it.
+STRIDE = 16
+IMAGE_SCALES = (0.25, 0.5, 1, 2)
+#: Cells of the ground per cell of the maps that the head's neck joins: what is lifted, then the stages behind it.
+BEV_STRIDES = (1, *MAP_STRIDES)
+#: Weights of the box code in the configurations that see one frame: velocity counts half.
+ONE_FRAME_CODE_WEIGHTS = (1.0,) * 8 + (0.5, 0.5)
+#: No object's centre is seen by any camera.
+UNSEEN = -1
+
+
+@dataclass(frozen=True)
+class BEVDepthConfig:
+    """Everything that makes one BEVDepth.  Defaults are the paper's ResNet-50 on one frame of 704 x 256 px."""
+
+    #: ``rgb+gt_depth`` lifts by the batch's depth; cells without any lift nothing.  It sees the key frame alone, of
+    #: however many frames the batch has.
+    input: Literal["rgb", "rgb+gt_depth"] = "rgb"
+    classes: tuple[str, ...] = NUSCENES_CLASSES  # the data set's, which labels index; the head's are among them
+    trunk: ResNetConfig = ResNetConfig(finest=4)
+    frozen_stem: bool = False  # the trunk's stem and its batch norm stay as they are: asks for ImageNet weights
+    neck_channels: int = 128  # of each of the trunk's four maps
+    frames: int = 1  # the key frame and earlier ones, which get no gradient
+    bins: DepthBins = DepthBins(2.0, 58.0, 112, "UD")
+    depth_channels: int = 512  # inside the depth network
+    context_channels: int = 80  # of each frame's map on the ground
+    depth_aggregation: bool = False  # mixes the lifted volume before pooling; the released ``use_da``
+    grid: VoxelGrid = VoxelGrid((-51.2, -51.2, -5.0, 51.2, 51.2, 3.0), (0.8, 0.8, 8.0))  # of the ground, ego frame
+    # MonoTAKD's, all of which stay in the network at test time:
+    bev_channels: int | None = None  # to which the frames' maps are collapsed, those of the map that is imitated
+    spatial_alignment: bool = False  # a second collapse, aligned: P, offered as tap and to ``fusion``
+    fusion: Literal["none", "ffm"] = "none"  # ``ffm``: the network on the ground sees FFM(V + P)
+    bev_base: int | None = None  # first width of the network on the ground; None: twice ``context_channels``
+    bev_layers: tuple[int, ...] = (2, 2, 2)  # blocks of its stages
+    bev_neck_channels: int = 64  # of each of its four maps
+    head: CentreHeadConfig = CentreHeadConfig(code_weights=ONE_FRAME_CODE_WEIGHTS)
+    depth_weight: float = 3.0  # of the depth loss, in batches with depth
+    # released versus intended
+    #: ``bgr_with_rgb_means`` shows the trunk blue where it looks for red, with red's mean, as released weights saw it.
+    channel_order: Literal["rgb", "bgr_with_rgb_means"] = "rgb"
+    positions: PixelPositions = "ends"
+    rounding: CellRounding = "trunc"
+    past_camera: Literal["key", "own"] = "key"  # whose numbers the depth network is told for earlier frames
+    past_norm: Literal["train", "eval"] = "train"  # of batch norms (and dropout) while earlier frames pass in training
+
+    @classmethod
+    def styled(cls, style: Style, **fields: Any) -> BEVDepthConfig:
+        """A configuration with every released-versus-intended row set by ``style``, those of a head that is not given
+        among ``fields`` included; ``fields`` override."""
+        rows = {
+            "released": {"channel_order": "bgr_with_rgb_means", "positions": "ends", "rounding": "trunc",
+                         "past_camera": "key", "past_norm": "train"},
+            "intended": {"channel_order": "rgb", "positions": "centres", "rounding": "floor", "past_camera": "own",
+                         "past_norm": "eval"},
+        }[style]  # fmt: skip
+        of_head = {
+            "released": {"output_init": "default", "rounding": "trunc"},
+            "intended": {"output_init": "prior", "rounding": "floor"},
+        }[style]
+        return cls(**{**rows, "head": replace(cls().head, **of_head), **fields})
+
+    @property
+    def neck(self) -> SECONDFPNConfig:
+        """How the maps on the ground are joined."""
+        return SECONDFPNConfig((self.bev_neck_channels,) * len(BEV_STRIDES), BEV_STRIDES)
+
+    @property
+    def geometry(self) -> BevGeometry:
+        """Where the cells of the finest maps on the ground lie."""
+        return self.geometry_at(1)
+
+    def geometry_at(self, stride: int) -> BevGeometry:
+        """Where the cells lie of a map with one cell for ``stride`` x ``stride`` of the grid's."""
+        return replace(bev_geometry(self.grid, stride), frame="ego")
+
+
+def tiny(**fields: Any) -> BEVDepthConfig:
+    """The small configuration, for six canvases of about 256 x 96 px: 1.5 million parameters, 96 x 96 cells."""
+    head = tiny_head()
+    x0, y0, x1, y1 = head.extent
+    small = {
+        "classes": tuple(name for task in TINY_TASKS for name in task), "head": head,
+        "trunk": ResNetConfig("basic", (1, 1, 1, 1), (32, 48, 64, 96), finest=4), "neck_channels": 32,
+        "bins": DepthBins(2.0, 58.0, 56, "UD"), "depth_channels": 64, "context_channels": 32,
+        "grid": VoxelGrid((x0, y0, -5.0, x1, y1, 3.0), (head.cell, head.cell, 8.0)),
+        "bev_base": 32, "bev_layers": (1, 1, 1), "bev_neck_channels": 16,
+    }  # fmt: skip
+    return BEVDepthConfig(**{**small, **fields})
+
+
+@dataclass(frozen=True)
+class BEVDepthTargets:
+    """Training targets; None where nothing is trained on them, or the batch does not know them."""
+
+    centres: CentreTargets | None
+    depth_bins: Int[Tensor, "b n h w"] | None  # of each cell of the lifted maps; ``bins.count`` is none
+    #: Where each row of the batch's objects is seen best: n h w + row w + column of a lifted map, or ``UNSEEN``.
+    seen_at: Int[Tensor, "b m"] | None
+
+
+# ----------------------------------------------------------------------------------------------------------- image side
+
+
+class ImageNeck(SECONDFPN):
+    """The neck on the image trunk: where sides are odd at some stride, maps are cut at the right and bottom."""
+
+    def forward(self, maps: list[Tensor]) -> Float[Tensor, "n c h w"]:
+        resized = [up(level) for up, level in zip(self.deblocks, maps, strict=True)]
+        height, width = (min(m.shape[axis] for m in resized) for axis in (-2, -1))
+        return torch.cat([m[..., :height, :width] for m in resized], dim=1)
+
+
+class ImageBackbone(nn.Module):
+    """Images and what is known of their cameras -> depth logits and context features at stride 16."""
+
+    def __init__(self, config: BEVDepthConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.img_backbone = ResNet(config.trunk)
+        necks = SECONDFPNConfig((config.neck_channels,) * len(IMAGE_SCALES), IMAGE_SCALES)
+        self.img_neck = ImageNeck(config.trunk.outputs, necks)
+        bins = config.bins.count if config.input == "rgb" else 0
+        self.depth_net = DepthNet(self.img_neck.channels_out, config.depth_channels, config.context_channels, bins)
+        self.aggregation = DepthAggregation(config.context_channels) if config.depth_aggregation else None
+        if config.frozen_stem:
+            for module in self._stem():
+                module.requires_grad_(False)
+
+    def _stem(self) -> tuple[nn.Module, nn.Module]:
+        return self.img_backbone.body.conv1, self.img_backbone.body.bn1
+
+    def train(self, mode: bool = True) -> ImageBackbone:
+        """As every module, but a frozen stem keeps to its statistics."""
+        super().train(mode)
+        if self.config.frozen_stem:
+            for module in self._stem():
+                module.eval()
+        return self
+
+    def forward(
+        self, images: Float[Tensor, "n 3 height width"], camera: Float[Tensor, "n 27"]
+    ) -> tuple[Float[Tensor, "n d h w"] | None, Float[Tensor, "n c h w"]]:
+        return self.depth_net(self.img_neck(self.img_backbone(images)), camera)
+
+    def to_ground(
+        self, context: Float[Tensor, "bn c h w"], depth: Float[Tensor, "bn d h w"], cells: Int[Tensor, "b n d h w"],
+        size: tuple[int, int],
+    ) -> Float[Tensor, "b c y x"]:  # fmt: skip
+        """Context features spread over depth and summed in the cells of the ground."""
+        if self.aggregation is None:
+            return voxel_pool(depth, context, cells, size)
+        volume = self.aggregation.volume(frustum_volume(context, depth)).unflatten(0, cells.shape[:2])
+        return splat(volume.permute(0, 1, 3, 4, 5, 2).flatten(1, 4), cells.flatten(1), size)
+
+
+@contextmanager
+def in_eval_mode(module: nn.Module) -> Iterator[None]:
+    """Within it, all of the module is in eval mode; after it, each part in its own again."""
+    modes = [(part, part.training) for part in module.modules()]
+    module.eval()
+    try:
+        yield
+    finally:
+        for part, mode in modes:
+            part.training = mode
+
+
+# ------------------------------------------------------------------------------------------------------------- detector
+
+
+class BEVDepth(Detector[SurroundBatch]):
+    """Image backbone, pooling to the ground, a residual network there, and a centre head.
+
+    Taps, (B, C, Y, X) on the ground: ``bev`` (what the network on the ground sees without ``fusion``: the frames' maps
+    one after another, the key frame's in front, or with ``bev_channels`` V, what they are collapsed to),
+    ``bev_stage1`` (that network's first stage, at stride 2), ``bev_neck`` (what the head sees), and with
+    ``spatial_alignment`` ``bev_spatial`` (P).  Predictions are the head's and, with input ``rgb``, ``depth``
+    (B * N, D, h, w), logits of each cell's depth in the key frame.
+
+    Raises:
+        ValueError: settings that do not go together.
+    """
+
+    name = "bevdepth"
+    config: BEVDepthConfig
+
+    def __init__(self, config: BEVDepthConfig) -> None:
+        super().__init__()
+        _check(config)
+        self.config = config
+        self.backbone = ImageBackbone(config)
+        lifted = config.context_channels * config.frames
+        seen = config.bev_channels or lifted
+        self.collapse = None if config.bev_channels is None else PointwiseBlock(lifted, seen)
+        self.spatial_collapse = PointwiseBlock(lifted, seen) if config.spatial_alignment else None
+        self.alignment = SpatialAlignment(seen) if config.spatial_alignment else None
+        self.fusion = FeatureFusion(seen) if config.fusion == "ffm" else None
+        self.trunk = BevTrunk(seen, config.bev_base or 2 * config.context_channels, config.bev_layers)
+        self.neck = SECONDFPN((seen, *self.trunk.channels), config.neck)
+        self.head = CentreHead(self.neck.channels_out, config.head)
+        self.tap_channels = {
+            "bev": seen, "bev_stage1": self.trunk.channels[0], "bev_neck": self.neck.channels_out,
+        } | ({"bev_spatial": seen} if config.spatial_alignment else {})  # fmt: skip
+
+    @classmethod
+    def also_trained_on(cls, config: BEVDepthConfig) -> frozenset[Modality]:
+        """Depth, for the depth loss."""
+        return frozenset({"depth"} if config.input == "rgb" and config.depth_weight > 0 else ())
+
+    def forward(self, batch: SurroundBatch) -> Outputs:
+        """Maps and raw predictions.
+
+        Raises:
+            UserError: the batch has no images, not as many frames as the detector sees, sides that are no multiples of
+                16 px, or lacks the depth that the input asks for.
+        """
+        images = self._images(batch)
+        # First the key frame: autocast would keep weights that it casts without a gradient for those that need one.
+        key, logits = self._frame(batch, images, 0)
+        with torch.no_grad(), in_eval_mode(self.backbone) if self.config.past_norm == "eval" else nullcontext():
+            past = [self._frame(batch, images, frame)[0] for frame in range(1, self.config.frames)]
+        maps, seen = self._ground_maps(torch.cat((key, *past), dim=1))
+        stages = self.trunk(seen)
+        neck = self.neck([seen, *stages])
+        maps |= {"bev_stage1": stages[0], "bev_neck": neck}
+        strides = {"bev_stage1": STEM_STRIDE}
+        features = {tap: FeatureMap(m, self.config.geometry_at(strides.get(tap, 1))) for tap, m in maps.items()}
+        return Outputs(features, self.head(neck) | ({} if logits is None else {"depth": logits}))
+
+    def _ground_maps(self, frames: Float[Tensor, "b c y x"]) -> tuple[dict[str, Tensor], Float[Tensor, "b k y x"]]:
+        """The taps ``bev`` and ``bev_spatial`` of the frames' maps, and what the network on the ground sees."""
+        maps = {"bev": frames if self.collapse is None else self.collapse(frames)}
+        if self.spatial_collapse is not None and self.alignment is not None:
+            maps["bev_spatial"] = self.alignment(self.spatial_collapse(frames))
+        return maps, maps["bev"] if self.fusion is None else self.fusion(maps["bev"] + maps["bev_spatial"])
+
+    def _images(self, batch: SurroundBatch) -> Float[Tensor, "b s n 3 height width"]:
+        """Colours less ImageNet's mean, by its deviation."""
+        frames, images = self.config.frames, batch.images
+        if images is None:
+            raise UserError("bevdepth looks at images: the data set gives none")
+        if self.config.input == "rgb+gt_depth":
+            images = images[:, :frames]
+        if images.shape[1] != frames:
+            raise UserError(f"bevdepth is set to {frames} frames, the data set gives {images.shape[1]}")
+        height, width = images.shape[-2:]
+        if height % STRIDE or width % STRIDE:
+            raise UserError(f"bevdepth sees images whose sides are multiples of {STRIDE} px, not {width} x {height} px")
+        if self.config.channel_order == "bgr_with_rgb_means":
+            images = images.flip(-3)
+        mean, std = (images.new_tensor(v)[:, None, None] for v in (RGB_MEAN, RGB_STD))
+        return (images - mean) / std
+
+    def _frame(
+        self, batch: SurroundBatch, images: Float[Tensor, "b s n 3 height width"], frame: int
+    ) -> tuple[Float[Tensor, "b c y x"], Float[Tensor, "bn d h w"] | None]:
+        """A frame's map on the ground, and its depth logits."""
+        told = frame if self.config.past_camera == "own" else 0
+        camera = camera_vector(
+            batch.intrinsics[:, told], batch.image_affine, batch.bev_affine, batch.camera_to_ego[:, told]
+        )
+        pixels = images[:, frame].flatten(0, 1).contiguous(memory_format=torch.channels_last)
+        logits, context = self.backbone(pixels, camera.to(pixels))
+        depth = self.true_depth(batch) if logits is None else depth_distribution(logits)
+        x, y, _ = self.config.grid.shape
+        return self.backbone.to_ground(context, depth, self._cells(batch, frame), (y, x)), logits
+
+    @torch.no_grad()
+    def _cells(self, batch: SurroundBatch, frame: int) -> Int[Tensor, "b n d h w"]:
+        """The cell of the ground at which each pixel of a frame's lifted maps lies, for each depth."""
+        config = self.config
+        cells = frustum(_canvas(batch), STRIDE, config.bins, config.positions, batch.intrinsics.device)
+        points = frustum_points(
+            cells, batch.image_affine, batch.intrinsics[:, frame], batch.camera_to_ego[:, frame], batch.bev_affine
+        )
+        return ground_cells(points, config.grid, config.rounding)
+
+    def true_depth(self, batch: SurroundBatch) -> Float[Tensor, "bn d h w"]:
+        """The batch's depth as a distribution: all in the bin of the nearest point of a cell, or nowhere.
+
+        Raises:
+            UserError: the batch has no depth.
+        """
+        if batch.depth is None:
+            raise UserError("a detector with input 'rgb+gt_depth' needs depth images; the data set gives none")
+        bins = self.config.bins
+        return one_hot_depth(nearest_depth_bins(batch.depth.flatten(0, 1), bins, STRIDE), bins.count)
+
+    @torch.no_grad()
+    def encode(self, batch: SurroundBatch) -> BEVDepthTargets:
+        """Targets of the head and of the depth loss, as far as they are trained and the batch knows them."""
+        config, objects = self.config, batch.objects
+        centres = None if objects is None else centre_targets(config.head, objects, config.classes)
+        bins = None
+        if config.input == "rgb" and config.depth_weight > 0 and batch.depth is not None:
+            bins = nearest_depth_bins(batch.depth, config.bins, STRIDE)
+        seen = None if objects is None else best_view(batch, config.positions)
+        return BEVDepthTargets(centres, bins, seen)
+
+    def loss(self, outputs: Outputs, batch: SurroundBatch, targets: BEVDepthTargets | None = None) -> dict[str, Tensor]:
+        """The head's ``heat`` and ``box``, and ``depth`` times ``depth_weight``; terms that the settings or the batch
+        leave out are absent."""
+        targets = targets or self.encode(batch)
+        terms: dict[str, Tensor] = {}
+        if targets.centres is not None:
+            terms |= centre_losses(outputs.predictions, targets.centres, self.config.head)
+        if targets.depth_bins is not None:
+            loss = depth_loss(outputs.predictions["depth"], targets.depth_bins.flatten(0, 1))
+            terms["depth"] = self.config.depth_weight * loss
+        return terms
+
+    @torch.no_grad()
+    def decode(self, outputs: Outputs, batch: SurroundBatch) -> list[Boxes3D]:
+        config = self.config
+        return centre_detections(outputs.predictions, batch.bev_affine, config.classes, config.head)
+
+    def depth_log_scale(self, outputs: Outputs, batch: SurroundBatch, targets: BEVDepthTargets) -> Float[Tensor, "b m"]:
+        """Of the depth distribution in the cell of the key frame's images that shows each object's centre best, see
+        ``best_view``; slots are the rows of the batch's objects, those whose centre no camera sees mean nothing."""
+        if "depth" not in outputs.predictions or targets.seen_at is None:
+            return super().depth_log_scale(outputs, batch, targets)
+        scales = depth_log_scales(outputs.predictions["depth"], self.config.bins)
+        seen = targets.seen_at
+        return torch.where(seen == UNSEEN, 0, scales.view(len(seen), -1).gather(1, seen.clamp(min=0)))
+
+
+def _check(config: BEVDepthConfig) -> None:
+    check_head(config.head, [config.geometry_at(s) for s in BEV_STRIDES], config.neck, config.classes)
+    if config.frames < 1 or (config.input == "rgb+gt_depth" and config.frames > 1):
+        raise ValueError(f"input {config.input!r} and {config.frames} frames: depth is known of the key frame only")
+    if config.spatial_alignment and config.bev_channels is None:
+        raise ValueError("spatial_alignment gives a second map beside the collapsed one: set bev_channels")
+    if config.fusion != "none" and not config.spatial_alignment:
+        raise ValueError(f"fusion is {config.fusion!r}, which fuses what spatial_alignment gives; switch that on")
+    if config.trunk.finest != 4:
+        raise ValueError("bevdepth reads the trunk's maps at strides 4 to 32: set trunk.finest to 4")
+
+
+def _canvas(batch: SurroundBatch) -> tuple[int, int]:
+    """Width and height (px) of the images."""
+    assert batch.images is not None
+    return batch.images.shape[-1], batch.images.shape[-2]
+
+
+def best_view(batch: SurroundBatch, positions: PixelPositions) -> Int[Tensor, "b m"]:
+    """The cell n h w + row w + column of the key frame's lifted maps, in the camera that shows an object's centre
+    nearest to its image's middle; ``UNSEEN`` where none shows it, and in padding rows."""
+    assert batch.objects is not None
+    width, height = _canvas(batch)
+    pixel, depth = camera_pixels(
+        batch.objects.centre, batch.image_affine, batch.intrinsics[:, 0], batch.camera_to_ego[:, 0], batch.bev_affine
+    )
+    size = pixel.new_tensor((width, height))
+    shown = (depth > 0) & (pixel >= 0).all(-1) & (pixel < size).all(-1)  # (B, N, M)
+    off_middle = torch.where(shown, (pixel - size / 2).norm(dim=-1), torch.inf)
+    camera = off_middle.argmin(1, keepdim=True)
+    column = nearest_cell(pixel[..., 0].gather(1, camera)[:, 0], width, STRIDE, positions)
+    row = nearest_cell(pixel[..., 1].gather(1, camera)[:, 0], height, STRIDE, positions)
+    cell = (camera[:, 0] * (height // STRIDE) + row) * (width // STRIDE) + column
+    return torch.where(shown.any(1) & batch.objects.present, cell, UNSEEN)
