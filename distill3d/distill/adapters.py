@@ -26,7 +26,7 @@ class ConvAdapter(nn.Sequential):
         )
 
     def forward(self, input: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h w"]:
-        return super().forward(_as_module(input, self))
+        return super().forward(in_dtype_of(input, self))
 
 
 class FusionBlock(nn.Module):
@@ -75,7 +75,7 @@ class ReviewFusion(nn.ModuleList):
         """Maps from fine to coarse, and the fused maps in the same order and shapes."""
         fused, u = [], None
         for block, x in zip(self, reversed(maps), strict=True):
-            out, u = block(_as_module(x, self), u)
+            out, u = block(in_dtype_of(x, self), u)
             fused.append(out)
         return fused[::-1]
 
@@ -140,7 +140,7 @@ class AdaptedTaps(nn.Module):
         ]
 
 
-def _as_module(x: Tensor, module: nn.Module) -> Tensor:
+def in_dtype_of(x: Tensor, module: nn.Module) -> Tensor:
     """``x`` in the module's own precision, unless autocast looks after it: a half-precision student hands over bf16."""
     if torch.is_autocast_enabled(x.device.type):
         return x
