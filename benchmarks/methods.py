@@ -38,8 +38,9 @@ from distill3d.train.checkpoint import save_weights
 from distill3d.train.loop import TrainingStep, build_step
 from distill3d.train.memory import keep_freed_memory
 from distill3d.train.precision import choose_precision
-from distill3d.train.recipe import DatasetConfig, Recipe, StageConfig, kitti_config
+from distill3d.train.recipe import DatasetConfig, Recipe, StageConfig
 from distill3d.train.schedules import build_optimiser
+from distill3d.train.sources import kitti_config
 from distill3d.train.teachers import Teacher
 
 RESULT = Path(__file__).resolve().parent / "results" / "methods.json"

@@ -30,7 +30,7 @@ from distill3d.settings import to_plain
 from distill3d.synth.writer import write_kitti
 from distill3d.train.checkpoint import save_weights
 from distill3d.train.memory import keep_freed_memory
-from distill3d.train.recipe import kitti_config
+from distill3d.train.sources import kitti_config
 
 RESULT = Path(__file__).resolve().parent / "results" / "train_step.json"
 FRAMES = 16

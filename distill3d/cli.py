@@ -110,23 +110,31 @@ def synth(arguments: list[str]) -> None:
     """Write ray-cast streets, camera and LiDAR, in a data set's official layout."""
     import tyro
 
+    from distill3d.synth.nuscenes_writer import SurroundStreetConfig, write_nuscenes
     from distill3d.synth.writer import StreetConfig, write_kitti
 
     @dataclass(frozen=True)
     class Options:
         folder: tyro.conf.Positional[Path]  # where to write
-        layout: Literal["kitti"] = "kitti"
-        frames: int = 600
+        layout: Literal["kitti", "nuscenes"] = "kitti"
+        frames: int = 600  # of nuscenes: key frames, rounded up to whole scenes
         seed: int = 0
-        val_share: float = 1 / 3  # of the frames, for the split "val"
+        val_share: float = 1 / 3  # of the frames or scenes, for the split "val"
         workers: int | None = None  # processes; by default one per core
-        street: StreetConfig = field(default_factory=StreetConfig)
+        street: StreetConfig = field(default_factory=StreetConfig)  # of layout kitti
+        drive: SurroundStreetConfig = field(default_factory=SurroundStreetConfig)  # of layout nuscenes
 
     options = _parse(Options, "synth", arguments)
-    write_kitti(
-        options.folder, frames=options.frames, seed=options.seed, config=options.street, val_share=options.val_share,
-        workers=options.workers,
-    )  # fmt: skip
+    if options.layout == "kitti":
+        write_kitti(
+            options.folder, frames=options.frames, seed=options.seed, config=options.street,
+            val_share=options.val_share, workers=options.workers,
+        )  # fmt: skip
+    else:
+        write_nuscenes(
+            options.folder, scenes=-(-options.frames // options.drive.frames_per_scene), seed=options.seed,
+            config=options.drive, val_share=options.val_share, workers=options.workers,
+        )  # fmt: skip
     print(options.folder)
 
 
@@ -200,15 +208,19 @@ def _stage_by_number(argument: str, names: list[str]) -> str:
 
 
 def evaluate(arguments: list[str]) -> None:
-    """Official metrics of result files: distill3d eval kitti --labels DIR --predictions DIR."""
+    """Official metrics of result files: distill3d eval kitti|nuscenes --predictions ..."""
+    names = " or ".join(EVALUATIONS)
     if not arguments or arguments[0].startswith("-"):
         if arguments and arguments[0] in ("-h", "--help"):
-            print("usage: distill3d eval kitti ...\n\ndistill3d eval kitti --help tells the options.")
+            print("usage: distill3d eval kitti|nuscenes ...\n\ndistill3d eval kitti --help tells the options.")
             return
-        raise UserError("eval: expected the data set first: kitti")
-    if arguments[0] != "kitti":
-        raise UserError(f"eval: there is no evaluation for {arguments[0]!r}, expected kitti")
+        raise UserError(f"eval: expected the data set first: {names}")
+    if arguments[0] not in EVALUATIONS:
+        raise UserError(f"eval: there is no evaluation for {arguments[0]!r}, expected {names}")
+    EVALUATIONS[arguments[0]](arguments[1:])
 
+
+def _evaluate_kitti(arguments: list[str]) -> None:
     @dataclass(frozen=True)
     class Options:
         labels: Path  # folder of label files
@@ -218,10 +230,31 @@ def evaluate(arguments: list[str]) -> None:
         min_height_scale: float = 1.0  # of the minimum box heights, for reduced images
         style: Literal["c++", "python"] = "c++"  # rules of the official program, or of its Python port
 
-    o = _parse(Options, "eval kitti", arguments[1:])
+    o = _parse(Options, "eval kitti", arguments)
     from distill3d.evaluate.kitti import run_eval_kitti
 
     run_eval_kitti(o.labels, o.predictions, o.split, o.json, o.min_height_scale, o.style)
+
+
+def _evaluate_nuscenes(arguments: list[str]) -> None:
+    @dataclass(frozen=True)
+    class Options:
+        data_root: Path  # holds the folder of the tables
+        predictions: Path  # submission file
+        version: str = "v1.0-trainval"  # folder of the tables
+        #: An official split's name, that of a file in DATA_ROOT/splits, or a file of scene names or sample tokens; by
+        #: default all samples of the tables.
+        split: str | None = None
+        json: Path | None = None  # write the numbers here too
+        classes: tuple[str, ...] = ()  # by default all ten; fewer are no official evaluation
+
+    o = _parse(Options, "eval nuscenes", arguments)
+    from distill3d.evaluate.nuscenes import run_eval_nuscenes
+
+    run_eval_nuscenes(o.data_root, o.version, o.predictions, o.split, o.json, o.classes or None)
+
+
+EVALUATIONS: dict[str, Callable[[list[str]], None]] = {"kitti": _evaluate_kitti, "nuscenes": _evaluate_nuscenes}
 
 
 def predict(arguments: list[str]) -> None:

@@ -5,9 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from distill3d.detectors.base import Detector
+from distill3d.detectors.bevdepth import BEVDepth, BEVDepthConfig
 from distill3d.detectors.caddn import CaDDN, CaDDNConfig
+from distill3d.detectors.centerpoint import CenterPoint, CenterPointConfig
 from distill3d.detectors.did_m3d import DIDM3D, DIDM3DConfig
 from distill3d.detectors.gupnet import GUPNet, GUPNetConfig
+from distill3d.detectors.label_encoder import LabelEncoder, LabelEncoderConfig
 from distill3d.detectors.monodetr import MonoDETR, MonoDETRConfig
 from distill3d.detectors.monodle import MonoDLE, MonoDLEConfig
 from distill3d.detectors.pointpillars import PointPillars, PointPillarsConfig
@@ -31,10 +34,22 @@ DETECTORS = {
     SECOND.name: DetectorEntry(SECONDConfig, SECOND),
     PointPillars.name: DetectorEntry(PointPillarsConfig, PointPillars),
     CaDDN.name: DetectorEntry(CaDDNConfig, CaDDN),
+    CenterPoint.name: DetectorEntry(CenterPointConfig, CenterPoint),
+    BEVDepth.name: DetectorEntry(BEVDepthConfig, BEVDepth),
+    LabelEncoder.name: DetectorEntry(LabelEncoderConfig, LabelEncoder),
 }
 #: Settings of any detector, as recipes hold them.
 DetectorConfig = (
-    MonoDLEConfig | GUPNetConfig | DIDM3DConfig | MonoDETRConfig | SECONDConfig | PointPillarsConfig | CaDDNConfig
+    MonoDLEConfig
+    | GUPNetConfig
+    | DIDM3DConfig
+    | MonoDETRConfig
+    | SECONDConfig
+    | PointPillarsConfig
+    | CaDDNConfig
+    | CenterPointConfig
+    | BEVDepthConfig
+    | LabelEncoderConfig
 )
 
 

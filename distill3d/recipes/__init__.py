@@ -6,7 +6,7 @@ import difflib
 from collections.abc import Callable
 
 from distill3d.errors import UserError
-from distill3d.recipes import bev
+from distill3d.recipes import bev, surround
 from distill3d.recipes.demo import demo, demo_control
 from distill3d.recipes.kitti import BASES, METHODS, alone, monodle_overfit, selective_monoskd, taught
 from distill3d.recipes.synthetic import tiny, tiny_bev, tiny_lidar
@@ -22,6 +22,7 @@ RECIPES: dict[str, Callable[[], Recipe]] = {
     "tiny_lidar": tiny_lidar,
     "tiny_bev": tiny_bev,
     **{recipe.__name__: recipe for recipe in bev.RECIPES},
+    **{recipe().name: recipe for recipe in surround.RECIPES},
     "monodle_overfit": monodle_overfit,
 }
 

@@ -3,25 +3,33 @@
 from __future__ import annotations
 
 import json
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from distill3d.boxes import Boxes3D
 from distill3d.data.collate import batches
 from distill3d.data.kitti import KittiDataset, format_results
+from distill3d.data.nuscenes import NuScenesDataset
+from distill3d.data.sample import Dataset
 from distill3d.detectors.base import Detector
+from distill3d.evaluate import nuscenes
 from distill3d.evaluate.kitti import Annotations, Result, evaluate
+from distill3d.evaluate.nuscenes_submission import SubmissionMeta, read_submission, write_submission
 from distill3d.train.checkpoint import write_text
 from distill3d.train.precision import Precision
 
 EVALUATION, PREDICTIONS = "evaluation.json", "predictions"
+#: The official result file of a surround view's predictions, in their folder.
+SUBMISSION = "submission.json"
 
 
 @torch.no_grad()
 def detect(
-    detector: Detector, dataset: KittiDataset, batch_size: int, device: torch.device, precision: Precision
+    detector: Detector, dataset: Dataset, batch_size: int, device: torch.device, precision: Precision
 ) -> Iterator[tuple[str, Boxes3D]]:
     """Frame ids and detections (on the CPU) of every frame, in order; the detector's mode is left as found."""
     training = detector.training
@@ -67,3 +75,31 @@ def summary(result: Result) -> dict[str, list[float]]:
         for overlap in ("strict", "loose")
         if result.evaluated[name, metric]
     }
+
+
+def evaluate_surround(
+    detector: Detector, dataset: NuScenesDataset, batch_size: int, device: torch.device, precision: Precision,
+    folder: Path | None = None,
+) -> nuscenes.NuScenesResult:  # fmt: skip
+    """The official nuScenes evaluation on a split, for the data set's classes; by way of a submission file, which with
+    ``folder`` is kept there, beside evaluation.json."""
+    tokens, modality = dataset.frame_ids, detector.config.input
+    meta = SubmissionMeta(use_camera=modality.startswith("rgb"), use_lidar=modality in ("points", "rgb+gt_depth"))
+    truth = nuscenes.ground_truth(dataset.tables, tokens)
+    poses = {token: dataset.ego_to_global(index) for index, token in enumerate(tokens)}
+    with tempfile.TemporaryDirectory() as scratch:
+        path = (Path(scratch) if folder is None else folder / PREDICTIONS) / SUBMISSION
+        found = detect(detector, dataset, batch_size, device, precision)
+        write_submission(path, found, poses, dataset.classes, meta)
+        predictions = read_submission(path, tokens).seen_from(truth.ego_position)
+    result = nuscenes.evaluate(truth.boxes, predictions, racks=truth.racks, classes=dataset.classes)
+    if folder is not None:
+        write_text(folder / EVALUATION, json.dumps(result.to_json(), indent=1))
+    return result
+
+
+def surround_summary(result: nuscenes.NuScenesResult) -> dict[str, Any]:
+    """mAP, NDS (both 0..1), the mean true-positive errors and the AP of every class, as metrics.jsonl has them."""
+    errors = result.to_json()["tp_errors"]
+    ap = {name: round(float(row.mean()), 6) for name, row in zip(result.classes, result.ap, strict=True)}
+    return {"mAP": round(result.mean_ap, 6), "NDS": round(result.nds, 6), "errors": errors, "ap": ap}

@@ -16,16 +16,15 @@ from torch import Tensor, nn
 
 import distill3d
 from distill3d.data.collate import EpochSampler, batches
-from distill3d.data.kitti import KittiDataset
 from distill3d.data.kitti_raw import RawMapping
-from distill3d.data.sample import Batch
+from distill3d.data.sample import Batch, Dataset
+from distill3d.data.surround import SurroundBatch
 from distill3d.detectors import build_detector, detector_name
 from distill3d.detectors.base import Detector, Outputs
 from distill3d.distill.context import Context
 from distill3d.distill.methods import build_terms, method_name
 from distill3d.distill.term import Term
 from distill3d.errors import UserError
-from distill3d.evaluate.kitti import Result
 from distill3d.layers.distributed import share_batch_norm, world_size
 from distill3d.settings import to_plain
 from distill3d.train.checkpoint import (
@@ -39,17 +38,17 @@ from distill3d.train.checkpoint import (
     write_text,
 )
 from distill3d.train.ema import WeightAverage
-from distill3d.train.evaluation import evaluate_detector, summary
 from distill3d.train.htl import HierarchicalTaskLearning
 from distill3d.train.precision import Precision, choose_precision
 from distill3d.train.progress import ProgressBar
-from distill3d.train.recipe import Recipe, StageConfig, kitti_config, training_data
+from distill3d.train.recipe import Recipe, StageConfig
 from distill3d.train.schedules import build_optimiser, first_beta, learning_rate
-from distill3d.train.teachers import Teacher, is_repeatable, refuse_overlap, trained_on
+from distill3d.train.sources import Verdict, source_of
+from distill3d.train.teachers import Teacher, refuse_overlap, trained_on
 
 METRICS, CONFIG = "metrics.jsonl", "config.yaml"
 #: Changes when a state written by an older version can no longer be continued.
-STATE_FORMAT = 2
+STATE_FORMAT = 3
 
 
 @dataclass(frozen=True)
@@ -84,7 +83,7 @@ class TrainingStep(nn.Module):
         # In a tuple, which hides them from parameters() and state_dict().
         self._teachers = tuple((name, teacher.detector) for name, teacher in (teachers or {}).items())
 
-    def forward(self, batch: Batch, targets: Any, answers: dict[str, Outputs]) -> dict[str, Tensor]:
+    def forward(self, batch: Batch | SurroundBatch, targets: Any, answers: dict[str, Outputs]) -> dict[str, Tensor]:
         outputs = self.student.forward_at(batch, targets)
         losses = self.student.loss(outputs, batch, targets)
         context = Context(outputs, answers, batch, targets, self.student, dict(self._teachers))
@@ -130,16 +129,14 @@ class _Run:
         schedule = stage.schedule
         self.precision: Precision = choose_precision(recipe.precision, fabric.device)
         self.seed = recipe.seed + stage.seed_offset
-        self.data = training_data(recipe, stage)
-        if isinstance(self.data, KittiDataset) and stage.lidar_augment is not None:
-            _ = self.data.object_database  # once, not in every worker
-        self.eval_data = KittiDataset(kitti_config(recipe, stage, recipe.dataset.eval_split, train=False))
+        self.source = source_of(recipe)
+        self.data = self.source.training(stage)
+        self.eval_data = self.source.evaluation(stage, recipe.dataset.eval_split)
         self.sampler = EpochSampler(
             len(self.data), schedule.batch_size, self.seed, drop_last=schedule.drop_last,
             rank=fabric.global_rank, world=fabric.world_size,
         )  # fmt: skip
-        unlabelled = recipe.dataset.unlabelled
-        mapping = None if unlabelled is None or unlabelled.mapping is None else RawMapping.read(unlabelled.mapping)
+        mapping = self.source.mapping
         self.teachers = {name: self._teacher(name, mapping) for name in stage.teachers}
         started_from = {name: load_weights(folder.parent / name) for name in stage.starts_from}
         cards = [*(t.card for t in self.teachers.values()), *(card for _, card in started_from.values())]
@@ -158,7 +155,9 @@ class _Run:
         self.optimiser = build_optimiser(step, schedule)
         self.model, self.optimiser = fabric.setup(step, self.optimiser)
         self.step: TrainingStep = step
-        self.average = WeightAverage(step.student, schedule.ema) if schedule.ema is not None else None
+        self.average = (
+            WeightAverage(step.student, schedule.ema, schedule.ema_warmup) if schedule.ema is not None else None
+        )
         self.tasks = HierarchicalTaskLearning(stage.tasks, schedule.epochs) if stage.tasks is not None else None
         self.best: dict[str, Any] | None = None  # {"score", "epoch", "weights"} with keep="best"
         self.epoch = self.step_in_epoch = 0
@@ -177,7 +176,7 @@ class _Run:
     def _teacher(self, name: str, mapping: RawMapping | None) -> Teacher:
         assert self.stage.method is not None
         path = self.folder.parent / name
-        repeatable = is_repeatable(self.stage.augment, self.recipe.stage(name).detector.input)
+        repeatable = self.source.repeatable(self.stage, self.recipe.stage(name).detector.input)
         teacher = Teacher(path, self.stage.method.teacher_bn, repeatable, len(self.data))
         refuse_overlap(teacher.card, f"teacher {path}", self.recipe.dataset.identity, self.eval_data.frame_ids,
                        self.options.allow_overlap, mapping)  # fmt: skip
@@ -243,22 +242,14 @@ class _Run:
             }  # fmt: skip
             save_state(self.folder / STATE, state)
 
-    def log(self, record: dict[str, Any]) -> None:
-        """One line of metrics.jsonl, and the same numbers for TensorBoard."""
+    def log(self, record: dict[str, Any], scalars: dict[str, float]) -> None:
+        """One line of metrics.jsonl, and its numbers for TensorBoard."""
         if not self.is_first:
             return
         self.folder.mkdir(parents=True, exist_ok=True)
         with (self.folder / METRICS).open("a", encoding="utf-8") as file:
             file.write(json.dumps(record) + "\n")
         if self.writer is not None:
-            if record["kind"] == "tasks":
-                scalars = {f"tasks/{k}": v for k, v in record["weights"].items()}
-            elif record["kind"] == "train":
-                scalars = {"loss": record["loss"], "lr": record["lr"]} | {
-                    f"terms/{k}": v for k, v in record["terms"].items()
-                }
-            else:
-                scalars = {f"ap/{k}_moderate": v[1] for k, v in record["ap"].items()}
             for name, value in scalars.items():
                 self.writer.add_scalar(name, value, record["step"])
 
@@ -301,16 +292,17 @@ class _Run:
                     tasks.observe(self.losses(batch.to(self.fabric.device)))
                     bar.advance("")
         weights = tasks.begin_epoch(self.epoch)
-        self.log({"kind": "tasks", "step": self.global_step, "epoch": self.epoch, "weights": weights})
+        self.log({"kind": "tasks", "step": self.global_step, "epoch": self.epoch, "weights": weights},
+                 {f"tasks/{k}": v for k, v in weights.items()})  # fmt: skip
 
-    def losses(self, batch: Batch) -> dict[str, Tensor]:
+    def losses(self, batch: Batch | SurroundBatch) -> dict[str, Tensor]:
         """All loss terms of a batch."""
         with self.precision.autocast(self.fabric.device):
             targets = self.step.student.encode(batch)
             answers = {name: teacher(batch, targets) for name, teacher in self.teachers.items()}
             return self.model(batch, targets, answers)
 
-    def train_step(self, batch: Batch) -> dict[str, float]:
+    def train_step(self, batch: Batch | SurroundBatch) -> dict[str, float]:
         """One update; returns the loss terms.
 
         Raises:
@@ -320,7 +312,7 @@ class _Run:
         lr = learning_rate(schedule, self.epoch, self.step_in_epoch, self.sampler.steps)
         beta = first_beta(schedule, self.epoch, self.step_in_epoch, self.sampler.steps)
         for group in self.optimiser.param_groups:
-            group["lr"], group["betas"] = lr, (beta, schedule.betas[1])
+            group["lr"], group["betas"] = lr * group["share"], (beta, schedule.betas[1])
         losses = self.losses(batch)
         if self.tasks is not None:
             self.tasks.observe(losses)
@@ -338,7 +330,7 @@ class _Run:
             )
         self.optimiser.step()
         if self.average is not None:
-            self.average.update(self.step.student)
+            self.average.update(self.step.student, self.global_step + 1)
         self.step_in_epoch += 1
         self.recent.append((lr, values))
         if self.global_step % self.options.log_steps == 0:
@@ -349,8 +341,9 @@ class _Run:
         """The means since the last such line."""
         count = len(self.recent)
         terms = {name: sum(v[name] for _, v in self.recent) / count for name in self.recent[-1][1]}
-        self.log({"kind": "train", "step": self.global_step, "epoch": self.epoch, "loss": sum(terms.values()),
-                  "lr": self.recent[-1][0], "terms": terms})  # fmt: skip
+        record = {"loss": sum(terms.values()), "lr": self.recent[-1][0]}
+        self.log({"kind": "train", "step": self.global_step, "epoch": self.epoch, **record, "terms": terms},
+                 record | {f"terms/{k}": v for k, v in terms.items()})  # fmt: skip
         self.recent = []
 
     # ------------------------------------------------------------------------------------------- evaluation and the end
@@ -360,33 +353,26 @@ class _Run:
         own = self.step.student.state_dict() if self.average is None else self.average.state
         return {name: value.detach().clone() for name, value in own.items()}
 
-    def evaluate(self, data: KittiDataset | None = None, folder: Path | None = None) -> Result:
+    def evaluate(self, data: Dataset | None = None, folder: Path | None = None) -> Verdict:
         """The official evaluation of the present ``weights``."""
         student, own = self.step.student, self.step.student.state_dict()
         held = {name: value.clone() for name, value in own.items()} if self.average is not None else None
         if held is not None:
             student.load_state_dict(self.weights())
-        result = evaluate_detector(
-            student,
-            data or self.eval_data,
-            self.recipe.evaluation.batch_size,
-            self.fabric.device,
-            self.precision,
-            folder,
-        )
+        verdict = self.source.judge(student, data or self.eval_data, self.fabric.device, self.precision, folder)
         if held is not None:
             student.load_state_dict(held)
-        return result
+        return verdict
 
-    def log_evaluation(self, result: Result) -> None:
-        self.log({"kind": "eval", "step": self.global_step, "epoch": self.epoch, "ap": summary(result)})
+    def log_evaluation(self, verdict: Verdict) -> None:
+        record = {"kind": "eval", "step": self.global_step, "epoch": self.epoch, **verdict.metrics}
+        self.log(record, verdict.scalars)
 
     def keep_if_best(self) -> None:
         """Remembers the present weights if they are the best so far on the selection split."""
         split = self.recipe.dataset.select_split
         assert split is not None
-        data = KittiDataset(kitti_config(self.recipe, self.stage, split, train=False))
-        score = self.evaluate(data).ap("car", "3d", "loose")[1]
+        score = self.evaluate(self.source.evaluation(self.stage, split)).score
         if self.best is None or score > self.best["score"]:
             self.best = {
                 "score": score,
@@ -401,8 +387,7 @@ class _Run:
             if self.best is not None:
                 self.average = None
                 self.step.student.load_state_dict(self.best["weights"])
-            result = self.evaluate(folder=self.folder)
-            self.log_evaluation(result)
+            self.log_evaluation(self.evaluate(folder=self.folder))
             card = self.card()
             save_weights(self.folder, self.weights(), card)
             if self.writer is not None:
@@ -413,8 +398,6 @@ class _Run:
     def card(self) -> dict[str, Any]:
         """What someone who is handed the weights needs to know."""
         stage, method = self.stage, self.stage.method
-        first = self.eval_data.get(0)
-        focal = float(first.camera.projection[0, 0])
         return {
             "recipe": self.recipe.name, "stage": stage.name, "role": stage.role,
             "detector": detector_name(stage.detector), "config": to_plain(stage.detector),
@@ -424,9 +407,7 @@ class _Run:
             "epochs": stage.schedule.epochs, "kept": "last" if self.best is None else f"epoch {self.best['epoch']}",
             "parameters": sum(p.numel() for p in self.step.student.parameters()),
             "precision": self.precision.name, "device": self.fabric.device.type, "world_size": world_size(),
-            "canvas": list(self.recipe.dataset.canvas), "focal": focal, "file_focal": focal / float(first.affine.scale),
-            "placement": self.recipe.dataset.placement, "min_height_scale": self.recipe.dataset.min_height_scale,
-            "lidar_to_camera": None if first.lidar_to_camera is None else first.lidar_to_camera.tolist(),
+            **self.source.card(self.eval_data),
             "fingerprint": self.recipe.stage_fingerprint(stage),
             "trained_on": self.seen, "note": self.recipe.note,
             "versions": {

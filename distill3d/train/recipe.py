@@ -2,25 +2,23 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
+from distill3d.boxes import NUSCENES_CLASSES
 from distill3d.camera import Divide
 from distill3d.data.augment import AugmentConfig, Placement
-from distill3d.data.kitti import FrameConfig, KittiConfig, KittiDataset
-from distill3d.data.kitti_raw import KittiRawConfig, KittiRawDataset
 from distill3d.data.lidar_augment import LidarAugmentConfig
-from distill3d.data.sample import Dataset, JointDataset
-from distill3d.detectors import DETECTORS, DetectorConfig, detector_name
+from distill3d.data.nuscenes import SweepConfig
+from distill3d.data.surround_augment import BevAugmentConfig, ImageAugmentConfig
+from distill3d.detectors import DetectorConfig
 from distill3d.distill.methods import MethodConfig
 from distill3d.errors import UserError
 from distill3d.settings import fingerprint
 from distill3d.train.htl import HTLConfig
 from distill3d.train.schedules import Schedule
 
-#: Inputs for which depth images are read.
-DEPTH_INPUTS = {"depth", "rgb+gt_depth"}
 #: ``preparation``: weights that a later stage starts from, of no use by themselves.
 Role = Literal["teacher", "assistant", "label_encoder", "preparation", "baseline", "student", "control"]
 
@@ -37,7 +35,7 @@ class UnlabelledConfig:
 
 @dataclass(frozen=True)
 class DatasetConfig:
-    """The data of a recipe; every stage sees the same frames, each with the modality of its detector."""
+    """The data of a recipe in KITTI's layout; every stage sees the same frames, with its detector's modality."""
 
     root: Path | None = None  # given on the command line as --data-root
     identity: str = "kitti"  # data sets of one identity share frame ids; teacher cards are compared by it
@@ -51,6 +49,25 @@ class DatasetConfig:
     min_height_scale: float = 1.0  # of training difficulties and of evaluation, for reduced images
     in_memory: bool = False
     unlabelled: UnlabelledConfig | None = None
+
+
+@dataclass(frozen=True)
+class SurroundDatasetConfig:
+    """The data of a recipe on nuScenes' layout; see data/nuscenes.py."""
+
+    root: Path | None = None  # given on the command line as --data-root
+    identity: str = "nuscenes"
+    version: str = "v1.0-trainval"
+    train_split: str = "train"
+    eval_split: str = "val"
+    select_split: str | None = None  # for ``keep="best"``; never the split that is reported
+    classes: tuple[str, ...] = NUSCENES_CLASSES  # that are trained and evaluated; fewer are no official evaluation
+    canvas: tuple[int, int] = (704, 256)  # (width, height) px
+    past: tuple[int, ...] = ()  # earlier key frames that cameras see, counted back
+    missing_past: Literal["nearest", "current"] = "nearest"
+    sweeps: SweepConfig = field(default_factory=SweepConfig)
+    ego_frame: Literal["mean_camera", "lidar"] = "mean_camera"
+    in_memory: bool = False
 
 
 @dataclass(frozen=True)
@@ -71,6 +88,10 @@ class StageConfig:
     seed_offset: int = 0  # added to the recipe's seed, for a second baseline
     lidar_augment: LidarAugmentConfig | None = None  # in place of ``augment``, for detectors that see points alone
     unlabelled: bool = False  # also learns from the data set's unlabelled frames
+    # Of surround views, in place of ``augment``:
+    image_augment: ImageAugmentConfig | None = None
+    bev_augment: BevAugmentConfig | None = None
+    class_balanced: bool = False  # frames of rare classes are seen more often (CBGS)
 
     def __post_init__(self) -> None:
         if bool(self.teachers) != (self.method is not None):
@@ -96,7 +117,8 @@ class EvaluationConfig:
     """When and what is evaluated."""
 
     every: int = 10  # epochs; the last epoch is always evaluated
-    keep: Literal["last", "best"] = "last"  # best: by Car 3D moderate (loose overlap) on ``dataset.select_split``
+    #: ``best``: by KITTI's Car 3D moderate (loose overlap), or nuScenes' NDS, on ``dataset.select_split``.
+    keep: Literal["last", "best"] = "last"
     batch_size: int = 8
 
 
@@ -106,7 +128,7 @@ class Recipe:
 
     name: str
     stages: tuple[StageConfig, ...]
-    dataset: DatasetConfig = field(default_factory=DatasetConfig)
+    dataset: DatasetConfig | SurroundDatasetConfig = field(default_factory=DatasetConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
     seed: int = 0
     precision: Literal["fp32", "bf16", "auto"] = "auto"  # auto: bf16 where the device computes it fast
@@ -140,59 +162,9 @@ class Recipe:
 
     def stage_fingerprint(self, stage: StageConfig) -> str:
         """Changes exactly if a setting that the stage's weights depend on does, those of earlier stages included."""
-        unlabelled = self.dataset.unlabelled if stage.unlabelled else None
-        dataset = replace(
-            self.dataset, root=None, in_memory=False, unlabelled=unlabelled and replace(unlabelled, root=None)
-        )
+        dataset = replace(self.dataset, root=None, in_memory=False)
+        if isinstance(dataset, DatasetConfig):
+            unlabelled = dataset.unlabelled if stage.unlabelled else None
+            dataset = replace(dataset, unlabelled=unlabelled and replace(unlabelled, root=None))
         earlier = [self.stage_fingerprint(self.stage(n)) for n in stage.needs]
         return fingerprint([stage, dataset, self.evaluation.keep, self.seed, earlier])
-
-
-def kitti_config(recipe: Recipe, stage: StageConfig, split: str, train: bool) -> KittiConfig:
-    """How a stage reads a split: with depth images where its detector or a teacher looks at them.
-
-    Raises:
-        UserError: the recipe has no data root.
-    """
-    if recipe.dataset.root is None:
-        raise UserError(f"recipe {recipe.name!r} needs a data set: give its folder with --data-root")
-    inputs, dataset = _inputs(recipe, stage, train), recipe.dataset
-    return KittiConfig(
-        root=recipe.dataset.root, split=split, canvas=dataset.canvas,
-        depth=dataset.depth if inputs & DEPTH_INPUTS else "none", points="points" in inputs,
-        field_of_view="points" in inputs, divide=dataset.divide, placement=dataset.placement,
-        min_height_scale=dataset.min_height_scale,
-        augment=stage.augment if train else None, lidar_augment=stage.lidar_augment if train else None,
-        in_memory=dataset.in_memory,
-    )  # fmt: skip
-
-
-def training_data(recipe: Recipe, stage: StageConfig) -> Dataset:
-    """What a stage learns from: the training split, and the unlabelled frames if it asks for them.
-
-    Raises:
-        UserError: a folder or a list is not given or not there.
-    """
-    labelled = KittiDataset(kitti_config(recipe, stage, recipe.dataset.train_split, train=True))
-    if not stage.unlabelled:
-        return labelled
-    config = recipe.dataset.unlabelled
-    if config is None or config.root is None or config.frames is None:
-        raise UserError(
-            f"stage {stage.name!r} learns from unlabelled drives: give --dataset.unlabelled.root, their folder, and "
-            "--dataset.unlabelled.frames, a list of frames"
-        )
-    alike: dict[str, Any] = {f.name: getattr(labelled.config, f.name) for f in fields(FrameConfig)}
-    if labelled.config.depth != "none":
-        alike["depth"] = config.depth
-    raw = KittiRawConfig(root=config.root, frames=config.frames, **alike)
-    return JointDataset((labelled, KittiRawDataset(raw)))
-
-
-def _inputs(recipe: Recipe, stage: StageConfig, train: bool) -> set[str]:
-    """What the detectors of a stage look at."""
-    inputs: set[str] = {stage.detector.input}
-    if train:
-        inputs |= {recipe.stage(t).detector.input for t in stage.teachers}
-        inputs |= DETECTORS[detector_name(stage.detector)].build.also_trained_on(stage.detector)
-    return inputs

@@ -9,6 +9,8 @@ from typing import Literal
 import torch
 from torch import nn
 
+from distill3d.errors import UserError
+
 #: Where the cosine warm-up begins (xinzhuma/monodle lib/helpers/scheduler_helper.py).
 WARMUP_START = 1e-5
 #: Factor at each drop of the step schedule.
@@ -29,6 +31,7 @@ class Schedule:
     weight_decay: float = 1e-5  # batch-norm scales too; see ``decay``
     clip_norm: float | None = None  # of the gradient of all trained parameters
     ema: float | None = None  # decay per step of averaged weights, which are then evaluated and shared
+    ema_warmup: float | None = None  # steps over which that decay rises, see train/ema.py
     drop_last: bool = True
     #: One cycle (Smith and Topin, arXiv:1708.07120, with torch's defaults): the share of steps spent rising, by what
     #: the peak is divided at the start, and the start at the end.
@@ -39,6 +42,9 @@ class Schedule:
     #: Adam's first beta falls from the first to the second while the rate rises, and comes back; None: it stays.
     momentum: tuple[float, float] | None = None
     decay: Literal["all", "all_but_bias"] = "all_but_bias"  # which parameters decay
+    #: Part of the student (the beginning of its parameters' names) that learns at a share of the rate.
+    slower: str | None = None
+    slower_share: float = 0.5
 
 
 def learning_rate(schedule: Schedule, epoch: int, step: int, steps_per_epoch: int) -> float:
@@ -74,13 +80,24 @@ def _cycle(schedule: Schedule, epoch: int, step: int, steps_per_epoch: int) -> t
     return (1 + math.cos(math.pi * (done - schedule.rise) / (1 - schedule.rise))) / 2, False
 
 
-def build_optimiser(module: nn.Module, schedule: Schedule) -> torch.optim.Optimizer:
-    """Adam or AdamW over the module's trained parameters."""
+def build_optimiser(module: nn.Module, schedule: Schedule, student: str = "student.") -> torch.optim.Optimizer:
+    """Adam or AdamW over the module's trained parameters; each group's ``share`` is of the schedule's rate.
+
+    ``student``: how the names of the student's parameters begin in ``module``.
+
+    Raises:
+        UserError: the schedule slows down a part that the student does not have.
+    """
     trained = [(name, p) for name, p in module.named_parameters() if p.requires_grad]
-    groups = [
-        {"params": [p for name, p in trained if "bias" not in name], "weight_decay": schedule.weight_decay},
-        {"params": [p for name, p in trained if "bias" in name], 
-         "weight_decay": schedule.weight_decay if schedule.decay == "all" else 0.0},
-    ]  # fmt: skip
+    slow = None if schedule.slower is None else student + schedule.slower
+    if slow is not None and not any(name.startswith(slow) for name, _ in trained):
+        raise UserError(f"schedule.slower is {schedule.slower!r}, but no trained parameter's name begins so")
+    shares = {name: schedule.slower_share if slow is not None and name.startswith(slow) else 1.0 for name, _ in trained}
+    groups = []
+    for share in sorted(set(shares.values()), reverse=True):
+        for is_bias in (False, True):
+            chosen = [p for name, p in trained if shares[name] == share and ("bias" in name) == is_bias]
+            decay = schedule.weight_decay if schedule.decay == "all" or not is_bias else 0.0
+            groups.append({"params": chosen, "weight_decay": decay, "share": share, "lr": share * schedule.lr})
     kind = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[schedule.optimiser]
     return kind(groups, lr=schedule.lr, betas=schedule.betas, fused=True)

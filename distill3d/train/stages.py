@@ -11,13 +11,13 @@ import torch
 import yaml
 from lightning_fabric import Fabric
 
-from distill3d.data.kitti import KittiDataset
 from distill3d.errors import UserError
 from distill3d.settings import to_plain
 from distill3d.train.checkpoint import CARD, write_text
 from distill3d.train.loop import CONFIG, RunOptions, train_stage
 from distill3d.train.memory import keep_freed_memory
-from distill3d.train.recipe import Recipe, StageConfig, kitti_config
+from distill3d.train.recipe import Recipe, StageConfig
+from distill3d.train.sources import source_of
 
 RECIPE = "recipe.yaml"
 
@@ -33,8 +33,9 @@ def run_recipe(recipe: Recipe, options: RunOptions, only: tuple[str, ...] = ()) 
     """
     folder = options.out / recipe.name
     chosen = [recipe.stage(name) for name in only] if only else list(recipe.stages)
+    source = source_of(recipe)
     for split in (recipe.dataset.train_split, recipe.dataset.eval_split):
-        KittiDataset(kitti_config(recipe, chosen[0], split, train=False))  # refuses a wrong folder before any is made
+        source.evaluation(chosen[0], split)  # refuses a wrong folder before any is made
     fabric = launch(options)
     if options.threads is not None:
         torch.set_num_threads(options.threads)

@@ -14,6 +14,7 @@ from distill3d.camera import Camera, ImageAffine
 from distill3d.data.augment import AugmentConfig
 from distill3d.data.kitti_raw import OBJECT_ID, RAW_IDENTITY, RawMapping, drive_of, is_raw_id
 from distill3d.data.sample import Batch
+from distill3d.data.surround import SurroundBatch
 from distill3d.detectors.base import Detector, FeatureMap, Outputs
 from distill3d.distill.context import detached
 from distill3d.errors import UserError
@@ -109,11 +110,12 @@ class Teacher(nn.Module):
         return self
 
     @torch.no_grad()
-    def forward(self, batch: Batch, targets: Any) -> Outputs:
+    def forward(self, batch: Batch | SurroundBatch, targets: Any) -> Outputs:
         """The teacher's outputs at the student's ``targets``, cut from the graph."""
-        if self._answers is not None and not self._answers and not self._fits(self._answer(batch, targets, 0)):
+        if self._answers is None or isinstance(batch, SurroundBatch):
+            return detached(self.detector.forward_at(batch, targets))
+        if not self._answers and not self._fits(self._answer(batch, targets, 0)):
             self._answers = None
-        if self._answers is None:
             return detached(self.detector.forward_at(batch, targets))
         keys = list(zip(batch.frame_ids, batch.affine.flip.tolist(), strict=True))
         for i, key in enumerate(keys):

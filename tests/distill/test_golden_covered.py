@@ -5,15 +5,18 @@ import sys
 from pathlib import Path
 
 import pytest
-from golden import golden_files
+from golden import golden_files, stem
 
 TESTS = Path(__file__).resolve().parents[1]
-SETS = ("monodle", "monodistill", "monoskd", "monostl", "monodetr", "cmkd", "monotakd")
+SETS = (
+    "monodle", "monodistill", "monoskd", "monostl", "monodetr", "cmkd", "monotakd", "bevdepth", "labeldistill",
+    "nuscenes",
+)  # fmt: skip
 
 
 @pytest.mark.golden
 def test_every_recorded_file_has_a_case(request: pytest.FixtureRequest) -> None:
-    names = [f"{method}/{path.stem}" for method in SETS for path in golden_files(method)]
+    names = [f"{method}/{stem(path)}" for method in SETS for path in golden_files(method)]
     if not names:
         pytest.skip("no recorded results (set DISTILL3D_GOLDEN)")
     missing = set(names) - cases([item.nodeid for item in request.session.items])

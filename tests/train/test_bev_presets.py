@@ -21,7 +21,8 @@ from distill3d.errors import UserError
 from distill3d.recipes import bev, get_recipe
 from distill3d.train.checkpoint import load_detector, load_matching, load_weights
 from distill3d.train.loop import RunOptions, TrainingStep, build_step
-from distill3d.train.recipe import Recipe, StageConfig, UnlabelledConfig, training_data
+from distill3d.train.recipe import Recipe, StageConfig, UnlabelledConfig
+from distill3d.train.sources import source_of
 from distill3d.train.stages import run_recipe
 from distill3d.train.teachers import Teacher, slots_of
 
@@ -44,7 +45,7 @@ def step_of(recipe: Recipe, folder: Path, stage: StageConfig) -> tuple[TrainingS
     torch.manual_seed(0)
     teachers = {name: Teacher(folder / name) for name in stage.teachers}
     step = build_step(stage, teachers).train()
-    return step, teachers, next(iter(batches(training_data(recipe, stage), [0, 1], 2, 0, 0)))
+    return step, teachers, next(iter(batches(source_of(recipe).training(stage), [0, 1], 2, 0, 0)))
 
 
 def losses(step: TrainingStep, teachers: dict[str, Teacher], batch: Batch) -> dict[str, torch.Tensor]:
@@ -90,7 +91,7 @@ def test_cmkds_student_is_the_baseline(trained: tuple[Recipe, Path]) -> None:
 
     def work(name: str) -> int:
         detector, _ = load_detector(folder / name)
-        batch = next(iter(batches(training_data(recipe, recipe.stage("baseline")), [0], 1, None, 0)))
+        batch = next(iter(batches(source_of(recipe).training(recipe.stage("baseline")), [0], 1, None, 0)))
         with FlopCounterMode(display=False) as counter, torch.no_grad():
             detector.decode(detector(batch), batch)
         return counter.get_total_flops()
@@ -171,7 +172,7 @@ def test_unlabelled_frames_are_taught_like_labelled_ones(trained: tuple[Recipe, 
     recipe, folder = trained
     stage = recipe.stage(name)
     step, teachers, batch = step_of(recipe, folder, stage)
-    data = training_data(recipe, stage)
+    data = source_of(recipe).training(stage)
     half = [data.get(0), replace(data.get(1), objects=None)]
     step.eval()  # batch norm would otherwise see the first batch again
     mixed, labelled = collate(half), collate([data.get(0), data.get(1)])
@@ -187,7 +188,7 @@ def test_unlabelled_frames_are_taught_like_labelled_ones(trained: tuple[Recipe, 
 def test_labels_of_some_frames_are_all_that_the_baseline_learns(trained: tuple[Recipe, Path]) -> None:
     recipe, _ = trained
     stage = recipe.stage("baseline")
-    data = training_data(recipe, stage)
+    data = source_of(recipe).training(stage)
     student = build_detector(stage.detector).eval()
     mixed = collate([data.get(0), replace(data.get(1), objects=None)])
     targets = student.encode(mixed)
@@ -226,7 +227,7 @@ def test_unlabelled_drives_need_a_list(streets: Path) -> None:
     recipe = get_recipe("cmkd_second_raw")
     recipe = replace(recipe, dataset=replace(recipe.dataset, root=streets))
     with pytest.raises(UserError, match="dataset.unlabelled.root"):
-        training_data(recipe, recipe.stage("bev"))
+        source_of(recipe).training(recipe.stage("bev"))
 
 
 def raw_drives(streets: Path, folder: Path, frames: int = 4) -> UnlabelledConfig:
@@ -254,7 +255,7 @@ def test_unlabelled_drives_are_learned_from(trained: tuple[Recipe, Path], street
     drives = raw_drives(streets, tmp_path)
     more = replace(recipe.stage("bev"), name="bev_raw", unlabelled=True)
     recipe = replace(recipe, stages=(*recipe.stages, more), dataset=replace(recipe.dataset, unlabelled=drives))
-    data = training_data(recipe, more)
+    data = source_of(recipe).training(more)
     assert len(data) == 8 + 4 and data.get(8).objects is None and data.get(0).objects is not None
     run_recipe(recipe, quiet(folder.parent), only=("bev_raw",))
     seen = json.loads((folder / "bev_raw" / "card.json").read_text())["trained_on"]["frames"]

@@ -17,7 +17,8 @@ from distill3d.recipes import RECIPES, get_recipe
 from distill3d.recipes.kitti import BASES, METHODS, selective_monoskd
 from distill3d.train.checkpoint import load_weights
 from distill3d.train.loop import RunOptions, TrainingStep, build_step
-from distill3d.train.recipe import Recipe, StageConfig, kitti_config
+from distill3d.train.recipe import Recipe, StageConfig
+from distill3d.train.sources import kitti_config
 from distill3d.train.stages import run_recipe
 from distill3d.train.teachers import Teacher
 

@@ -21,7 +21,8 @@ from distill3d.errors import UserError
 from distill3d.train.checkpoint import load_state, load_weights
 from distill3d.train.htl import HTLConfig
 from distill3d.train.loop import RunOptions, _Run, build_step
-from distill3d.train.recipe import Recipe, kitti_config
+from distill3d.train.recipe import Recipe
+from distill3d.train.sources import kitti_config
 from distill3d.train.stages import run_recipe
 from distill3d.train.teachers import Teacher, refuse_overlap, trained_on
 
@@ -187,7 +188,7 @@ from distill3d.data.sample import Batch
 from distill3d.layers.distributed import share_batch_norm
 from distill3d.train.htl import HTLConfig
 from distill3d.train.loop import RunOptions, _Run, build_step
-from distill3d.train.recipe import kitti_config
+from distill3d.train.sources import kitti_config
 from distill3d.train.stages import launch
 
 root, out, world = Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3])

@@ -3,6 +3,8 @@
 import pytest
 import torch
 
+from distill3d.errors import UserError
+from distill3d.train.ema import WeightAverage
 from distill3d.train.schedules import Schedule, build_optimiser, first_beta, learning_rate
 
 MONODLE = Schedule()
@@ -56,3 +58,35 @@ def test_only_biases_are_not_decayed(kind: str) -> None:
     assert names == {"0.weight", "1.weight"}
     everything = build_optimiser(module, Schedule(optimiser=kind, weight_decay=0.1, decay="all"))
     assert all(group["weight_decay"] == 0.1 for group in everything.param_groups)
+
+
+def test_a_part_learns_slower() -> None:
+    module = torch.nn.ModuleDict({"student": torch.nn.ModuleDict({"backbone": torch.nn.Linear(2, 2),
+                                                                  "head": torch.nn.Linear(2, 2)})})  # fmt: skip
+    optimiser = build_optimiser(module, Schedule(lr=0.1, slower="backbone", slower_share=0.5))
+    share_of = {id(p): group["share"] for group in optimiser.param_groups for p in group["params"]}
+    shares = {name: share_of[id(p)] for name, p in module.named_parameters()}
+    assert shares == {
+        "student.backbone.weight": 0.5, "student.backbone.bias": 0.5,
+        "student.head.weight": 1.0, "student.head.bias": 1.0,
+    }  # fmt: skip
+    assert {group["share"]: group["lr"] for group in optimiser.param_groups} == {1.0: 0.1, 0.5: 0.05}
+    with pytest.raises(UserError, match="'neck'"):
+        build_optimiser(module, Schedule(slower="neck"))
+
+
+@pytest.mark.parametrize(("epoch", "expected"), [(0, 2e-4), (18, 2e-4), (19, 2e-5), (22, 2e-5), (23, 2e-6)])
+def test_steps_without_warm_up(epoch: int, expected: float) -> None:
+    schedule = Schedule(lr=2e-4, warmup_epochs=0, drops=(19, 23))
+    assert learning_rate(schedule, epoch, 3, 10) == pytest.approx(expected)
+
+
+def test_averages_forget_their_beginning_sooner() -> None:
+    """BEVDepth's decay at the fifth update is 0.999 (1 - exp(-5 / 2000)) = 0.0024944."""
+    module = torch.nn.Linear(1, 1, bias=False)
+    for warmup, kept in ((None, 0.999), (2000.0, 0.0024944)):
+        torch.nn.init.zeros_(module.weight)
+        average = WeightAverage(module, 0.999, warmup)
+        torch.nn.init.ones_(module.weight)
+        average.update(module, 5)
+        assert 1 - average.state["weight"].item() == pytest.approx(kept, abs=1e-7)

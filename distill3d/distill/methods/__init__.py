@@ -8,7 +8,7 @@ from typing import Any
 
 from distill3d.detectors.base import FeatureMap
 from distill3d.distill.context import Context
-from distill3d.distill.methods import cmkd, monodistill, monoskd, monostl, monotakd
+from distill3d.distill.methods import cmkd, labeldistill, monodistill, monoskd, monostl, monotakd
 from distill3d.distill.methods.mixed import MixedConfig
 from distill3d.distill.style import StyledConfig
 from distill3d.distill.term import Term
@@ -32,6 +32,7 @@ METHODS: dict[str, Method] = {
         Method("monostl", monostl.MonoSTLConfig, monostl.terms),
         Method("cmkd", cmkd.CMKDConfig, cmkd.terms),
         Method("monotakd", monotakd.MonoTAKDConfig, monotakd.terms),
+        Method("labeldistill", labeldistill.LabelDistillConfig, labeldistill.terms),
     )
 }
 
@@ -42,6 +43,7 @@ MethodConfig = (
     | monostl.MonoSTLConfig
     | cmkd.CMKDConfig
     | monotakd.MonoTAKDConfig
+    | labeldistill.LabelDistillConfig
     | MixedConfig
 )
 

@@ -1,0 +1,226 @@
+"""Where a recipe's stages get their frames from, and by which official metric they are judged: one source per data set.
+
+The training loop knows nothing else of KITTI or nuScenes.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from distill3d.data.class_balance import ClassBalanced
+from distill3d.data.kitti import FrameConfig, KittiConfig, KittiDataset
+from distill3d.data.kitti_raw import KittiRawConfig, KittiRawDataset, RawMapping
+from distill3d.data.nuscenes import NuScenesConfig, NuScenesDataset
+from distill3d.data.sample import Dataset, JointDataset
+from distill3d.detectors import DETECTORS, detector_name
+from distill3d.detectors.base import Detector
+from distill3d.errors import UserError
+from distill3d.train.evaluation import evaluate_detector, evaluate_surround, summary, surround_summary
+from distill3d.train.precision import Precision
+from distill3d.train.recipe import DatasetConfig, Recipe, StageConfig, SurroundDatasetConfig
+from distill3d.train.teachers import is_repeatable
+
+#: Inputs for which depth images are read, and those for which a surround view's pictures are.
+DEPTH_INPUTS = {"depth", "rgb+gt_depth"}
+CAMERA_INPUTS = {"rgb", "rgb+gt_depth"}
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What an evaluation leaves in the log."""
+
+    metrics: dict[str, Any]  # by kind: {"ap": {...}} as the report reads it
+    scalars: dict[str, float]  # the same for TensorBoard
+    score: float  # by which ``keep="best"`` chooses
+
+
+class Source(ABC):
+    """The data of a recipe.
+
+    Raises:
+        UserError: on construction, the recipe has no data root.
+    """
+
+    def __init__(self, recipe: Recipe) -> None:
+        if recipe.dataset.root is None:
+            raise UserError(f"recipe {recipe.name!r} needs a data set: give its folder with --data-root")
+        self.recipe = recipe
+
+    @abstractmethod
+    def training(self, stage: StageConfig) -> Dataset:
+        """What a stage learns from.
+
+        Raises:
+            UserError: a folder, a file or a list is not given or not there.
+        """
+
+    @abstractmethod
+    def evaluation(self, stage: StageConfig, split: str) -> Dataset:
+        """The frames of a split as the stage's detector sees them at test time.
+
+        Raises:
+            UserError: a folder, a file or a list is not there.
+        """
+
+    @abstractmethod
+    def judge(
+        self, detector: Detector, data: Any, device: torch.device, precision: Precision, folder: Path | None
+    ) -> Verdict:
+        """The official metric on frames from ``evaluation``; with ``folder``, predictions and numbers go there."""
+
+    @abstractmethod
+    def card(self, data: Any) -> dict[str, Any]:
+        """What someone who is handed the weights needs to know of the images and sensors."""
+
+    @property
+    def mapping(self) -> RawMapping | None:
+        """Which raw frames the frames are, where the recipe says so."""
+        return None
+
+    def repeatable(self, stage: StageConfig, modality: str) -> bool:
+        """Whether a teacher with this input sees each frame in two forms at most, so that its answers can be kept."""
+        return False
+
+
+def source_of(recipe: Recipe) -> Source:
+    """The source for the recipe's kind of data set."""
+    return KittiSource(recipe) if isinstance(recipe.dataset, DatasetConfig) else NuScenesSource(recipe)
+
+
+def inputs_of(recipe: Recipe, stage: StageConfig, train: bool) -> set[str]:
+    """What the detectors of a stage look at; in training also its teachers, and what its own loss needs."""
+    inputs: set[str] = {stage.detector.input}
+    if train:
+        inputs |= {recipe.stage(t).detector.input for t in stage.teachers}
+        inputs |= DETECTORS[detector_name(stage.detector)].build.also_trained_on(stage.detector)
+    return inputs
+
+
+# ---------------------------------------------------------------------------------------------------------------- KITTI
+
+
+class KittiSource(Source):
+    """KITTI's object data, and its raw drives without labels."""
+
+    def training(self, stage: StageConfig) -> Dataset:
+        labelled = KittiDataset(kitti_config(self.recipe, stage, self.recipe.dataset.train_split, train=True))
+        if stage.lidar_augment is not None:
+            _ = labelled.object_database  # once, not in every worker
+        if not stage.unlabelled:
+            return labelled
+        config = _kitti(self.recipe).unlabelled
+        if config is None or config.root is None or config.frames is None:
+            raise UserError(
+                f"stage {stage.name!r} learns from unlabelled drives: give --dataset.unlabelled.root, their folder, "
+                "and --dataset.unlabelled.frames, a list of frames"
+            )
+        alike: dict[str, Any] = {f.name: getattr(labelled.config, f.name) for f in fields(FrameConfig)}
+        if labelled.config.depth != "none":
+            alike["depth"] = config.depth
+        raw = KittiRawConfig(root=config.root, frames=config.frames, **alike)
+        return JointDataset((labelled, KittiRawDataset(raw)))
+
+    def evaluation(self, stage: StageConfig, split: str) -> KittiDataset:
+        return KittiDataset(kitti_config(self.recipe, stage, split, train=False))
+
+    def judge(
+        self, detector: Detector, data: KittiDataset, device: torch.device, precision: Precision, folder: Path | None
+    ) -> Verdict:
+        result = evaluate_detector(detector, data, self.recipe.evaluation.batch_size, device, precision, folder)
+        found = summary(result)
+        scalars = {f"ap/{name}_moderate": values[1] for name, values in found.items()}
+        return Verdict({"ap": found}, scalars, result.ap("car", "3d", "loose")[1])
+
+    def card(self, data: KittiDataset) -> dict[str, Any]:
+        dataset, first = _kitti(self.recipe), data.get(0)
+        focal = float(first.camera.projection[0, 0])
+        return {
+            "canvas": list(dataset.canvas), "focal": focal, "file_focal": focal / float(first.affine.scale),
+            "placement": dataset.placement, "min_height_scale": dataset.min_height_scale,
+            "lidar_to_camera": None if first.lidar_to_camera is None else first.lidar_to_camera.tolist(),
+        }  # fmt: skip
+
+    @property
+    def mapping(self) -> RawMapping | None:
+        unlabelled = _kitti(self.recipe).unlabelled
+        return None if unlabelled is None or unlabelled.mapping is None else RawMapping.read(unlabelled.mapping)
+
+    def repeatable(self, stage: StageConfig, modality: str) -> bool:
+        return is_repeatable(stage.augment, modality)
+
+
+def kitti_config(recipe: Recipe, stage: StageConfig, split: str, train: bool) -> KittiConfig:
+    """How a stage reads a split: with depth images where its detector or a teacher looks at them.
+
+    Raises:
+        UserError: the recipe has no data root.
+    """
+    dataset = _kitti(recipe)
+    if dataset.root is None:
+        raise UserError(f"recipe {recipe.name!r} needs a data set: give its folder with --data-root")
+    inputs = inputs_of(recipe, stage, train)
+    return KittiConfig(
+        root=dataset.root, split=split, canvas=dataset.canvas,
+        depth=dataset.depth if inputs & DEPTH_INPUTS else "none", points="points" in inputs,
+        field_of_view="points" in inputs, divide=dataset.divide, placement=dataset.placement,
+        min_height_scale=dataset.min_height_scale,
+        augment=stage.augment if train else None, lidar_augment=stage.lidar_augment if train else None,
+        in_memory=dataset.in_memory,
+    )  # fmt: skip
+
+
+def _kitti(recipe: Recipe) -> DatasetConfig:
+    assert isinstance(recipe.dataset, DatasetConfig)
+    return recipe.dataset
+
+
+# ------------------------------------------------------------------------------------------------------------- nuScenes
+
+
+class NuScenesSource(Source):
+    """Surround views in nuScenes' layout."""
+
+    def training(self, stage: StageConfig) -> Dataset:
+        data = NuScenesDataset(nuscenes_config(self.recipe, stage, self.recipe.dataset.train_split, train=True))
+        return ClassBalanced(data, self.recipe.seed + stage.seed_offset) if stage.class_balanced else data
+
+    def evaluation(self, stage: StageConfig, split: str) -> NuScenesDataset:
+        return NuScenesDataset(nuscenes_config(self.recipe, stage, split, train=False))
+
+    def judge(
+        self, detector: Detector, data: NuScenesDataset, device: torch.device, precision: Precision, folder: Path | None
+    ) -> Verdict:
+        result = evaluate_surround(detector, data, self.recipe.evaluation.batch_size, device, precision, folder)
+        found = surround_summary(result)
+        scalars = {name: value for name, value in found.items() if isinstance(value, float)}
+        return Verdict({"nuscenes": found}, scalars, result.nds)
+
+    def card(self, data: NuScenesDataset) -> dict[str, Any]:
+        config = data.config
+        return {"canvas": list(config.canvas), "classes": list(config.classes), "version": config.version,
+                "past": list(config.past), "ego_frame": config.ego_frame}  # fmt: skip
+
+
+def nuscenes_config(recipe: Recipe, stage: StageConfig, split: str, train: bool) -> NuScenesConfig:
+    """How a stage reads a split: pictures, scans and depth where its detector or a teacher looks at them.
+
+    Raises:
+        UserError: the recipe has no data root.
+    """
+    dataset = recipe.dataset
+    assert isinstance(dataset, SurroundDatasetConfig)
+    if dataset.root is None:
+        raise UserError(f"recipe {recipe.name!r} needs a data set: give its folder with --data-root")
+    inputs = inputs_of(recipe, stage, train)
+    return NuScenesConfig(
+        root=dataset.root, version=dataset.version, split=split, classes=dataset.classes, canvas=dataset.canvas,
+        past=dataset.past, missing_past=dataset.missing_past, sweeps=dataset.sweeps, ego_frame=dataset.ego_frame,
+        images=bool(inputs & CAMERA_INPUTS), points="points" in inputs, depth=bool(inputs & DEPTH_INPUTS),
+        image_augment=stage.image_augment if train else None, bev_augment=stage.bev_augment if train else None,
+        in_memory=dataset.in_memory,
+    )  # fmt: skip

@@ -1,0 +1,73 @@
+"""A few synthetic drives with six cameras and a recipe that trains on them within seconds, for end-to-end tests."""
+
+from dataclasses import replace
+from pathlib import Path
+
+from distill3d.camera import DepthBins
+from distill3d.data.nuscenes import SweepConfig
+from distill3d.detectors import DetectorConfig
+from distill3d.detectors.bevdepth import BEVDepthConfig
+from distill3d.detectors.centerpoint import CenterPointConfig, PillarEncoderConfig
+from distill3d.detectors.label_encoder import LabelEncoderConfig
+from distill3d.layers.bev_second import SECONDBlocksConfig, SECONDFPNConfig
+from distill3d.layers.centre_head import CentreHeadConfig, tiny_head
+from distill3d.layers.resnet import ResNetConfig
+from distill3d.layers.voxels import VoxelGrid
+from distill3d.recipes import get_recipe
+from distill3d.synth.nuscenes_writer import write_nuscenes
+from distill3d.synth.settings import SurroundStreetConfig
+from distill3d.train.recipe import Recipe
+
+CANVAS = (64, 32)
+KEY_FRAMES = 4
+#: The ground of the smallest detectors: 16 x 16 cells of 1.6 m.
+REACH, CELL = 12.8, 1.6
+LOW, HIGH = -5.0, 3.0
+NECK = SECONDFPNConfig(channels=(8, 8))
+
+
+def write_drives(folder: Path, seed: int = 0) -> Path:
+    """A nuScenes-layout folder of two short drives, one to train on and one to evaluate on."""
+    config = SurroundStreetConfig(
+        width=CANVAS[0], height=CANVAS[1], rays_per_pixel_side=1, frames_per_scene=KEY_FRAMES, lidar_rate=4.0,
+        lidar_step=3.0, cars=(8, 8), reach=15.0,
+    )  # fmt: skip
+    return write_nuscenes(folder, seed=seed, config=config, splits={"train": 1, "val": 1}, workers=1, progress=False)
+
+
+def small_head(head: CentreHeadConfig) -> CentreHeadConfig:
+    changed = tiny_head(extent=(-REACH, -REACH, REACH, REACH), cell=CELL, shared_channels=8, branch_channels=8)
+    return replace(changed, code_weights=head.code_weights)
+
+
+def small_surround_detector(config: DetectorConfig) -> DetectorConfig:
+    """The same detector, as small as it can be."""
+    if isinstance(config, CenterPointConfig):
+        grid = VoxelGrid((-REACH, -REACH, LOW, REACH, REACH, HIGH), (0.8, 0.8, HIGH - LOW))
+        pillars = PillarEncoderConfig(grid, max_points=4, features=8, channels=(8,))
+        return replace(config, pillars=pillars, backbone=SECONDBlocksConfig(layers=(1, 1), channels=(8, 8)), neck=NECK,
+                       head=small_head(config.head))  # fmt: skip
+    if isinstance(config, LabelEncoderConfig):
+        return replace(config, hidden=8, channels=(8, 8), neck=NECK, head=small_head(config.head))
+    assert isinstance(config, BEVDepthConfig)
+    return replace(
+        config, trunk=ResNetConfig("basic", (1, 1, 1, 1), (8, 8, 8, 8), finest=4), neck_channels=8,
+        bins=DepthBins(2.0, 26.0, 12, "UD"), depth_channels=8, context_channels=8,
+        grid=VoxelGrid((-REACH, -REACH, LOW, REACH, REACH, HIGH), (CELL, CELL, HIGH - LOW)), bev_base=8,
+        bev_channels=config.bev_channels and 8,
+        bev_neck_channels=8, head=small_head(config.head),
+    )  # fmt: skip
+
+
+def small_surround_preset(name: str, root: Path) -> Recipe:
+    """A preset for synthetic drives with still smaller nets and one epoch, in float32."""
+    recipe = get_recipe(name)
+    stages = tuple(
+        replace(
+            stage, detector=small_surround_detector(stage.detector),
+            schedule=replace(stage.schedule, epochs=1, batch_size=2),
+        )
+        for stage in recipe.stages
+    )  # fmt: skip
+    dataset = replace(recipe.dataset, root=root, canvas=CANVAS, sweeps=SweepConfig(past=1, future=0, scans=2))
+    return replace(recipe, stages=stages, dataset=dataset, precision="fp32")
