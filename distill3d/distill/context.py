@@ -10,7 +10,6 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from distill3d.data.sample import Batch
 from distill3d.detectors.base import Detector, FeatureMap, Outputs
 from distill3d.errors import UserError
 
@@ -21,7 +20,7 @@ class Context:
 
     student: Outputs
     teachers: dict[str, Outputs]  # detached; in eval mode unless the method says otherwise
-    batch: Batch
+    batch: Any  # a Batch, or of surround views a SurroundBatch
     targets: Any  # as the student's ``encode`` gave them
     #: Who said ``student``, and who said each of ``teachers``: for what outputs alone do not tell.
     student_detector: Detector | None = None
@@ -56,16 +55,19 @@ class Context:
         return [comparable(tap, self.student, self.teacher) for tap in taps]
 
     @cached_property
-    def depth_log_scales(self) -> tuple[Float[Tensor, "b k"], Float[Tensor, "b k"]]:
-        """How unsure student and teacher are of each object's depth, see ``Detector.depth_log_scale``; no gradient."""
-        teacher = self.teacher
-        (of_teacher,) = self.teacher_detectors.values()
+    def student_log_scale(self) -> Float[Tensor, "b k"]:
+        """How unsure the student is of each object's depth, see ``Detector.depth_log_scale``; no gradient."""
         assert self.student_detector is not None
         with torch.no_grad():
-            return (
-                self.student_detector.depth_log_scale(self.student, self.batch, self.targets),
-                of_teacher.depth_log_scale(teacher, self.batch, self.targets),
-            )
+            return self.student_detector.depth_log_scale(self.student, self.batch, self.targets)
+
+    @cached_property
+    def teacher_log_scale(self) -> Float[Tensor, "b k"]:
+        """The same of the only teacher.  Apart from the student's, for some teachers cannot say."""
+        teacher = self.teacher
+        (of_teacher,) = self.teacher_detectors.values()
+        with torch.no_grad():
+            return of_teacher.depth_log_scale(teacher, self.batch, self.targets)
 
 
 def comparable(

@@ -9,7 +9,8 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from distill3d.detectors.base import FeatureMap, ImageGeometry
+from distill3d.data.surround import SurroundObjectBatch
+from distill3d.detectors.base import BevGeometry, FeatureMap, ImageGeometry
 from distill3d.layers.heatmap import draw_gaussians, gaussian_radius
 
 #: How box edges index a map.  ``python`` slices as Python does: a negative edge counts from the end, so objects cut by
@@ -70,6 +71,16 @@ class SelectiveTargets(ObjectTargets, Protocol):
         ...
 
 
+@runtime_checkable
+class SeenTargets(Protocol):
+    """What selective terms read of the targets of a detector of surround views; slots are the batch's objects."""
+
+    @property
+    def seen_at(self) -> Int[Tensor, "b k"] | None:
+        """Where the detector says how sure it is of the object's depth; negative where no camera shows its centre."""
+        ...
+
+
 def image_stride(feature: FeatureMap) -> int:
     """Canvas pixels a cell.
 
@@ -79,6 +90,34 @@ def image_stride(feature: FeatureMap) -> int:
     if not isinstance(feature.geometry, ImageGeometry):
         raise ValueError(f"boxes in the image need a map on the image, not one on {feature.geometry}")
     return feature.geometry.stride
+
+
+def ground_geometry(feature: FeatureMap) -> BevGeometry:
+    """Where the cells of a map lie on the ground around the vehicle.
+
+    Raises:
+        ValueError: the map does not lie there, or its rows do not run along y.
+    """
+    geometry = feature.geometry
+    if not isinstance(geometry, BevGeometry) or geometry.frame != "ego" or geometry.axes != ("y", "x"):
+        raise ValueError(f"footprints need a map of the ground around the vehicle, rows along y, not one on {geometry}")
+    return geometry
+
+
+def footprint_boxes(objects: SurroundObjectBatch, extent: tuple[float, float, float, float]) -> Float[Tensor, "b m 4"]:
+    """The axis-aligned rectangles about the objects' turned footprints: x min, y min, x max, y max in m from the lower
+    corner of ``extent``, so that divided by a map's cell they are left, top, right, bottom in cells."""
+    along, across = objects.yaw.cos().abs(), objects.yaw.sin().abs()
+    length, width, _ = objects.size.unbind(-1)
+    reach = torch.stack((length * along + width * across, length * across + width * along), dim=-1) / 2
+    centre = objects.centre[..., :2] - objects.centre.new_tensor(extent[:2])
+    return torch.cat((centre - reach, centre + reach), dim=-1)
+
+
+def whole_cells(box: Float[Tensor, "b k 4"], cell: float) -> Float[Tensor, "b k 4"]:
+    """The fewest whole cells that hold each box, in cells: on the ground a person is smaller than one."""
+    lower, upper = (box / cell).chunk(2, dim=-1)
+    return torch.cat((lower.floor(), upper.ceil()), dim=-1)
 
 
 def box_mask(

@@ -8,12 +8,15 @@ the student, its domain adaptation, is the detector's.
 
 Nothing is normalised or projected: the student's map must meet the teacher's in scale.  With a PointPillars teacher the
 weights are 4 (32 where frames of KITTI raw are added), 1, 2 and 0.2.
+
+With a CenterPoint teacher (pcdet/models/dense_heads/center_head_soft.py) L_cls and L_loc compare centre heads, see
+distill/centre_responses.py; weights are ``CENTRE_RESPONSE``'s, and the student learns from labels as well.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
@@ -21,6 +24,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from distill3d.detectors.base import Outputs
+from distill3d.distill.centre_responses import centre_box_loss, centre_class_loss, centre_predictions
 from distill3d.distill.context import Context, comparable, same_grid
 from distill3d.distill.distances import weighted_mean
 from distill3d.distill.precision import full_precision
@@ -37,29 +41,35 @@ MEAN_EPS = 1e-12
 BOX_CODE = 7
 #: The raw maps of an anchor head.
 ANCHOR_MAPS = ("cls", "box", "dir")
+#: The settings of the response terms with which CMKD compares centre heads.
+CENTRE_RESPONSE: dict[str, Any] = {"response": "centres", "cls_weight": 1.0, "loc_weight": 4.0, "dir_weight": 0.0}
 
 FeatureForm = Literal["l2", "sum"]
 
 
 @dataclass(frozen=True)
-class AnchorResponseConfig(StyledConfig):
-    """What student and teacher with anchor heads are compared by.  A term of weight 0 is left out."""
+class ResponseConfig(StyledConfig):
+    """What the heads of student and teacher are compared by.  A term of weight 0 is left out."""
 
+    #: What both heads are; ``centres`` asks for weights as in ``CENTRE_RESPONSE``.
+    response: Literal["anchors", "centres"] = "anchors"
     cls_weight: float = 2.0
     loc_weight: float = 2.0
     dir_weight: float = 0.4
-    #: The teacher's probability above which an anchor counts as an object.
+    #: The teacher's probability above which an anchor counts as an object; of centres, above which a cell's box counts.
     positive: float = 0.1
+    centre_positive: float = 0.3  # of centres: above which a cell counts in the divisor of L_cls
     tap: str = "bev"
+    teacher_tap: str | None = None  # what it is compared to in the teacher; None: the tap of the same name
     teacher: str | None = None  # its stage; None: the only one
-    #: Whether L_cls is divided by the images of this process, as L_loc and L_dir are.
+    #: Whether L_cls of anchors is divided by the images of this process, as L_loc and L_dir are.
     cls_over_batch: bool = option(released=False, intended=True, default=False)
     #: Teacher's batch norm; for the train loop.
     teacher_bn: Literal["eval", "train"] = option(released="eval", intended="eval", default="eval")
 
 
 @dataclass(frozen=True)
-class CMKDConfig(AnchorResponseConfig):
+class CMKDConfig(ResponseConfig):
     """Weights of the released configs with a SECOND teacher, and one option for each point where code and intention
     differ."""
 
@@ -71,13 +81,30 @@ class CMKDConfig(AnchorResponseConfig):
 
 
 def terms(config: CMKDConfig, student_channels: dict[str, int], teacher_channels: dict[str, int]) -> list[Term]:
-    """The feature term and the three response terms; what fits is seen on the first batch, see ``comparable``."""
+    """The feature term and the response terms; what fits is seen on the first batch, see ``comparable``.
+
+    Raises:
+        UserError: as ``response_terms``.
+    """
     return [term for term in (FeatureTerm(config), *response_terms(config)) if term.weight != 0]
 
 
-def response_terms(config: AnchorResponseConfig) -> list[Term]:
-    """L_cls, L_loc and L_dir, as far as their weights are not 0."""
-    all_terms = [ClassResponseTerm(config), BoxResponseTerm(config), DirectionResponseTerm(config)]
+def response_terms(config: ResponseConfig) -> list[Term]:
+    """L_cls, L_loc and L_dir, as far as their weights are not 0.
+
+    Raises:
+        UserError: directions are to be compared between centre heads.
+    """
+    if config.response == "centres":
+        if config.dir_weight != 0:
+            raise UserError(
+                f"centre heads have no classes of direction: with response 'centres' dir_weight must be 0, not "
+                f"{config.dir_weight}; published weights are cls_weight {CENTRE_RESPONSE['cls_weight']} and loc_weight "
+                f"{CENTRE_RESPONSE['loc_weight']}"
+            )
+        all_terms = [CentreClassResponseTerm(config), CentreBoxResponseTerm(config)]
+    else:
+        all_terms = [ClassResponseTerm(config), BoxResponseTerm(config), DirectionResponseTerm(config)]
     return [term for term in all_terms if term.weight != 0]
 
 
@@ -92,9 +119,10 @@ class FeatureTerm(Term):
         self.config = config
 
     def forward(self, context: Context) -> Tensor:
-        student, teacher = comparable(self.config.tap, context.student, context.named(self.config.teacher))
+        config = self.config
+        student, teacher = comparable(config.tap, context.student, context.named(config.teacher), config.teacher_tap)
         return feature_loss(
-            student.tensor, teacher.tensor.detach(), self.config.feature_form, self.config.nonzero_weighting
+            student.tensor, teacher.tensor.detach(), config.feature_form, config.nonzero_weighting
         ).float()
 
 
@@ -104,7 +132,7 @@ class ClassResponseTerm(Term):
 
     couples_batch: ClassVar[bool] = True
 
-    def __init__(self, config: AnchorResponseConfig) -> None:
+    def __init__(self, config: ResponseConfig) -> None:
         super().__init__("response_cls", config.cls_weight)
         self.config = config
 
@@ -116,7 +144,7 @@ class ClassResponseTerm(Term):
 class BoxResponseTerm(Term):
     """L_loc, see ``box_loss``; a mean over images."""
 
-    def __init__(self, config: AnchorResponseConfig) -> None:
+    def __init__(self, config: ResponseConfig) -> None:
         super().__init__("response_loc", config.loc_weight)
         self.config = config
 
@@ -128,7 +156,7 @@ class BoxResponseTerm(Term):
 class DirectionResponseTerm(Term):
     """L_dir, see ``direction_loss``; a mean over images."""
 
-    def __init__(self, config: AnchorResponseConfig) -> None:
+    def __init__(self, config: ResponseConfig) -> None:
         super().__init__("response_dir", config.dir_weight)
         self.config = config
 
@@ -137,7 +165,39 @@ class DirectionResponseTerm(Term):
         return direction_loss(student["dir"], teacher["dir"], teacher["cls"], self.config.positive).float()
 
 
-def anchor_rows(context: Context, config: AnchorResponseConfig) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+class CentreClassResponseTerm(Term):
+    """L_cls of centre heads, see ``centre_class_loss``.  Couples the batch: a sum over its cells divided by its number
+    of those that the teacher is sure of, both of this process."""
+
+    couples_batch: ClassVar[bool] = True
+
+    def __init__(self, config: ResponseConfig) -> None:
+        super().__init__("response_cls", config.cls_weight)
+        self.config = config
+
+    def forward(self, context: Context) -> Tensor:
+        config = self.config
+        student, teacher, head = centre_predictions(context, config.teacher, config.tap, config.teacher_tap)
+        return centre_class_loss(student["heatmap"], teacher["heatmap"], head, config.centre_positive).float()
+
+
+class CentreBoxResponseTerm(Term):
+    """L_loc of centre heads, see ``centre_box_loss``.  Couples the batch: a mean over those of its cells, in this
+    process, where the teacher sees something."""
+
+    couples_batch: ClassVar[bool] = True
+
+    def __init__(self, config: ResponseConfig) -> None:
+        super().__init__("response_loc", config.loc_weight)
+        self.config = config
+
+    def forward(self, context: Context) -> Tensor:
+        config = self.config
+        student, teacher, head = centre_predictions(context, config.teacher, config.tap, config.teacher_tap)
+        return centre_box_loss(student["box"], teacher["box"], teacher["heatmap"], head, config.positive).float()
+
+
+def anchor_rows(context: Context, config: ResponseConfig) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     """``ANCHOR_MAPS`` of student and detached teacher, (B, Y, X, A k) as (B, Y X A, k).
 
     Raises:
@@ -152,7 +212,7 @@ def anchor_rows(context: Context, config: AnchorResponseConfig) -> tuple[dict[st
                 f"{', '.join(outputs.predictions) or 'nothing'}: set cls_weight, loc_weight and dir_weight to 0"
             )
     student, teacher = sides.values()
-    same_grid(config.tap, student, teacher)
+    same_grid(config.tap, student, teacher, config.teacher_tap)
     for name in ANCHOR_MAPS:
         shapes = [tuple(o.predictions[name].shape) for o in (student, teacher)]
         if shapes[0] != shapes[1]:

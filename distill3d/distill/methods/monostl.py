@@ -10,12 +10,20 @@ DASFD (features): inside an object's box the squared error counts by 1 - c of th
 whose depth the student trusts (s <= 0) is left alone.
 DASRD (relations): G = R Rᵀ of all objects' RoI features, divided by U_ij = u_i² + u_j² with u = 1 / c of the teacher.
 No gradient flows through s.
+
+On surround views, where the paper claims a result of which nothing could be obtained, all is inferred: student and
+teacher are BEVDepth, the teacher with the LiDAR's depth as input ("a teacher of similar architecture"), taps are its
+maps of the ground, and an object's region is the axis-aligned rectangle about its footprint there, in whole cells for
+DASFD.  Objects whose centre no camera shows are left out.  Such a teacher predicts no depth: it has no s and is asked
+for none (``GROUND``); its u would be alike for all objects, and U a constant.  Relations are compared as cosines
+within a moment, because no weight was tuned for their released normalisation, which depends on how many objects there
+are.  Centre heads have no response here.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
@@ -23,16 +31,27 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torchvision.ops import roi_align
 
+from distill3d.data.surround import SurroundBatch
 from distill3d.detectors.base import FeatureMap
 from distill3d.detectors.monodle import DepthEncoding
 from distill3d.distill.adapters import AdaptedTaps
 from distill3d.distill.context import Context
 from distill3d.distill.distances import Empty
-from distill3d.distill.masks import SelectiveTargets, SliceRule, image_stride, paint_boxes
+from distill3d.distill.masks import (
+    SeenTargets,
+    SelectiveTargets,
+    SliceRule,
+    footprint_boxes,
+    ground_geometry,
+    image_stride,
+    paint_boxes,
+    whole_cells,
+)
 from distill3d.distill.precision import full_precision
 from distill3d.distill.responses import ResponseMask, ResponseTerm
 from distill3d.distill.style import StyledConfig, option
 from distill3d.distill.term import Term
+from distill3d.errors import UserError
 
 #: Weight of a box whose object lies in cell 0, which the released code takes for an empty slot.
 SENTINEL_WEIGHT = 0.01
@@ -78,6 +97,13 @@ class MonoSTLConfig(StyledConfig):
     teacher_bn: Literal["eval", "train"] = option(released="eval", intended="eval", default="eval")
     #: How the teacher sees depth, for the recipe; must be what the teacher was trained with.
     depth_input: DepthEncoding = option(released="monodistill", intended="clean", default="clean")
+
+
+#: The settings on surround views, see above; finer maps first.
+GROUND: dict[str, Any] = {
+    "taps": ("bev_neck", "bev_stage1"), "fusion_taps": ("bev_neck", "bev_stage1"), "response_weight": 0.0,
+    "fd_weight": "student", "rd_uncertainty": "none", "rd_norm": "cosine", "rd_scope": "image",
+}  # fmt: skip
 
 
 def terms(config: MonoSTLConfig, student_channels: dict[str, int], teacher_channels: dict[str, int]) -> list[Term]:
@@ -126,13 +152,80 @@ class SelectiveRelationTerm(Term):
         self.adapted, self.config = adapted, config
 
     def forward(self, context: Context) -> Tensor:
-        pairs, targets, config = self.adapted(context), context.targets, self.config
-        rows = targets.on_map & (targets.centre_cell != 0) if config.valid_rows == "sentinel" else targets.on_map
-        image, slot = rows.nonzero(as_tuple=True)
-        scales = [scale[image, slot] for scale in context.depth_log_scales]
-        maps = [(s.tensor, t.tensor, image_stride(s)) for s, t in pairs]
-        box2d = targets.box2d[image, slot]
-        return selective_relation_loss(maps, box2d, image, scales[0], scales[1], config).float()
+        pairs, config = self.adapted(context), self.config
+        found = regions(context, [s for s, _ in pairs], config)
+        image, slot = (found.known & ~found.sentinel).nonzero(as_tuple=True)
+        student, teacher = (scale[image, slot] for scale in log_scales(context, config.rd_uncertainty, found))
+        maps = [(s.tensor, t.tensor, cell) for (s, t), cell in zip(pairs, found.cells, strict=True)]
+        return selective_relation_loss(maps, found.box[image, slot], image, student, teacher, config).float()
+
+
+@dataclass(frozen=True)
+class Regions:
+    """Where the labelled objects lie on a student's maps, by slot of its targets."""
+
+    box: Float[Tensor, "b k 4"]  # left, top, right, bottom: canvas px, or m from the ground's lower corner
+    cells: tuple[float, ...]  # in that unit, of each map
+    known: Bool[Tensor, "b k"]  # objects whose depth the student speaks of
+    distance: Float[Tensor, "b k"]  # m
+    sentinel: Bool[Tensor, "b k"]  # known, but as released taken for an empty slot; nowhere with ``valid_rows`` mask
+    on_ground: bool
+
+
+def regions(context: Context, maps: list[FeatureMap], config: MonoSTLConfig) -> Regions:
+    """The objects of a batch on the maps of one detector.
+
+    Raises:
+        UserError: on surround views, there are no annotations, or options ask for what is not there.
+        ValueError: the maps do not lie where the batch's objects do, or on grounds of several extents.
+    """
+    if isinstance(context.batch, SurroundBatch):
+        return _ground_regions(context.batch, context.targets, maps, config)
+    targets: SelectiveTargets = context.targets
+    sentinel = (targets.centre_cell == 0) & (config.valid_rows == "sentinel")
+    cells = tuple(image_stride(m) for m in maps)
+    return Regions(targets.box2d, cells, targets.on_map, targets.distance, sentinel, on_ground=False)
+
+
+def _ground_regions(batch: SurroundBatch, targets: Any, maps: list[FeatureMap], config: MonoSTLConfig) -> Regions:
+    objects = batch.objects
+    if config.response_weight != 0:
+        raise UserError("monostl: its response compares image heads; on surround views set response_weight to 0")
+    if config.valid_rows == "sentinel" or config.box_slice == "python":
+        raise UserError(
+            "monostl: released quirks of images have no meaning on the ground: set valid_rows to 'mask' and box_slice "
+            "to 'clamp'"
+        )
+    if objects is None or not isinstance(targets, SeenTargets) or targets.seen_at is None:
+        raise UserError("monostl looks at labelled objects that cameras show: it needs annotations, and BEVDepth")
+    geometries = [ground_geometry(m) for m in maps]
+    extents = {g.extent for g in geometries}
+    if len(extents) != 1:
+        raise ValueError(f"maps of the ground must have one extent, these have {sorted(extents)}")
+    known = objects.present & (targets.seen_at >= 0)
+    box, distance = footprint_boxes(objects, extents.pop()), objects.centre[..., :2].norm(dim=-1)
+    cells = tuple(g.cell for g in geometries)
+    return Regions(box, cells, known, distance, torch.zeros_like(known), on_ground=True)
+
+
+def log_scales(
+    context: Context, who: Selection | RelationUncertainty, found: Regions
+) -> tuple[Float[Tensor, "b k"], Float[Tensor, "b k"]]:
+    """The log scales of depth of student and teacher; of one that ``who`` has no use for zeros, for it is not asked.
+
+    Raises:
+        UserError: one that is asked predicts no uncertainty of depth.
+    """
+    unasked = torch.zeros_like(found.distance)
+    try:
+        return (
+            context.student_log_scale if who in ("student", "own_side") else unasked,
+            context.teacher_log_scale if who in ("teacher", "teacher_both", "own_side") else unasked,
+        )
+    except NotImplementedError as error:
+        raise UserError(
+            f"monostl: {error}: let fd_weight and rd_uncertainty ask only who says, or nobody ('none')"
+        ) from error
 
 
 def paint_weights(
@@ -140,16 +233,16 @@ def paint_weights(
 ) -> list[tuple[Float[Tensor, "b _ _"], Bool[Tensor, "b _ _"]]]:
     """For each map how much of each cell to take over (``transfer_weight`` of the object there), and where objects are;
     both 0 outside the boxes."""
-    targets: SelectiveTargets = context.targets
-    value = transfer_weight(*context.depth_log_scales, config.fd_weight)
-    if config.valid_rows == "sentinel":
-        value = torch.where(targets.centre_cell == 0, SENTINEL_WEIGHT, value)
-    order = targets.distance.argsort(dim=1, descending=True) if config.overlap == "nearest" else None
-    sizes = [(m.tensor.shape[-2], m.tensor.shape[-1]) for m in maps]
-    return [
-        paint_boxes(value, targets.box2d, targets.on_map, image_stride(m), size, config.box_slice, order)
-        for m, size in zip(maps, sizes, strict=True)
-    ]
+    found = regions(context, maps, config)
+    value = transfer_weight(*log_scales(context, config.fd_weight, found), config.fd_weight)
+    value = torch.where(found.sentinel, SENTINEL_WEIGHT, value)
+    order = found.distance.argsort(dim=1, descending=True) if config.overlap == "nearest" else None
+    painted = []
+    for m, cell in zip(maps, found.cells, strict=True):
+        size = (m.tensor.shape[-2], m.tensor.shape[-1])
+        edges = whole_cells(found.box, cell) if found.on_ground else found.box / cell
+        painted.append(paint_boxes(value, edges, found.known, 1, size, config.box_slice, order))
+    return painted
 
 
 def transfer_weight(
@@ -186,7 +279,7 @@ def selective_feature_loss(
 
 @full_precision
 def selective_relation_loss(
-    maps: list[tuple[Float[Tensor, "b _ _ _"], Float[Tensor, "b _ _ _"], int]],
+    maps: list[tuple[Float[Tensor, "b _ _ _"], Float[Tensor, "b _ _ _"], float]],
     box2d: Float[Tensor, "n 4"],
     image: Int[Tensor, " n"],
     student_log_scale: Float[Tensor, " n"],
@@ -195,10 +288,11 @@ def selective_relation_loss(
 ) -> Float[Tensor, ""]:
     """sum over levels of mean_ij |A_S - A_T| / 2 over the pairs of K objects, by ``rd_norm`` divided by K² again.
 
-    A = G / U + log U with G = R Rᵀ, R (K, 49 C) the RoI features of the objects' boxes (canvas px) in one network's
-    map, U_ij = u_i² + u_j² and u = exp(s).  With the teacher's U on both sides log U cancels.  Without uncertainty the
-    factor 1/2 falls away, too, as in the released ablation.  maps: (student, teacher, stride).  0 for no object.
-    (compute_backbone_roi_uncertainty_affinity_loss, compute_backbone_roi_affinity_loss.)
+    A = G / U + log U with G = R Rᵀ, R (K, 49 C) the RoI features of the objects' boxes in one network's map,
+    U_ij = u_i² + u_j² and u = exp(s).  With the teacher's U on both sides log U cancels.  Without uncertainty the
+    factor 1/2 falls away, too, as in the released ablation.  maps: (student, teacher, a cell in the unit of ``box2d``,
+    which is canvas px or m).  0 for no object.  (compute_backbone_roi_uncertainty_affinity_loss,
+    compute_backbone_roi_affinity_loss.)
     """
     related = torch.ones(len(image), len(image), dtype=torch.bool, device=image.device)
     if config.rd_scope == "image":
@@ -209,8 +303,8 @@ def selective_relation_loss(
     if config.rd_uncertainty == "teacher_both":
         of_student = of_teacher
     levels = []
-    for student, teacher, stride in maps:
-        grams = [_roi_gram(features, box2d / stride, image, config.rd_norm) for features in (student, teacher)]
+    for student, teacher, cell in maps:
+        grams = [_roi_gram(features, box2d / cell, image, config.rd_norm) for features in (student, teacher)]
         if config.rd_uncertainty == "none":
             difference = (grams[0] - grams[1]).abs()
         else:

@@ -9,6 +9,10 @@ BEV map, P a second one (see the taps of detectors/caddn.py).  Responses are CMK
 
 As released, V and A are scaled by constants that cut them from the graph: L_IMD is a number that teaches nothing, and
 P alone learns from features.  The mask m is 1, or weighs cells by whether A has a feature there.
+
+On surround views, BEVDepth as student and assistant, nothing was released but numbers, so all of it is inferred here:
+T is a CenterPoint's map (``teacher_tap``) of as many channels as the student collapses its frames to, the assistant
+lifts by the LiDAR's depth in each camera, and responses are CMKD's for centre heads (``CENTRE_RESPONSE``).
 """
 
 from __future__ import annotations
@@ -21,9 +25,10 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from distill3d.data.sample import Batch
+from distill3d.data.surround import SurroundBatch
 from distill3d.distill.context import Context, comparable
 from distill3d.distill.distances import weighted_mean
-from distill3d.distill.methods.cmkd import AnchorResponseConfig, cell_weight, response_terms
+from distill3d.distill.methods.cmkd import ResponseConfig, cell_weight, response_terms
 from distill3d.distill.precision import full_precision
 from distill3d.distill.style import option
 from distill3d.distill.term import Term
@@ -37,7 +42,7 @@ ResidualForm = Literal["zero_below", "binarise", "none"]
 
 
 @dataclass(frozen=True)
-class MonoTAKDConfig(AnchorResponseConfig):
+class MonoTAKDConfig(ResponseConfig):
     """Weights and taps, and one option for each point where released code and intention differ.
 
     A term of weight 0 is left out.
@@ -67,7 +72,11 @@ class MonoTAKDConfig(AnchorResponseConfig):
 
 
 def terms(config: MonoTAKDConfig, student_channels: dict[str, int], teacher_channels: dict[str, int]) -> list[Term]:
-    """IMD, CMRD and CMKD's response terms; what fits is seen on the first batch, see ``comparable``."""
+    """IMD, CMRD and CMKD's response terms; what fits is seen on the first batch, see ``comparable``.
+
+    Raises:
+        UserError: as CMKD's ``response_terms``.
+    """
     return [term for term in (IMDTerm(config), CMRDTerm(config), *response_terms(config)) if term.weight != 0]
 
 
@@ -108,17 +117,20 @@ class CMRDTerm(Term):
     def forward(self, context: Context) -> Tensor:
         config, known = self.config, frames_with_depth(context.batch)
         student, assistant = with_assistant(context, config.spatial_tap, config)
-        _, teacher = comparable(config.spatial_tap, context.student, context.named(config.teacher), config.tap)
+        named, tap = context.named(config.teacher), config.teacher_tap or config.tap
+        _, teacher = comparable(config.spatial_tap, context.student, named, tap)
         spatial = student[known]
         if len(spatial) == 0:
             return spatial.sum().float()
         return cmrd_loss(spatial, teacher.tensor.detach()[known], assistant[known], config).float()
 
 
-def frames_with_depth(batch: Batch) -> Bool[Tensor, "b"]:
-    """Which frames have a depth map with a known pixel; none where the batch has no depth maps."""
+def frames_with_depth(batch: Batch | SurroundBatch) -> Bool[Tensor, "b"]:
+    """Which frames have a known pixel in their depth map, or of surround views in that of any camera; none where the
+    batch has no depth maps."""
     if batch.depth is None:
-        return torch.zeros(len(batch), dtype=torch.bool, device=batch.image.device)
+        device = batch.intrinsics.device if isinstance(batch, SurroundBatch) else batch.image.device
+        return torch.zeros(len(batch), dtype=torch.bool, device=device)
     return (batch.depth > 0).flatten(1).any(1)
 
 
