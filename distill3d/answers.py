@@ -19,16 +19,16 @@ from distill3d.data.sample import Sample
 from distill3d.detectors.base import BevGeometry, Detector, Outputs
 from distill3d.distill.context import comparable
 from distill3d.distill.methods import METHODS
-from distill3d.distill.methods.cmkd import AnchorResponseConfig
+from distill3d.distill.methods.cmkd import ResponseConfig
 from distill3d.distill.methods.monotakd import MonoTAKDConfig, normalised, residual
 from distill3d.errors import UserError
 from distill3d.settings import from_plain
 from distill3d.train.checkpoint import CARD, load_detector
 from distill3d.train.progress import ProgressBar
-from distill3d.train.recipe import DEPTH_INPUTS
+from distill3d.train.sources import DEPTH_INPUTS
 from distill3d.view.bev_maps import COMPARED, MAPS, BevMaps, FrameMaps
 from distill3d.view.gallery import open_dataset
-from distill3d.view.runs import Stage
+from distill3d.view.runs import Stage, refuse_surround
 
 BATCH_SIZE = 8
 
@@ -55,6 +55,7 @@ def depth_log_scales(teacher: Stage, frames: Sequence[str], device: str) -> dict
         UserError: its weights or the data cannot be read.
         NotImplementedError: the detector does not say how sure it is.
     """
+    refuse_surround([teacher], "the uncertainty of depth")
     detector, _ = load_detector(teacher.folder)
     if type(detector).depth_log_scale is Detector.depth_log_scale:
         raise NotImplementedError(f"{detector.name} predicts no uncertainty of depth")
@@ -93,8 +94,9 @@ def ground_maps(
     Raises:
         UserError: the student's weights or the data cannot be read, or a frame is not in the split.
     """
+    refuse_surround([student], "the comparison of ground maps")
     method = METHODS.get(str(student.card.get("method")))
-    if method is None or not issubclass(method.config_type, AnchorResponseConfig):
+    if method is None or not issubclass(method.config_type, ResponseConfig):
         return None, []
     where = f"{student.folder / CARD}: method_config"
     config: Any = from_plain(method.config_type, student.card.get("method_config") or {}, where)
@@ -153,7 +155,7 @@ def _networks(owners: dict[str, str], student: Stage, stages: Sequence[Stage]) -
 
 
 def _maps(
-    outputs: dict[str, Outputs], owners: dict[str, str], config: AnchorResponseConfig, shared: bool
+    outputs: dict[str, Outputs], owners: dict[str, str], config: ResponseConfig, shared: bool
 ) -> dict[str, Tensor]:
     """The maps (1, C, Y, X) that there are of one frame, by the names of ``view.bev_maps.MAPS``.
 
@@ -176,7 +178,7 @@ def _maps(
     return maps
 
 
-def _residual_text(config: AnchorResponseConfig) -> str:
+def _residual_text(config: ResponseConfig) -> str:
     """How R comes about, in words and HTML; nothing where the method has none."""
     if not isinstance(config, MonoTAKDConfig):
         return ""

@@ -37,7 +37,7 @@ from distill3d.view.bev_maps import FrameMaps
 from distill3d.view.diagnosis import Section, contrast_sentences, net, things, untaught_sentences, write_page
 from distill3d.view.gallery import label_folder, open_dataset
 from distill3d.view.page import write_file
-from distill3d.view.runs import PREPARATION, Stage, read_runs
+from distill3d.view.runs import PREPARATION, Stage, read_runs, refuse_surround
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -140,6 +140,7 @@ def diagnose(
 
 def _read(run: Path, data_root: Path | None) -> list[Stage]:
     stages = read_runs([run])
+    refuse_surround(stages, "distill3d diagnose")
     if data_root is None:
         return stages
     return [replace(s, recipe={**s.recipe, "dataset": {**s.dataset, "root": str(data_root)}}) for s in stages]

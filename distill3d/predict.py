@@ -40,6 +40,11 @@ def predict_images(
 
     camera = read_camera(calib, intrinsics)
     detector, card = load_detector(checkpoint)
+    if "version" in card:  # of a data set in nuScenes' layout
+        raise UserError(
+            f"{checkpoint} looks at surround views, predict needs a detector of one camera trained on KITTI's layout: "
+            "distill3d report shows what it found"
+        )
     if detector.config.input != "rgb":
         raise UserError(
             f"{checkpoint} looks at {detector.config.input}, predict needs a detector that looks at pictures alone"

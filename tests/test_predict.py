@@ -11,7 +11,7 @@ from PIL import Image
 from streets import small_bev_detector
 
 from distill3d.camera import Camera
-from distill3d.detectors import build_detector, caddn, pointpillars, second
+from distill3d.detectors import bevdepth, build_detector, caddn, pointpillars, second
 from distill3d.detectors.base import Detector
 from distill3d.detectors.monodle import HEAT_CLASSES
 from distill3d.errors import UserError
@@ -120,3 +120,12 @@ def test_detectors_that_need_more_than_a_picture_are_refused(
         list(predict_images(model, (picture,), None, "186,186,160,40", tmp_path / "out"))
     assert f"{model} looks at {looks_at}," in str(error.value) and "\n" not in str(error.value)
     assert not (tmp_path / "out").exists()
+
+
+def test_detectors_of_surround_views_are_refused(tmp_path: Path, picture: Path) -> None:
+    detector = build_detector(bevdepth.tiny())
+    card = {"detector": detector.name, "config": to_plain(detector.config), "version": "v1.0-synth"}
+    save_weights(tmp_path / "model", detector.state_dict(), card)
+    with pytest.raises(UserError, match=r"looks at surround views, .* KITTI's layout: distill3d report") as error:
+        list(predict_images(tmp_path / "model", (picture,), None, "186,186,160,40", tmp_path / "out"))
+    assert "\n" not in str(error.value) and not (tmp_path / "out").exists()

@@ -31,6 +31,7 @@ from distill3d.view.bev_maps import BevMaps, maps_html
 from distill3d.view.charts import Axis, Balance, Series
 from distill3d.view.closeup import Closeup, closeup_html
 from distill3d.view.headline import NO_BREAK, caution
+from distill3d.view.kitti import MEASURES, height_cautions
 from distill3d.view.page import page_html, write_file
 from distill3d.view.palette import LOOKS, TRUE, Look
 from distill3d.view.runs import Stage
@@ -183,7 +184,8 @@ def _line(sentence: str, style: str = "soft") -> str:
 def _header(sections: Sequence[Section], baseline: Stage, lacks: Sequence[str]) -> str:
     told = "; ".join(map(_told, sections))
     first = sections[0].analysis
-    cautions = caution([baseline, *(one.student for one in sections)])
+    stages = [baseline, *(one.student for one in sections)]
+    cautions = [*caution(stages, MEASURES), *height_cautions(stages)]
     warned = "".join(f"<p>{escape(sentence)}</p>" for sentence in cautions)
     unnamed = {one.student.name: [one.teacher.name] if one.teacher else [] for one in sections}
     teachers = [name for one in sections for name in one.student.teachers or unnamed[one.student.name]]

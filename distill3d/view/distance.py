@@ -58,20 +58,35 @@ def match_nearest(
         raise ValueError("labels and detections must hold the same frames in the same order")
     objects = labels.rows(objects_of_interest(labels, name, min_height_scale))
     detections = detections.rows((np.char.lower(detections.name) == name) & (detections.score >= LEAST_SCORE))
-    count = len(objects.frame)
-    offset, depth_error = np.full(count, MATCH_RADIUS), np.full(count, np.nan)
-    g, d = pairs_within_groups(objects.frame, detections.frame, len(labels.frames))
-    apart = np.hypot(*(objects.xyz[g] - detections.xyz[d])[:, [0, 2]].T)
-    taken = np.zeros(len(detections.frame), dtype=bool)
+    partner, offset = nearest_partners(
+        objects.frame, objects.xyz[:, [0, 2]], detections.frame, detections.xyz[:, [0, 2]], len(labels.frames)
+    )
+    found, depth_error = partner >= 0, np.full(len(partner), np.nan)
+    depth_error[found] = np.abs(objects.xyz[found, 2] - detections.xyz[partner[found], 2])
+    distance = np.hypot(objects.xyz[:, 0], objects.xyz[:, 2])
+    return Matches(objects.frame, distance, found, offset, depth_error)
+
+
+def nearest_partners(
+    object_group: Int[np.ndarray, " g"], object_ground: Float[np.ndarray, "g 2"],
+    detection_group: Int[np.ndarray, " d"], detection_ground: Float[np.ndarray, "d 2"], groups: int,
+) -> tuple[Int[np.ndarray, " g"], Float[np.ndarray, " g"]]:  # fmt: skip
+    """The detection of each object, -1 for none, and how far apart their centres are on the ground (m).
+
+    Within each group the nearest pairs come first; each detection serves one object, and none farther away than
+    ``MATCH_RADIUS``, which is also the distance of an object without one. Both sides are sorted by group.
+    """
+    partner, offset = np.full(len(object_group), -1), np.full(len(object_group), MATCH_RADIUS)
+    g, d = pairs_within_groups(object_group, detection_group, groups)
+    apart = np.hypot(*(object_ground[g] - detection_ground[d]).T)
+    taken = np.zeros(len(detection_group), dtype=bool)
     for pair in np.argsort(apart, kind="stable"):
         if apart[pair] > MATCH_RADIUS:
             break
-        if np.isnan(depth_error[g[pair]]) and not taken[d[pair]]:
+        if partner[g[pair]] < 0 and not taken[d[pair]]:
             taken[d[pair]] = True
-            offset[g[pair]] = apart[pair]
-            depth_error[g[pair]] = abs(objects.xyz[g[pair], 2] - detections.xyz[d[pair], 2])
-    distance = np.hypot(objects.xyz[:, 0], objects.xyz[:, 2])
-    return Matches(objects.frame, distance, ~np.isnan(depth_error), offset, depth_error)
+            partner[g[pair]], offset[g[pair]] = d[pair], apart[pair]
+    return partner, offset
 
 
 def bin_edges(distances: Sequence[Float[np.ndarray, " g"]]) -> Float[np.ndarray, " b1"]:
@@ -92,8 +107,8 @@ def error_by_distance(matches: Matches, edges: Float[np.ndarray, " b1"]) -> Binn
     return Binned(edges, objects, error, found)
 
 
-def frame_errors(matches: Matches, frames: int) -> Float[np.ndarray, " f"]:
+def frame_errors(frame: Int[np.ndarray, " g"], offset: Float[np.ndarray, " g"], frames: int) -> Float[np.ndarray, " f"]:
     """Mean offset (m) of the objects of each frame, a missed object counting ``MATCH_RADIUS``; NaN without objects."""
-    objects = np.bincount(matches.frame, minlength=frames)
-    total = np.bincount(matches.frame, weights=matches.offset, minlength=frames)
+    objects = np.bincount(frame, minlength=frames)
+    total = np.bincount(frame, weights=offset, minlength=frames)
     return np.where(objects > 0, total / np.maximum(objects, 1), np.nan)

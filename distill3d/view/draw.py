@@ -7,7 +7,7 @@ size and reduced, which smooths every edge.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -46,6 +46,8 @@ RING_STEP = 10.0  # m between distance rings
 LEAST_REACH, GREATEST_REACH = 30.0, 80.0  # m that a bird's-eye view looks forward
 BEHIND = 1.0  # m that it shows behind the camera
 BEYOND = 3.0  # m that it shows at least beyond the centre of the farthest box: more than half a car
+LOOK_AHEAD = 1.0  # s of way that a box's velocity line shows
+LEAST_SPEED = 0.2  # m/s; slower boxes have none: that of attributes, evaluate/nuscenes_submission.py
 CAMERA_SIZE = 7  # px, half of the sign where the camera stands
 BIRD_SIZE = 760  # px, width and height
 GROUND_MARGIN = 0.25  # m: LiDAR points lower than this above the road are drawn as road
@@ -134,22 +136,32 @@ def draw_boxes(
     image: Image.Image, camera: Camera, boxes: Boxes3D, colour: str,
     *, width: float = LINE_WIDTH, scale: float = 1.0, labels: bool = False,
 ) -> None:  # fmt: skip
-    """Draw 3D boxes as wire frames with a tinted front face into ``image`` (RGB), in place.
-
-    ``camera`` (3, 4) projects camera-frame points into ``image``. ``width`` is that of the lines in px; ``scale``
-    multiplies it and the letters. ``labels`` writes the class and, where there is one, the score above each box. Parts
-    nearer than ``NEAR`` are cut off.
+    """``draw_corners`` of boxes; ``labels`` writes the class and, where there is one, the score above each.
 
     Raises:
         ValueError: the boxes are not in the camera frame.
     """
     boxes = _in_camera_frame(boxes)
+    captions = [_caption(boxes, index) for index in range(len(boxes))] if labels else ()
+    draw_corners(image, camera, boxes.corners(), colour, width=width, scale=scale, captions=captions)
+
+
+def draw_corners(
+    image: Image.Image, camera: Camera, corners: Float[Tensor, "n 8 3"], colour: str,
+    *, width: float = LINE_WIDTH, scale: float = 1.0, captions: Sequence[str] = (),
+) -> None:  # fmt: skip
+    """Draw 3D boxes as wire frames with a tinted front face into ``image`` (RGB), in place.
+
+    ``corners`` are camera-frame points (m) in the order of ``Boxes3D.corners``, which ``camera`` (3, 4) projects into
+    ``image``. ``width`` is that of the lines in px; ``scale`` multiplies it and the letters. ``captions``, one for each
+    box, stand above them. Parts nearer than ``NEAR`` are cut off.
+    """
     camera = Camera(camera.projection.to("cpu", torch.float64))
-    boxes = boxes[boxes.centre[:, 2].argsort(descending=True)]  # the nearest on top
+    corners = corners.to("cpu", torch.float64)
     draw = ImageDraw.Draw(image, "RGBA")
-    corners = boxes.corners()
     edges, visible = clip_near(corners[:, torch.tensor(EDGES)])  # (n, 12, 2, 3)
-    for index in range(len(boxes)):
+    order: list[int] = corners[..., 2].mean(1).argsort(descending=True).tolist()
+    for index in order:  # the nearest on top
         front = clip_polygon(corners[index, list(FRONT_FACE)])
         if len(front) > 2:
             outline = camera.project(front)[0]
@@ -158,9 +170,9 @@ def draw_boxes(
         pixels, inside = clip_window(pixels, image.width, image.height, margin=CLIP_MARGIN * scale)
         lines = pixels[inside].tolist()
         draw_lines(draw, lines, colour, width * scale, HALO_WIDTH * scale)
-        if labels and lines:
+        if captions and lines:
             top = min((point for line in lines for point in line), key=lambda point: point[1])
-            _write(draw, top, _caption(boxes, index), colour, scale)
+            _write(draw, top, captions[index], colour, scale)
 
 
 def draw_lines(draw: ImageDraw.ImageDraw, lines: Sequence, colour: str, width: float, halo: float) -> None:
@@ -200,8 +212,14 @@ def _picture(image: Float[Tensor, "3 h w"]) -> Image.Image:
     return Image.fromarray(values.permute(1, 2, 0).cpu().numpy())
 
 
-def _width(name: str) -> float:
+def line_width(name: str) -> float:
+    """Of the boxes of a part (px): the truth is drawn wider."""
     return LINE_WIDTH * TRUE_WIDTH if name == TRUE else LINE_WIDTH
+
+
+def colours_of(names: Sequence[str]) -> dict[str, str]:
+    """The colour of each part."""
+    return {name: look.colour for name, look in zip(names, looks(list(names)), strict=True)}
 
 
 def image_panel(
@@ -212,16 +230,32 @@ def image_panel(
     Raises:
         ValueError: boxes that are not in the camera frame.
     """
+    colours = colours_of(list(sets))
+
+    def draw(picture: Image.Image, enlarged: Camera) -> None:
+        for name, boxes in sets.items():
+            width = line_width(name)
+            draw_boxes(picture, enlarged, boxes, colours[name], width=width, scale=SUPERSAMPLE, labels=labels)
+
+    return drawn_panel(image, camera, draw if any(len(boxes) for boxes in sets.values()) else None)
+
+
+def drawn_panel(
+    image: Float[Tensor, "3 h w"], camera: Camera, draw: Callable[[Image.Image, Camera], None] | None,
+    width: int = FIGURE_WIDTH,
+) -> Image.Image:  # fmt: skip
+    """The image (3, H, W), enlarged by a whole factor to about ``width`` px if it is smaller.
+
+    ``draw`` is given the picture at ``SUPERSAMPLE`` times that size, and the camera that projects into it.
+    """
     picture = _picture(image)
-    factor = max(1, round(FIGURE_WIDTH / picture.width))
+    factor = max(1, round(width / picture.width))
     size = (picture.width * factor, picture.height * factor)
-    if not any(len(boxes) for boxes in sets.values()):
+    if draw is None:
         return picture.resize(size, Image.Resampling.BICUBIC)
     scale = factor * SUPERSAMPLE
     picture = picture.resize((size[0] * SUPERSAMPLE, size[1] * SUPERSAMPLE), Image.Resampling.BICUBIC)
-    enlarged = camera.warped(camera.projection.new_tensor(((scale, 0, 0), (0, scale, 0))))
-    for (name, boxes), look in zip(sets.items(), looks(list(sets)), strict=True):
-        draw_boxes(picture, enlarged, boxes, look.colour, width=_width(name), scale=SUPERSAMPLE, labels=labels)
+    draw(picture, camera.warped(camera.projection.new_tensor(((scale, 0, 0), (0, scale, 0)))))
     return picture.reduce(SUPERSAMPLE)
 
 
@@ -246,12 +280,13 @@ def fitting_extent(sets: dict[str, Boxes3D]) -> Extent:
 
 def bird_view(
     points: Float[Tensor, "m c"] | None, sets: dict[str, Boxes3D], extent: Extent,
-    view: tuple[float, float] | None = None, size: int = BIRD_SIZE,
+    view: tuple[float, float] | None = None, size: int = BIRD_SIZE, colours: dict[str, str] | None = None,
 ) -> Image.Image:  # fmt: skip
     """The scene from above, forward up: LiDAR points (M, >= 3) in grey, distance rings, and outlines of all boxes.
 
-    A line runs from the middle of each box to its front. ``view`` holds x / z of the image's left and right edge
-    (``field_of_view``); what lies outside is shaded. The picture is ``size`` px wide.
+    A line runs from the middle of each box to its front, and from that of one that moves to where it will be after
+    ``LOOK_AHEAD``. ``view`` holds x / z of the image's left and right edge (``field_of_view``); what lies outside is
+    shaded. The picture is ``size`` px wide. ``colours`` are those of the sets, by default ``colours_of`` their names.
 
     Raises:
         ValueError: boxes that are not in the camera frame.
@@ -268,29 +303,43 @@ def bird_view(
         beyond = 2 * extent.far
         draw.polygon([pixel(0, 0), *(pixel(slope * beyond, beyond) for slope in view)], fill=PAPER)
     origin = pixel(0, 0)
-    for ring in np.arange(RING_STEP, math.hypot(extent.far, extent.right), RING_STEP):
+    farthest = math.hypot(max(extent.far, -extent.near), max(extent.right, -extent.left))
+    for ring in np.arange(RING_STEP, farthest, RING_STEP):
         r = ring * pixels_per_metre
-        box = (origin[0] - r, origin[1] - r, origin[0] + r, origin[1] + r)
-        draw.arc(box, 180, 360, fill=GRID, width=SUPERSAMPLE)
+        draw.ellipse((origin[0] - r, origin[1] - r, origin[0] + r, origin[1] + r), outline=GRID, width=SUPERSAMPLE)
     if points is not None and len(points):
         _draw_points(picture, points, extent, pixels_per_metre)
     if view is not None:
         for slope in view:
             draw.line((*origin, *pixel(slope * 2 * extent.far, 2 * extent.far)), fill=GRID, width=SUPERSAMPLE)
-    for (name, boxes), look in zip(sets.items(), looks(list(sets)), strict=True):
-        boxes = _in_camera_frame(boxes)
+    colours = colours or colours_of(list(sets))
+    for name, boxes in sets.items():
+        boxes, colour, width = _in_camera_frame(boxes), colours[name], line_width(name) * SUPERSAMPLE
         for corner, centre in zip(boxes.corners()[:, :4].tolist(), boxes.centre.tolist(), strict=True):
             ground = [pixel(x, z) for x, _, z in corner]  # front left, rear left, rear right, front right
             front = ((ground[0][0] + ground[3][0]) / 2, (ground[0][1] + ground[3][1]) / 2)
             sides = [*zip(ground, [*ground[1:], ground[0]], strict=True), (pixel(centre[0], centre[2]), front)]
-            draw.polygon(ground, fill=(*_rgb(look.colour), OUTLINE_ALPHA))
-            draw_lines(draw, sides, look.colour, _width(name) * SUPERSAMPLE, 0.0)
+            draw.polygon(ground, fill=(*_rgb(colour), OUTLINE_ALPHA))
+            draw_lines(draw, sides, colour, width, 0.0)
+        for start, end in _ways(boxes).tolist():
+            draw_lines(draw, [(pixel(*start), pixel(*end))], colour, width / 2, 0.0)
+            (u, v), r = pixel(*end), width
+            draw.ellipse((u - r, v - r, u + r, v + r), fill=_rgb(colour))
     _draw_camera(draw, origin)
     font = ImageFont.load_default(FONT_SIZE * SUPERSAMPLE)
     for ring in np.arange(RING_STEP, extent.far, RING_STEP):
         draw.text(pixel(0, ring), f"{ring:.0f} m", fill=INK, font=font, anchor="mm",
                   stroke_width=2 * SUPERSAMPLE, stroke_fill=(*PAPER, PLATE_ALPHA))  # fmt: skip
     return picture.reduce(SUPERSAMPLE)
+
+
+def _ways(boxes: Boxes3D) -> Float[Tensor, "m 2 2"]:
+    """Where on the ground (x, z; m) the boxes that move are now and after ``LOOK_AHEAD``."""
+    if boxes.velocity is None:
+        return boxes.centre.new_zeros(0, 2, 2)
+    moving = boxes.velocity.norm(dim=1) > LEAST_SPEED  # NaN, an unknown velocity, does not
+    start = boxes.centre[moving][:, (0, 2)]
+    return torch.stack((start, start + LOOK_AHEAD * boxes.velocity[moving]), dim=1)
 
 
 def _draw_camera(draw: ImageDraw.ImageDraw, origin: tuple[float, float]) -> None:

@@ -22,7 +22,7 @@ from distill3d.evaluate.kitti import CLASSES, Annotations
 from distill3d.view.distance import LEAST_SCORE, Matches, frame_errors, match_nearest
 from distill3d.view.draw import frame_figure, frame_panels
 from distill3d.view.palette import LOOKS, TRUE
-from distill3d.view.runs import Stage
+from distill3d.view.runs import Stage, refuse_surround
 
 JPEG_QUALITY = 82  # keeps a frame's pictures near 300 kB
 BIRD_COLOURS = 96  # a bird's-eye view holds few colours: a palette picture is a third of the size
@@ -100,7 +100,7 @@ def cast(stages: Sequence[Stage]) -> dict[str, Stage]:
     for stage in stages:
         same_data = all(stage.dataset == other.dataset for other in chosen.values())
         known = stage.role in LOOKS and stage.role not in chosen
-        if known and same_data and stage.finished and any(stage.predictions.glob("*.txt")):
+        if known and same_data and stage.finished and stage.has_predictions:
             chosen[stage.role] = stage
     return chosen
 
@@ -111,13 +111,12 @@ def open_dataset(stage: Stage) -> KittiDataset:
     Raises:
         UserError: the recipe does not say where it is, or it cannot be read.
     """
+    refuse_surround([stage], "a figure of one camera")
     dataset = stage.dataset
     label_folder(stage)
     missing = [key for key in ("eval_split", "canvas") if key not in dataset]
     if missing:
         raise UserError(f"the recipe of run {stage.run} has no key dataset.{missing[0]}")
-    if dataset.get("layout", "kitti") != "kitti":
-        raise UserError(f"figures are drawn for the layout kitti, not {dataset['layout']} (run {stage.run})")
     return KittiDataset(
         KittiConfig(
             root=Path(dataset["root"]), split=str(dataset["eval_split"]), canvas=tuple(dataset["canvas"]),
@@ -182,7 +181,9 @@ def _per_frame(labels: Annotations, matches: Matches, frames: Sequence[str]) -> 
     position = {frame: index for index, frame in enumerate(labels.frames)}
     chosen = np.array([position[frame] for frame in frames])
     count = len(labels.frames)
-    return np.bincount(matches.frame, minlength=count)[chosen], frame_errors(matches, count)[chosen]
+    return np.bincount(matches.frame, minlength=count)[chosen], frame_errors(matches.frame, matches.offset, count)[
+        chosen
+    ]
 
 
 def figure_html(choice: Choice, sample: Sample, sets: dict[str, Boxes3D]) -> str:

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import yaml
 
@@ -22,6 +22,11 @@ ROLES = ("teacher", "assistant", "label_encoder", "preparation", "baseline", "st
 PREPARATION = "preparation"
 STAGE_FILES = ("config.yaml", "metrics.jsonl", "card.json", "evaluation.json")
 RECIPE_FILE = "recipe.yaml"
+
+#: The layout of a run's data set, which decides its metric: one camera (KITTI), or surround views (nuScenes).
+Layout = Literal["kitti", "nuscenes"]
+#: What lies in ``predictions/``, by layout.
+RESULT_FILES: dict[Layout, str] = {"kitti": "*.txt", "nuscenes": "submission.json"}
 
 
 @dataclass(frozen=True)
@@ -36,9 +41,11 @@ class Stage:
     config: dict[str, Any] = field(default_factory=dict)
     recipe: dict[str, Any] = field(default_factory=dict)
     train: list[dict[str, Any]] = field(default_factory=list)  # {"step", "epoch", "loss", "lr", "terms"}
-    evals: list[dict[str, Any]] = field(default_factory=list)  # {"epoch", "step", "ap"}
-    evaluation: dict[str, Any] | None = None  # {"strict", "loose", "settings"}; None: not finished
+    evals: list[dict[str, Any]] = field(default_factory=list)  # {"epoch", "step", "ap" or "nuscenes"}
+    #: KITTI: {"strict", "loose", "settings"}; nuScenes: {"mean_ap", "nd_score", ...}. None: not finished.
+    evaluation: dict[str, Any] | None = None
     problems: tuple[str, ...] = ()  # one sentence each
+    layout: Layout = "kitti"  # the same for all stages of a run
 
     @property
     def finished(self) -> bool:
@@ -48,6 +55,16 @@ class Stage:
     def predictions(self) -> Path:
         """Folder of the result files; need not exist."""
         return self.folder / "predictions"
+
+    @property
+    def has_predictions(self) -> bool:
+        return any(self.predictions.glob(RESULT_FILES[self.layout]))
+
+    @property
+    def evaluated_frames(self) -> int | None:
+        """On how many frames (KITTI) or samples (nuScenes) the evaluation rests."""
+        settings = (self.evaluation or {}).get("settings", {})
+        return _first(settings.get("frames"), settings.get("samples"))
 
     @property
     def training_frames(self) -> int | None:
@@ -139,20 +156,58 @@ def _read_run(folder: Path) -> list[Stage]:
     folder = folder.resolve()  # so that a run given as "." has a name
     if not folder.is_dir():
         raise UserError(f"{folder} is not a folder: expected a run such as runs/<recipe> or runs/<recipe>/<stage>")
+    problems: list[str] = []
     if _is_stage(folder):
-        problems: list[str] = []
         recipe = _read_yaml(folder.parent / RECIPE_FILE, problems)
-        return [_read_stage(folder, recipe, folder.parent.name, problems)]
+        return _with_what_is_missing([_read_stage(folder, recipe, folder.parent.name, problems)])
     if not (folder / RECIPE_FILE).is_file() and not any(map(_is_stage, folder.iterdir())):
         raise UserError(
             f"{folder} is no run: expected {RECIPE_FILE} and a folder for each stage, or a stage with {STAGE_FILES[0]}"
         )
-    problems = []
     recipe = _read_yaml(folder / RECIPE_FILE, problems)
     listed = [entry["name"] for entry in recipe.get("stages") or [] if isinstance(entry, dict) and "name" in entry]
     present = sorted(child.name for child in folder.iterdir() if _is_stage(child))
     names = dict.fromkeys([*listed, *present])
-    return [_read_stage(folder / name, recipe, folder.name, problems if n == 0 else []) for n, name in enumerate(names)]
+    return _with_what_is_missing(
+        [_read_stage(folder / name, recipe, folder.name, problems if n == 0 else []) for n, name in enumerate(names)]
+    )
+
+
+def _with_what_is_missing(run: list[Stage]) -> list[Stage]:
+    """The stages of a run with its layout, and with what that makes them lack."""
+    layout = _layout(run)
+    told = []
+    for stage in run:
+        stage = replace(stage, layout=layout)
+        lacks = ()
+        if stage.finished and not stage.has_predictions:
+            places = "the gallery and of error against distance" if layout == "kitti" else "the gallery"
+            lacks = (f"{stage.run}/{stage.name} has no predictions: it is left out of {places}.",)
+        told.append(replace(stage, problems=(*stage.problems, *lacks)))
+    return told
+
+
+def _layout(run: Sequence[Stage]) -> Layout:
+    """What the recipe says of the data set or, where it says nothing, what any stage left behind."""
+    surround = any("version" in stage.dataset for stage in run) or any(
+        "version" in stage.card or "nd_score" in (stage.evaluation or {}) or any("nuscenes" in e for e in stage.evals)
+        for stage in run
+        if not stage.dataset
+    )
+    return "nuscenes" if surround else "kitti"
+
+
+def refuse_surround(stages: Sequence[Stage], what: str) -> None:
+    """Keeps runs of surround views from what is made for KITTI's layout.
+
+    Raises:
+        UserError: one of the stages belongs to such a run.
+    """
+    for stage in stages:
+        if stage.layout == "nuscenes":
+            raise UserError(
+                f"run {stage.run} is of surround views, {what} is for runs in KITTI's layout: use distill3d report"
+            )
 
 
 def _is_stage(folder: Path) -> bool:
@@ -173,8 +228,6 @@ def _read_stage(folder: Path, recipe: dict[str, Any], run: str, problems: list[s
     if evaluation is None:
         last = f" (last line at step {train[-1]['step']})" if train else ""
         problems.append(f"{where} is not finished{last}: it has no evaluation.json, so no results are shown.")
-    elif not any(folder.glob("predictions/*.txt")):
-        problems.append(f"{where} has no predictions: it is left out of the gallery and of error against distance.")
     role = card.get("role") or _role(folder.name, {**listed, **config})
     return Stage(folder, run, folder.name, role, card, config, recipe, train, evals, evaluation, tuple(problems))
 

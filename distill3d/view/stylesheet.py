@@ -88,6 +88,11 @@ figure { margin: 22px 0 34px; }
 .photos { display: grid; gap: 8px; }
 .frame img { display: block; width: 100%; height: auto; border-radius: 3px; }
 .frame .bird { border: 1px solid var(--rule); }
+.frame.cameras { grid-template-columns: repeat(3, minmax(0, 1fr)); margin-bottom: 8px; }
+.cameras p { margin: 1px 0 0; color: var(--soft); font-size: 13px; text-align: center; }
+.counts th, .counts td { padding: 3px 0 3px 14px; text-align: right; vertical-align: bottom; font-weight: 400; }
+.counts th:first-child { text-align: left; padding-left: 4px; color: var(--soft); }
+.counts thead th { border-bottom: 1px solid var(--rule); font-size: 13px; }
 .maps p { margin: 4px 0 0; line-height: 1.35; }
 figcaption { margin-top: 8px; }
 figcaption b { color: var(--ink); font-weight: 600; }
@@ -109,7 +114,7 @@ footer p { max-width: none; }
   .charts, .charts.wide { grid-template-columns: minmax(0, 1fr); }
   .charts .chart text { font-size: 13.5px; } .charts .chart .chart-title { font-size: 16px; }
   .charts .chart .faint { font-size: 12px; } .charts .chart .curve { stroke-width: 2; }
-  .frame { grid-template-columns: minmax(0, 1fr); }
+  .frame, .frame.cameras { grid-template-columns: minmax(0, 1fr); }
   .frame.maps { grid-template-columns: repeat(2, minmax(0, 1fr)); }
   table.ap th:first-child { min-width: 124px; max-width: 140px; white-space: normal; padding-right: 12px; }
 }

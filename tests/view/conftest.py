@@ -2,6 +2,7 @@
 
 import json
 import math
+import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +11,7 @@ import numpy as np
 import pytest
 import yaml
 from PIL import Image
+from surround_run import write_drive, write_run
 
 from distill3d.evaluate.kitti import evaluate_folders
 
@@ -127,3 +129,23 @@ def _write_stage(folder: Path, entry: dict, data_root: Path, seed: int) -> None:
         "trained_on": {"count": 40, "sha256": "ab" * 32, "frames": [f"streets/{i:06d}" for i in range(40)]},
     }  # fmt: skip
     (folder / "card.json").write_text(json.dumps(card))
+
+
+# ------------------------------------------------------------------------------------------------------- surround views
+
+
+@pytest.fixture(scope="session")
+def drive_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_drive(tmp_path_factory.mktemp("drives") / "nuscenes")
+
+
+@pytest.fixture(scope="session")
+def surround_original(drive_root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished run, not to be changed."""
+    return write_run(tmp_path_factory.mktemp("runs") / "drives", drive_root)
+
+
+@pytest.fixture
+def surround_run(surround_original: Path, tmp_path: Path) -> Path:
+    """A finished run of one's own."""
+    return Path(shutil.copytree(surround_original, tmp_path / "runs" / surround_original.name))

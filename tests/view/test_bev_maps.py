@@ -26,7 +26,8 @@ from distill3d.evaluate.transfer import OUTCOMES
 from distill3d.settings import to_plain
 from distill3d.train.checkpoint import load_detector, save_weights
 from distill3d.train.loop import RunOptions
-from distill3d.train.recipe import Recipe, kitti_config
+from distill3d.train.recipe import Recipe
+from distill3d.train.sources import kitti_config
 from distill3d.train.stages import run_recipe
 from distill3d.view.bev_maps import MAPS, BevMaps, FrameMaps, map_picture, maps_html, ramp, scales
 from distill3d.view.palette import GROUND_RAMP, LOOKS, TRUE

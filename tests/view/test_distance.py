@@ -66,7 +66,9 @@ def test_frames_do_not_mix() -> None:
     matches = match_nearest(labels, results)
     assert matches.found.tolist() == [False, True]
     assert matches.distance.tolist() == [20, 5]
-    assert frame_errors(matches, 3) == pytest.approx(np.array([MATCH_RADIUS, np.nan, 0.5]), nan_ok=True)
+    assert frame_errors(matches.frame, matches.offset, 3) == pytest.approx(
+        np.array([MATCH_RADIUS, np.nan, 0.5]), nan_ok=True
+    )
     with pytest.raises(ValueError, match="same frames"):
         match_nearest(labels, read({"000000": []}, True))
 

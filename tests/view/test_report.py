@@ -17,6 +17,7 @@ from PIL import Image
 from distill3d.errors import UserError
 from distill3d.view.gallery import choose_frames, write_figures
 from distill3d.view.headline import caution, headline
+from distill3d.view.kitti import MEASURES, height_cautions
 from distill3d.view.report import write_report
 from distill3d.view.runs import read_runs
 
@@ -176,7 +177,7 @@ def test_a_student_behind_is_said_to_be_behind(make_run: MakeRun) -> None:
         (run / b).mkdir(exist_ok=True)
         source.rename(run / b / "evaluation.json")
     (run / "kept").rmdir()
-    _, leads = headline(read_runs([run]))
+    _, leads = headline(read_runs([run]), MEASURES)
     assert "points behind its baseline" in leads[0] and "closes" not in leads[0]
 
 
@@ -194,7 +195,8 @@ def test_unequal_comparisons_are_warned_of(
     run = make_run()
     content = json.loads((run / file).read_text())
     (run / file).write_text(json.dumps({**content, key: value}))
-    assert sentence in " ".join(caution(read_runs([run])))
+    stages = read_runs([run])
+    assert sentence in " ".join([*caution(stages, MEASURES), *height_cautions(stages)])
 
 
 def prepare(run: Path) -> None:
@@ -239,7 +241,7 @@ def test_preparation_counts_as_training(make_run: MakeRun, epochs: int, warned: 
     prepare(run)
     card = json.loads((run / "baseline" / "card.json").read_text())
     (run / "baseline" / "card.json").write_text(json.dumps({**card, "epochs": epochs}))
-    assert ("not trained equally long" in " ".join(caution(read_runs([run])))) is warned
+    assert ("not trained equally long" in " ".join(caution(read_runs([run]), MEASURES))) is warned
 
 
 def test_user_errors(make_run: MakeRun, tmp_path: Path) -> None:

@@ -1,0 +1,301 @@
+"""Moments of surround views worth looking at: six pictures and the scene from above, with boxes."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from html import escape
+from pathlib import Path
+
+import numpy as np
+import torch
+from jaxtyping import Float, Float64, Int
+from PIL import Image
+from torch import Tensor
+
+from distill3d.boxes import Boxes3D
+from distill3d.camera import Camera
+from distill3d.data.lidar_augment import carry
+from distill3d.data.nuscenes import CAMERAS, NuScenesConfig, NuScenesDataset, SweepConfig, carry_boxes
+from distill3d.data.surround import SurroundSample
+from distill3d.errors import UserError
+from distill3d.evaluate.nuscenes import CLASS_RANGE, CLASSES, DetectionBoxes, filtered, ground_truth
+from distill3d.evaluate.nuscenes_submission import read_submission
+from distill3d.view.distance import LEAST_SCORE, frame_errors, nearest_partners
+from distill3d.view.draw import (
+    BEYOND,
+    CAMERA_HEIGHT,
+    LEAST_REACH,
+    RING_STEP,
+    SUPERSAMPLE,
+    Extent,
+    bird_view,
+    draw_corners,
+    drawn_panel,
+    line_width,
+)
+from distill3d.view.gallery import BIRD_COLOURS, Choice, choose_frames, image_html
+from distill3d.view.palette import LOOKS, TRUE, Look
+from distill3d.view.pieces import kind_name
+from distill3d.view.runs import RESULT_FILES, Stage
+
+#: The scan of the moment alone: what the pictures show at the same time.
+ONE_SCAN = SweepConfig(past=0, future=0, scans=1, budget=None, style="intended")
+#: m that a view from above shows at most on each side: what lies farther ahead does not count in the evaluation.
+GREATEST_REACH = float(max(CLASS_RANGE.values()))
+GROUND_SIZE = 1100  # px; more than of one camera's view, for it shows four times the ground
+TILE_WIDTH = 560  # px of a camera's picture; smaller ones are enlarged
+#: A level camera that looks forward from above the vehicle's origin, where the road is: x right, y down, z forward.
+LEVEL = torch.tensor(
+    ((0.0, -1.0, 0.0, 0.0), (0.0, 0.0, -1.0, CAMERA_HEIGHT), (1.0, 0.0, 0.0, 0.0), (0.0, 0.0, 0.0, 1.0)),
+    dtype=torch.float64,
+)
+#: The share of a figure's width that the view from above takes, and that of the counts beside it.
+BIRD_COLUMNS = "2fr 1fr"
+
+
+@dataclass(frozen=True)
+class Part:
+    """A stage whose boxes are drawn, in the colour of its curves."""
+
+    name: str
+    stage: Stage
+    colour: str
+
+
+@dataclass(frozen=True)
+class Moment:
+    """A sample of the evaluation split, and the boxes in its ego frame by the names of their parts."""
+
+    title: str
+    reason: str
+    sample: SurroundSample
+    sets: dict[str, Boxes3D]  # with TRUE
+    counts: dict[str, dict[str, int]]  # of each set by class
+
+
+# --------------------------------------------------------------------------------------------------------- who and when
+
+
+def cast(stages: Sequence[Stage], palette: Sequence[Look]) -> list[Part]:
+    """The baseline and every kind of student, the first seed of each; of a run without them, its first other stage.
+
+    All of them are finished, have predictions, and lie on the data of the first of them.
+    """
+    ready = [(s, look) for s, look in zip(stages, palette, strict=True) if s.finished and s.has_predictions]
+    baseline = [entry for entry in ready if entry[0].role == "baseline"][:1]
+    chosen = [*baseline, *(entry for entry in ready if entry[0].role == "student")] or ready[:1]
+    parts: dict[str, Part] = {}
+    for stage, look in chosen:
+        name = kind_name(stage, stages)
+        if name not in parts and stage.dataset == chosen[0][0].dataset:
+            parts[name] = Part(name, stage, look.colour)
+    return list(parts.values())
+
+
+def pictured(parts: Sequence[Part]) -> list[Part]:
+    """Whose boxes the small pictures have room for: the baseline's and the last student's."""
+    return [parts[0], parts[-1]] if len(parts) > 1 else list(parts)
+
+
+def open_dataset(stage: Stage) -> NuScenesDataset:
+    """The evaluation split of a stage as its detector sees it, with the points of the key scan.
+
+    Raises:
+        UserError: the recipe does not say where it is, or it cannot be read.
+    """
+    dataset = stage.dataset
+    for key in ("root", "version", "eval_split", "classes", "canvas"):
+        if dataset.get(key) is None:
+            raise UserError(f"the recipe of run {stage.run} has no key dataset.{key}")
+    config = NuScenesConfig(
+        root=Path(dataset["root"]), version=str(dataset["version"]), split=str(dataset["eval_split"]),
+        classes=tuple(dataset["classes"]), canvas=tuple(dataset["canvas"]), points=True, sweeps=ONE_SCAN,
+        ego_frame=dataset.get("ego_frame", NuScenesConfig.ego_frame), nan_velocity="keep",
+        in_memory=bool(dataset.get("in_memory")),
+    )  # fmt: skip
+    return NuScenesDataset(config)
+
+
+def moments(parts: Sequence[Part], count: int) -> Iterator[Moment]:
+    """At most ``count`` samples, chosen by ``choose_frames``: the last part is compared with the first.
+
+    Raises:
+        UserError: data or predictions cannot be read.
+    """
+    dataset = open_dataset(parts[0].stage)
+    submissions = [read_submission(part.stage.predictions / RESULT_FILES["nuscenes"]) for part in parts]
+    present = [set(submission.samples) for submission in submissions]
+    tokens = [token for token in dataset.frame_ids if all(token in one for one in present)]
+    if not tokens:
+        raise UserError(f"no sample of {parts[0].stage.run} has predictions of every part and lies in its split")
+    found = [_of_samples(submission, tokens) for submission in submissions]
+    truth = ground_truth(dataset.tables, tokens)
+    evaluated = truth.boxes[np.isin(truth.boxes.label, [CLASSES.index(name) for name in dataset.classes])]
+    objects, _ = filtered(evaluated, truth.racks)
+    lead = None
+    if parts[0].stage.role == "baseline" and len(parts) > 1:
+        lead = _position_errors(objects, found[0]) - _position_errors(objects, found[-1])
+    for choice in choose_frames(np.bincount(objects.sample, minlength=len(tokens)), lead, count):
+        yield _moment(dataset, tokens, choice, parts, found)
+
+
+def _of_samples(boxes: DetectionBoxes, tokens: Sequence[str]) -> DetectionBoxes:
+    """The boxes at least as sure as ``LEAST_SCORE``, of the named samples and numbered as these are."""
+    number = {token: index for index, token in enumerate(tokens)}
+    renumbered = np.array([number.get(token, -1) for token in boxes.samples])[boxes.sample]
+    kept = (renumbered >= 0) & (boxes.score >= LEAST_SCORE)
+    return replace(boxes[kept], samples=tuple(tokens), sample=renumbered[kept])
+
+
+def _position_errors(objects: DetectionBoxes, found: DetectionBoxes) -> Float[np.ndarray, " s"]:
+    """Mean distance (m) of each sample's objects to their nearest detections of the same class."""
+
+    def grouped(boxes: DetectionBoxes) -> tuple[DetectionBoxes, Int[np.ndarray, " n"]]:
+        group = boxes.sample * len(CLASSES) + boxes.label
+        order = np.argsort(group, kind="stable")
+        return boxes[order], group[order]
+
+    objects, object_group = grouped(objects)
+    found, found_group = grouped(found)
+    groups = len(objects.samples) * len(CLASSES)
+    _, offset = nearest_partners(
+        object_group, objects.translation[:, :2], found_group, found.translation[:, :2], groups
+    )
+    return frame_errors(objects.sample, offset, len(objects.samples))
+
+
+def _moment(
+    dataset: NuScenesDataset, tokens: Sequence[str], choice: Choice, parts: Sequence[Part],
+    found: Sequence[DetectionBoxes],
+) -> Moment:  # fmt: skip
+    token = tokens[choice.index]
+    sample = dataset.get(dataset.frame_ids.index(token))
+    sets = {TRUE: Boxes3D.empty("ego") if sample.objects is None else sample.objects.boxes}
+    counts = {TRUE: _counts(sets[TRUE], dataset.classes)}
+    to_ego = torch.linalg.inv(sample.ego_to_global)
+    for part, boxes in zip(parts, found, strict=True):
+        sets[part.name] = carry_boxes(_boxes(boxes[boxes.sample == choice.index]), to_ego, "ego")
+        counts[part.name] = _counts(sets[part.name], CLASSES)
+    tables = dataset.tables
+    row = tables.sample_row(token)
+    scene = int(tables.samples.scene[row])
+    of_scene = tables.scene_samples(scene)
+    place = f"{tables.scene_name(scene)}, key frame {row - of_scene[0] + 1} of {len(of_scene)}"
+    return Moment(f"{place} (sample {token})", choice.reason, sample, sets, counts)
+
+
+def _boxes(found: DetectionBoxes) -> Boxes3D:
+    """Global boxes; labels index the official ten classes."""
+    return Boxes3D(
+        torch.from_numpy(found.translation), torch.from_numpy(found.wlh[:, [1, 0, 2]].copy()),
+        torch.from_numpy(found.yaw), torch.from_numpy(found.label), "global", score=torch.from_numpy(found.score),
+        velocity=torch.from_numpy(found.velocity),
+    )  # fmt: skip
+
+
+def _counts(boxes: Boxes3D, classes: Sequence[str]) -> dict[str, int]:
+    return {name: int((boxes.label == label).sum()) for label, name in enumerate(classes)}
+
+
+# ------------------------------------------------------------------------------------------------------------- pictures
+
+
+def camera_panels(sample: SurroundSample, sets: dict[str, Boxes3D], colours: dict[str, str]) -> list[Image.Image]:
+    """The pictures of the key frame in the data set's order of cameras, with every set of ego-frame boxes.
+
+    Raises:
+        ValueError: the sample has no pictures.
+    """
+    if sample.images is None:
+        raise ValueError("the sample has no pictures to draw in")
+    corners = {name: boxes.to(torch.float64).corners() for name, boxes in sets.items()}
+    panels = []
+    for index, image in enumerate(sample.images[0]):
+        to_camera = torch.linalg.inv(sample.camera_to_ego[0, index])
+        seen = {name: _carried(points, to_camera) for name, points in corners.items()}
+
+        def draw(picture: Image.Image, camera: Camera, seen: dict[str, Tensor] = seen) -> None:
+            for name, points in seen.items():
+                draw_corners(picture, camera, points, colours[name], width=line_width(name), scale=SUPERSAMPLE)
+
+        panels.append(drawn_panel(image, key_camera(sample, index), draw, TILE_WIDTH))
+    return panels
+
+
+def _carried(points: Float64[Tensor, "n 8 3"], pose: Float64[Tensor, "4 4"]) -> Float64[Tensor, "n 8 3"]:
+    return carry(points.reshape(-1, 3), pose).reshape(points.shape)
+
+
+def key_camera(sample: SurroundSample, index: int) -> Camera:
+    """The camera of the key frame's picture ``index`` as the sample has it: its own frame to pixels of ``images``."""
+    affine = sample.image_affine[index]
+    return Camera(sample.intrinsics[0, index, :3]).warped(torch.cat((affine[:2, :2], affine[:2, 3:]), dim=1))
+
+
+def ground_view(points: Float[Tensor, "m c"] | None, sets: dict[str, Boxes3D], colours: dict[str, str]) -> Image.Image:
+    """Points and boxes of the ego frame from above, forward up, with the vehicle in the middle."""
+    seen = {name: _level(boxes.to(torch.float64)) for name, boxes in sets.items()}
+    ahead = None if points is None else carry(points[:, :3].to(LEVEL), LEVEL)
+    reach = _reach(list(sets.values()))
+    return bird_view(ahead, seen, Extent(-reach, -reach, reach, reach), size=GROUND_SIZE, colours=colours)
+
+
+def _level(boxes: Boxes3D) -> Boxes3D:
+    """Boxes of the ego frame as the camera ``LEVEL`` has them; up stays up."""
+    velocity = boxes.velocity
+    return replace(
+        boxes,
+        centre=carry(boxes.centre, LEVEL),
+        yaw=boxes.yaw + math.pi / 2,
+        velocity=None if velocity is None else torch.stack((-velocity[:, 1], velocity[:, 0]), dim=1),
+        frame="camera",
+    )
+
+
+def _reach(sets: Sequence[Boxes3D]) -> float:
+    """m from the vehicle to the edges of a square that holds the boxes."""
+    farthest = max([float(boxes.centre[:, :2].abs().max()) for boxes in sets if len(boxes)], default=0.0)
+    return min(max(math.ceil((farthest + BEYOND) / RING_STEP) * RING_STEP, LEAST_REACH), GREATEST_REACH)
+
+
+def figure_html(moment: Moment, parts: Sequence[Part]) -> str:
+    """A moment as an HTML figure: the cameras in two rows of three as they look, below them the view from above."""
+    colours = {TRUE: LOOKS[TRUE].colour, **{part.name: part.colour for part in parts}}
+    in_pictures = (TRUE, *(part.name for part in pictured(parts)))
+    panels = camera_panels(moment.sample, {name: moment.sets[name] for name in in_pictures}, colours)
+    cameras = "".join(
+        f"<div>{image_html(panel, f'{moment.title}: {name} camera with boxes')}<p>{name}</p></div>"
+        for name, panel in zip(map(_camera_name, CAMERAS), panels, strict=True)
+    )
+    above = ground_view(moment.sample.points, moment.sets, colours).quantize(BIRD_COLOURS)
+    bird = image_html(above, f"{moment.title} from above with LiDAR points", "bird")
+    return (
+        f'<figure><div class="frame cameras">{cameras}</div>'
+        f'<div class="frame" style="--columns:{BIRD_COLUMNS}">{bird}{_count_table(moment, colours)}</div>'
+        f"<figcaption><b>{escape(moment.title)}</b>, {escape(moment.reason)}.</figcaption></figure>"
+    )
+
+
+def _camera_name(channel: str) -> str:
+    """CAM_FRONT_LEFT as "front left"."""
+    return channel.removeprefix("CAM_").replace("_", " ").lower()
+
+
+def _count_table(moment: Moment, colours: dict[str, str]) -> str:
+    """How many boxes of each class every part has; classes that none has are left out."""
+    classes = [name for name in CLASSES if any(counts.get(name) for counts in moment.counts.values())]
+    heads = "".join(
+        f'<th scope="col"><span class="swatch" style="background:{colours[name]}"></span>{escape(name)}</th>'
+        for name in moment.counts
+    )
+    rows = "".join(
+        f'<tr><th scope="row">{escape(name.replace("_", " "))}</th>'
+        + "".join(f"<td>{counts.get(name, 0)}</td>" for counts in moment.counts.values())
+        + "</tr>"
+        for name in classes
+    )
+    return (
+        f'<table class="counts"><thead><tr><th scope="col">Boxes</th>{heads}</tr></thead><tbody>{rows}</tbody></table>'
+    )
