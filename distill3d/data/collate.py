@@ -12,6 +12,7 @@ from torch.utils.data import Dataset as MapDataset
 
 from distill3d.camera import Camera, ImageAffine
 from distill3d.data.augment import frame_generator
+from distill3d.data.batching import given_by_all
 from distill3d.data.sample import Batch, Dataset, ObjectBatch, Sample
 from distill3d.data.surround import SurroundBatch, SurroundSample, collate_surround
 from distill3d.errors import UserError
@@ -34,14 +35,9 @@ def collate(samples: list[Sample]) -> Batch:
         listed = ", ".join(f"{w} x {h} (frame {frame})" for (w, h), frame in sizes.items())
         raise UserError(f"images of one batch must have one size, got {listed}; set `canvas`")
 
-    def given(name: str) -> list | None:
-        values = [getattr(s, name) for s in samples]
-        lacking = [s.frame_id for s, value in zip(samples, values, strict=True) if value is None]
-        if 0 < len(lacking) < len(samples):
-            raise UserError(f"frame {lacking[0]} has no {name}, but other frames of its batch have")
-        return None if lacking else values
-
-    depth, lidar_to_camera = given("depth"), given("lidar_to_camera")
+    depth, points, lidar_to_camera = (
+        given_by_all(samples, name, "frame") for name in ("depth", "points", "lidar_to_camera")
+    )
     objects = [s.objects for s in samples if s.objects is not None]
     some = 0 < len(objects) < len(samples)
     nothing = objects[0][:0] if some else None
@@ -53,7 +49,7 @@ def collate(samples: list[Sample]) -> Batch:
         affine=ImageAffine.stack([s.affine for s in samples]),
         objects=ObjectBatch.pad([o for o in rows if o is not None]) if objects else None,
         depth=None if depth is None else torch.stack(depth),
-        points=given("points"),
+        points=points,
         lidar_to_camera=None if lidar_to_camera is None else torch.stack(lidar_to_camera),
         labelled=torch.tensor([s.objects is not None for s in samples]) if some else None,
     )

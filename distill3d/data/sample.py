@@ -14,7 +14,7 @@ from torch import Tensor
 
 from distill3d.boxes import IGNORE, Boxes3D
 from distill3d.camera import Camera, ImageAffine
-from distill3d.data.moving import moved_to
+from distill3d.data.batching import moved_to, padded
 
 #: KITTI's training difficulties as numbers; UNKNOWN objects are not trained on.
 EASY, MODERATE, HARD, UNKNOWN = 0, 1, 2, -1
@@ -116,10 +116,7 @@ class ObjectBatch:
         rows = max([len(o) for o in objects] + [1])
 
         def stack(values: list[Tensor], fill: float = 0) -> Tensor:
-            out = values[0].new_full((len(values), rows, *values[0].shape[1:]), fill)
-            for i, value in enumerate(values):
-                out[i, : len(value)] = value.nan_to_num(0.0) if value.is_floating_point() else value
-            return out
+            return padded([v.nan_to_num(0.0) if v.is_floating_point() else v for v in values], rows, fill)
 
         boxes = [o.boxes for o in objects]
         box2d, alpha = [b.box2d for b in boxes if b.box2d is not None], [b.alpha for b in boxes if b.alpha is not None]

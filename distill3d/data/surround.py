@@ -17,7 +17,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from distill3d.boxes import IGNORE, Boxes3D
-from distill3d.data.moving import moved_to
+from distill3d.data.batching import given_by_all, moved_to, padded
 from distill3d.errors import UserError
 
 
@@ -74,25 +74,18 @@ class SurroundObjectBatch:
     def pad(cls, objects: Sequence[SurroundObjects]) -> SurroundObjectBatch:
         """Stacks the objects of several moments; M is the largest count, at least 1."""
         rows = max([len(o) for o in objects] + [1])
-
-        def stack(values: list[Tensor], fill: float = 0) -> Tensor:
-            out = values[0].new_full((len(values), rows, *values[0].shape[1:]), fill)
-            for i, value in enumerate(values):
-                out[i, : len(value)] = value
-            return out
-
         boxes = [o.boxes for o in objects]
         velocity = [b.velocity for b in boxes if b.velocity is not None]
         if len(velocity) < len(boxes):
             raise ValueError("annotated objects of a surround view need a velocity, NaN where it is unknown")
         return cls(
-            centre=stack([b.centre for b in boxes]),
-            size=stack([b.size for b in boxes]),
-            yaw=stack([b.yaw for b in boxes]),
-            velocity=stack(velocity),
-            label=stack([b.label for b in boxes], IGNORE),
-            sensor_points=stack([o.sensor_points for o in objects]),
-            present=stack([torch.ones(len(o), dtype=torch.bool) for o in objects]),
+            centre=padded([b.centre for b in boxes], rows),
+            size=padded([b.size for b in boxes], rows),
+            yaw=padded([b.yaw for b in boxes], rows),
+            velocity=padded(velocity, rows),
+            label=padded([b.label for b in boxes], rows, IGNORE),
+            sensor_points=padded([o.sensor_points for o in objects], rows),
+            present=padded([torch.ones(len(o), dtype=torch.bool) for o in objects], rows),
         )
 
 
@@ -130,14 +123,9 @@ def collate_surround(samples: list[SurroundSample]) -> SurroundBatch:
         listed = ", ".join(f"{shape} (sample {frame})" for shape, frame in shapes.items())
         raise UserError(f"images of one batch must agree in frames, cameras and size, got {listed}")
 
-    def given(name: str) -> list | None:
-        values = [getattr(s, name) for s in samples]
-        lacking = [s.frame_id for s, value in zip(samples, values, strict=True) if value is None]
-        if 0 < len(lacking) < len(samples):
-            raise UserError(f"sample {lacking[0]} has no {name}, but other samples of its batch have")
-        return None if lacking else values
-
-    images, objects, depth = given("images"), given("objects"), given("depth")
+    images, objects, depth, points = (
+        given_by_all(samples, name, "sample") for name in ("images", "objects", "depth", "points")
+    )
     stacked = {
         name: torch.stack([getattr(s, name) for s in samples])
         for name in ("intrinsics", "camera_to_ego", "image_affine", "bev_affine", "ego_to_global")
@@ -147,6 +135,6 @@ def collate_surround(samples: list[SurroundSample]) -> SurroundBatch:
         images=None if images is None else torch.stack(images),
         objects=None if objects is None else SurroundObjectBatch.pad(objects),
         depth=None if depth is None else torch.stack(depth),
-        points=given("points"),
+        points=points,
         **stacked,
     )

@@ -19,6 +19,7 @@ from distill3d.boxes import NUSCENES_CLASSES, Boxes3D
 from distill3d.data.surround import SurroundBatch
 from distill3d.detectors.base import BevGeometry, Detector, FeatureMap, Outputs, bev_geometry
 from distill3d.detectors.pointpillars import PillarFeatures, picture
+from distill3d.errors import UserError
 from distill3d.layers.bev_second import (
     SECONDFPN,
     SECONDBlocks,
@@ -177,7 +178,27 @@ class PillarEncoder(nn.Module):
 # ------------------------------------------------------------------------------------------------------------- detector
 
 
-class CenterPoint(Detector[SurroundBatch]):
+class CentreDetector(Detector[SurroundBatch]):
+    """What detectors share that learn from nothing but a centre head's targets."""
+
+    def encode(self, batch: SurroundBatch) -> CentreTargets:
+        """Targets of the batch's objects.
+
+        Raises:
+            UserError: the batch has no annotations.
+        """
+        if batch.objects is None:
+            raise UserError("training needs annotations; this split of the data set has none")
+        return centre_targets(self.config.head, batch.objects, self.config.classes)
+
+    def loss(self, outputs: Outputs, batch: SurroundBatch, targets: CentreTargets | None = None) -> dict[str, Tensor]:
+        return centre_losses(outputs.predictions, targets or self.encode(batch), self.config.head)
+
+    def decode(self, outputs: Outputs, batch: SurroundBatch) -> list[Boxes3D]:
+        return centre_detections(outputs.predictions, batch.bev_affine, self.config.classes, self.config.head)
+
+
+class CenterPoint(CentreDetector):
     """Encoder, SECOND's blocks and neck, and the centre head.
 
     Taps, in the (augmented) key ego frame: ``bev_low``, the encoder's map, and ``bev_0``, ``bev_1``, ..., the maps of
@@ -217,22 +238,6 @@ class CenterPoint(Detector[SurroundBatch]):
         maps = zip(self.geometries.items(), (low, *levels), strict=True)
         features = {name: FeatureMap(tensor, geometry) for (name, geometry), tensor in maps}
         return Outputs(features, self.head(self.neck(levels)))
-
-    def encode(self, batch: SurroundBatch) -> CentreTargets:
-        """Targets of the batch's objects.
-
-        Raises:
-            ValueError: the batch has no annotations.
-        """
-        if batch.objects is None:
-            raise ValueError("training needs annotations; this batch has none")
-        return centre_targets(self.config.head, batch.objects, self.config.classes)
-
-    def loss(self, outputs: Outputs, batch: SurroundBatch, targets: CentreTargets | None = None) -> dict[str, Tensor]:
-        return centre_losses(outputs.predictions, targets or self.encode(batch), self.config.head)
-
-    def decode(self, outputs: Outputs, batch: SurroundBatch) -> list[Boxes3D]:
-        return centre_detections(outputs.predictions, batch.bev_affine, self.config.classes, self.config.head)
 
 
 def level_geometries(geometry: BevGeometry, config: SECONDBlocksConfig) -> dict[str, BevGeometry]:

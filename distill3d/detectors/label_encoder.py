@@ -19,20 +19,16 @@ from timm.layers.mlp import Mlp
 from timm.models.resnet import BasicBlock
 from torch import Tensor, nn
 
-from distill3d.boxes import NUSCENES_CLASSES, Boxes3D
+from distill3d.boxes import NUSCENES_CLASSES
 from distill3d.data.surround import SurroundBatch
-from distill3d.detectors.base import BevGeometry, Detector, FeatureMap, Outputs, Style
-from distill3d.detectors.centerpoint import CenterPointConfig, check_head
+from distill3d.detectors.base import BevGeometry, FeatureMap, Outputs, Style
+from distill3d.detectors.centerpoint import CenterPointConfig, CentreDetector, check_head
 from distill3d.detectors.centerpoint import tiny as tiny_centerpoint
 from distill3d.errors import UserError
 from distill3d.layers.bev_second import SECONDFPN, SECONDFPNConfig
 from distill3d.layers.centre_head import (
     CentreHead,
     CentreHeadConfig,
-    CentreTargets,
-    centre_detections,
-    centre_losses,
-    centre_targets,
 )
 from distill3d.layers.label_raster import BOX_NUMBERS, LabelRaster, paint
 
@@ -130,7 +126,7 @@ class LabelBackbone(nn.Module):
 # ------------------------------------------------------------------------------------------------------------- detector
 
 
-class LabelEncoder(Detector[SurroundBatch]):
+class LabelEncoder(CentreDetector):
     """The encoder in front of a frozen neck and head; it sees the batch's annotations and nothing else.
 
     Taps, in the (augmented) key ego frame: ``bev_0``, ``bev_1``, ..., the encoder's maps, all >= 0, on the cells of a
@@ -189,19 +185,3 @@ class LabelEncoder(Detector[SurroundBatch]):
         maps = zip(self.geometries.items(), levels, strict=True)
         features = {name: FeatureMap(tensor, geometry) for (name, geometry), tensor in maps}
         return Outputs(features, self.head(self.neck(levels)))
-
-    def encode(self, batch: SurroundBatch) -> CentreTargets:
-        """Targets of the batch's objects.
-
-        Raises:
-            UserError: the batch has no annotations.
-        """
-        if batch.objects is None:
-            raise UserError("training needs annotations; this split of the data set has none")
-        return centre_targets(self.config.head, batch.objects, self.config.classes)
-
-    def loss(self, outputs: Outputs, batch: SurroundBatch, targets: CentreTargets | None = None) -> dict[str, Tensor]:
-        return centre_losses(outputs.predictions, targets or self.encode(batch), self.config.head)
-
-    def decode(self, outputs: Outputs, batch: SurroundBatch) -> list[Boxes3D]:
-        return centre_detections(outputs.predictions, batch.bev_affine, self.config.classes, self.config.head)

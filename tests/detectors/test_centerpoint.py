@@ -22,6 +22,7 @@ from distill3d.detectors.centerpoint import (
     tiny,
     with_pillars,
 )
+from distill3d.errors import UserError
 from distill3d.layers.bev_second import SECONDFPN, SECONDBlocksConfig, SECONDFPNConfig
 from distill3d.layers.centre_head import tiny_head
 from distill3d.layers.voxels import VoxelGrid
@@ -260,5 +261,5 @@ def test_without_points_or_annotations() -> None:
     batch = batch_with([street(10)])
     with pytest.raises(ValueError, match="needs scans"):
         detector(replace(batch, points=None))
-    with pytest.raises(ValueError, match="needs annotations"):
+    with pytest.raises(UserError, match="needs annotations"):
         detector.encode(replace(batch, objects=None))
