@@ -165,4 +165,4 @@ def test_recipes_name_what_they_reproduce(name: str) -> None:
             if config.input == "depth":
                 assert replace(config, input=own.input, depth_encoding=own.depth_encoding) == own
             else:
-                assert config.input in ("points", "rgb+gt_depth") and own.input in ("rgb", "rgb+gt_depth")
+                assert config.input in ("points", "labels", "rgb+gt_depth") and own.input in ("rgb", "rgb+gt_depth")
