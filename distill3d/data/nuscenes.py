@@ -242,16 +242,10 @@ def split_samples(tables: Tables, root: Path, split: str) -> list[int]:
     Raises:
         UserError: there is neither, the file names something unknown, or no scene of the split is in the tables.
     """
-    scenes = {tables.scene_name(scene): scene for scene in range(len(tables.scenes))}
     path = root / "splits" / f"{split}.txt"
     if path.is_file():
-        rows: set[int] = set()
-        for name in read_split(path):
-            try:
-                rows.update(tables.scene_samples(scenes[name]) if name in scenes else (tables.sample_row(name),))
-            except UserError as error:
-                raise UserError(f"{path}: {name!r} is neither a scene nor a sample of {tables.folder}") from error
-        return sorted(rows)
+        return sorted(listed_samples(tables, path))
+    scenes = {tables.scene_name(scene): scene for scene in range(len(tables.scenes))}
     if split not in SCENE_NUMBERS:
         raise UserError(
             f"there is no split {split!r}: expected a file {path} with scene names or sample tokens, or one of "
@@ -261,6 +255,23 @@ def split_samples(tables: Tables, root: Path, split: str) -> list[int]:
     if not present:
         raise UserError(f"{tables.folder} has no scene of the official split {split}; give the split's own version")
     return [row for scene in present for row in tables.scene_samples(scene)]
+
+
+def listed_samples(tables: Tables, path: Path) -> list[int]:
+    """Rows of the samples that a file names by token or by scene, one a line, in its order, each once.
+
+    Raises:
+        UserError: the file names something unknown.
+    """
+    scenes = {tables.scene_name(scene): scene for scene in range(len(tables.scenes))}
+    rows: dict[int, None] = {}
+    for name in read_split(path):
+        try:
+            found = tables.scene_samples(scenes[name]) if name in scenes else (tables.sample_row(name),)
+        except UserError as error:
+            raise UserError(f"{path}: {name!r} is neither a scene nor a sample of {tables.folder}") from error
+        rows |= dict.fromkeys(found)
+    return list(rows)
 
 
 def past_samples(

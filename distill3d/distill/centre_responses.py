@@ -25,9 +25,11 @@ CENTRE_MAPS = ("heatmap", "box")
 
 
 def centre_predictions(
-    context: Context, teacher: str | None, tap: str, teacher_tap: str | None
+    context: Context, teacher: str | None, tap: str, teacher_tap: str | None, instead: str
 ) -> tuple[dict[str, Tensor], dict[str, Tensor], CentreHeadConfig]:
     """``CENTRE_MAPS`` of student and detached ``teacher`` (its stage), and the student's head.
+
+    ``instead``: what a user without centre heads is advised to do.
 
     Raises:
         UserError: one of them has no centre head, or their maps differ in shape.
@@ -37,7 +39,7 @@ def centre_predictions(
     same_grid(tap, context.student, source, teacher_tap)
     head = getattr(getattr(context.student_detector, "config", None), "head", None)
     if not isinstance(head, CentreHeadConfig):
-        raise UserError("response 'centres' needs a student with a centre head: set response to 'anchors'")
+        raise UserError(f"to compare centre heads the student needs one: {instead}")
     sides = (context.student.predictions, source.predictions)
     for name in CENTRE_MAPS:
         found = [tuple(side[name].shape) if name in side else None for side in sides]

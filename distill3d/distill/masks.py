@@ -11,6 +11,7 @@ from torch import Tensor
 
 from distill3d.data.surround import SurroundObjectBatch
 from distill3d.detectors.base import BevGeometry, FeatureMap, ImageGeometry
+from distill3d.layers.centre_nms import footprint_extent
 from distill3d.layers.heatmap import draw_gaussians, gaussian_radius
 
 #: How box edges index a map.  ``python`` slices as Python does: a negative edge counts from the end, so objects cut by
@@ -107,9 +108,7 @@ def ground_geometry(feature: FeatureMap) -> BevGeometry:
 def footprint_boxes(objects: SurroundObjectBatch, extent: tuple[float, float, float, float]) -> Float[Tensor, "b m 4"]:
     """The axis-aligned rectangles about the objects' turned footprints: x min, y min, x max, y max in m from the lower
     corner of ``extent``, so that divided by a map's cell they are left, top, right, bottom in cells."""
-    along, across = objects.yaw.cos().abs(), objects.yaw.sin().abs()
-    length, width, _ = objects.size.unbind(-1)
-    reach = torch.stack((length * along + width * across, length * across + width * along), dim=-1) / 2
+    reach = footprint_extent(objects.size[..., :2], objects.yaw) / 2
     centre = objects.centre[..., :2] - objects.centre.new_tensor(extent[:2])
     return torch.cat((centre - reach, centre + reach), dim=-1)
 

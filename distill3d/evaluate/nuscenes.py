@@ -34,7 +34,6 @@ from jaxtyping import Bool, Float, Int
 from distill3d.errors import UserError
 from distill3d.evaluate.greedy import match_in_order
 from distill3d.evaluate.iou import pairs_within_groups
-from distill3d.evaluate.kitti import read_split
 
 if TYPE_CHECKING:  # the command line must start fast, and the maths needs neither tables nor a terminal
     from rich.table import Table
@@ -611,18 +610,15 @@ def evaluated_tokens(tables: Tables, data_root: Path, split: str | Path | None) 
     Raises:
         UserError: there is no such split, or the file names something that the tables do not have.
     """
-    from distill3d.data.nuscenes import split_samples
+    from distill3d.data.nuscenes import listed_samples, split_samples
 
     if split is None:
         rows = list(range(len(tables.samples)))
     elif Path(split).is_file():
-        scenes = {tables.scene_name(scene): tables.scene_samples(scene) for scene in range(len(tables.scenes))}
-        rows = [
-            row for name in read_split(split) for row in (scenes[name] if name in scenes else [tables.sample_row(name)])
-        ]
+        rows = listed_samples(tables, Path(split))
     else:
         rows = split_samples(tables, data_root, str(split))
-    return [tables.sample_token(row) for row in dict.fromkeys(rows)]
+    return [tables.sample_token(row) for row in rows]
 
 
 def run_eval_nuscenes(

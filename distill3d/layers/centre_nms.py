@@ -21,11 +21,16 @@ def footprints_near(
     centre: Float[Tensor, "*b n 2"], size: Float[Tensor, "*b n 2"], yaw: Float[Tensor, "*b n"], scale: float
 ) -> Bool[Tensor, "*b n n"]:
     """Which axis-aligned rectangles around the (length, width) footprints touch, each scaled about its centre."""
-    along, across = yaw.cos().abs(), yaw.sin().abs()
-    length, width = size.unbind(-1)
-    extent = torch.stack((length * along + width * across, length * across + width * along), dim=-1)
+    extent = footprint_extent(size, yaw)
     reach = scale * (extent[..., :, None, :] + extent[..., None, :, :]) / 2
     return ((centre[..., :, None, :] - centre[..., None, :, :]).abs() <= reach).all(-1)
+
+
+def footprint_extent(size: Float[Tensor, "*b n 2"], yaw: Float[Tensor, "*b n"]) -> Float[Tensor, "*b n 2"]:
+    """Sides along x and y of the axis-aligned rectangle about each turned (length, width) footprint."""
+    along, across = yaw.cos().abs(), yaw.sin().abs()
+    length, width = size.unbind(-1)
+    return torch.stack((length * along + width * across, length * across + width * along), dim=-1)
 
 
 def first_kept(near: Bool[Tensor, "*b n n"], usable: Bool[Tensor, "*b n"], limit: int) -> Bool[Tensor, "*b n"]:

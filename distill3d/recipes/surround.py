@@ -22,11 +22,10 @@ from distill3d.train.recipe import EvaluationConfig, Recipe, StageConfig, Surrou
 from distill3d.train.schedules import Schedule
 
 #: BEVDepth's and LabelDistill's optimiser: AdamW, the rate cut by ten towards the end, no warm-up; averaged weights.
-ADAMW = Schedule(
+AVERAGED = Schedule(
     epochs=24, batch_size=64, lr=2e-4, warmup_epochs=0, drops=(19, 23), optimiser="adamw", weight_decay=1e-7,
-    decay="all", clip_norm=5.0,
+    decay="all", clip_norm=5.0, ema=0.999, ema_warmup=2000.0,
 )  # fmt: skip
-AVERAGED = replace(ADAMW, ema=0.999, ema_warmup=2000.0)
 #: The LiDAR teacher from scratch: mmdetection3d's one cycle of 20 epochs, class-balanced.
 TEACHER = Schedule(
     epochs=20, batch_size=32, lr=1e-3, shape="one_cycle", rise=0.4, start_divisor=10.0, end_divisor=1e3,
@@ -39,9 +38,8 @@ STUDENT = replace(AVERAGED, epochs=30, batch_size=16, lr=4e-4, weight_decay=0.01
 #: LabelDistill sees the key frame and those 1 s, 2 s (and 3 s, 4 s) before it.
 TWO_KEYS, FOUR_KEYS = (2, 4), (2, 4, 6, 8)
 CONTEXT = 150  # channels of each frame
-BEV_AUGMENT = BevAugmentConfig()
-IMAGES = {"augment": None, "image_augment": ImageAugmentConfig(), "bev_augment": BEV_AUGMENT}
-NO_IMAGES = {"augment": None, "bev_augment": BEV_AUGMENT}
+NO_IMAGES: dict[str, Any] = {"augment": None, "bev_augment": BevAugmentConfig()}
+IMAGES = {**NO_IMAGES, "image_augment": ImageAugmentConfig()}
 TRUNK = ResNetConfig(finest=4, pretrained=True)
 
 PUBLISHED_BEVDEPTH = (
@@ -185,8 +183,8 @@ def _monotakd(
     return StageConfig(name, "student", detector, schedule, **augment, teachers=("teacher", "assistant"), method=method)
 
 
-def _teacher(detector: CenterPointConfig, schedule: Schedule = TEACHER, balanced: bool = True) -> StageConfig:
-    return StageConfig("teacher", "teacher", detector, schedule, **NO_IMAGES, class_balanced=balanced)
+def _teacher(detector: CenterPointConfig) -> StageConfig:
+    return StageConfig("teacher", "teacher", detector, TEACHER, **NO_IMAGES, class_balanced=True)
 
 
 def _camera(name: str, role: Any, detector: BEVDepthConfig, schedule: Schedule) -> StageConfig:
@@ -229,11 +227,7 @@ TINY_SCHEDULE = Schedule(
     clip_norm=10.0,
 )  # fmt: skip
 #: Mirrored and turned like the real ones, but pictures keep their size: the small cameras have no pixels to spare.
-TINY_IMAGES = {
-    "augment": None,
-    "image_augment": ImageAugmentConfig((1.0, 1.1), rotation=0.0),
-    "bev_augment": BEV_AUGMENT,
-}
+TINY_IMAGES = {**NO_IMAGES, "image_augment": ImageAugmentConfig((1.0, 1.1), rotation=0.0)}
 TINY_EVALUATION = EvaluationConfig(every=4, batch_size=4)
 TINY_NOTE = "synthetic drives; schedule and size are this project's own"
 

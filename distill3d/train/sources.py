@@ -40,15 +40,9 @@ class Verdict:
 
 
 class Source(ABC):
-    """The data of a recipe.
-
-    Raises:
-        UserError: on construction, the recipe has no data root.
-    """
+    """The data of a recipe."""
 
     def __init__(self, recipe: Recipe) -> None:
-        if recipe.dataset.root is None:
-            raise UserError(f"recipe {recipe.name!r} needs a data set: give its folder with --data-root")
         self.recipe = recipe
 
     @abstractmethod
@@ -99,6 +93,17 @@ def inputs_of(recipe: Recipe, stage: StageConfig, train: bool) -> set[str]:
         inputs |= {recipe.stage(t).detector.input for t in stage.teachers}
         inputs |= DETECTORS[detector_name(stage.detector)].build.also_trained_on(stage.detector)
     return inputs
+
+
+def root_of(recipe: Recipe) -> Path:
+    """The data set's folder.
+
+    Raises:
+        UserError: it is not given.
+    """
+    if recipe.dataset.root is None:
+        raise UserError(f"recipe {recipe.name!r} needs a data set: give its folder with --data-root")
+    return recipe.dataset.root
 
 
 # ---------------------------------------------------------------------------------------------------------------- KITTI
@@ -161,11 +166,9 @@ def kitti_config(recipe: Recipe, stage: StageConfig, split: str, train: bool) ->
         UserError: the recipe has no data root.
     """
     dataset = _kitti(recipe)
-    if dataset.root is None:
-        raise UserError(f"recipe {recipe.name!r} needs a data set: give its folder with --data-root")
     inputs = inputs_of(recipe, stage, train)
     return KittiConfig(
-        root=dataset.root, split=split, canvas=dataset.canvas,
+        root=root_of(recipe), split=split, canvas=dataset.canvas,
         depth=dataset.depth if inputs & DEPTH_INPUTS else "none", points="points" in inputs,
         field_of_view="points" in inputs, divide=dataset.divide, placement=dataset.placement,
         min_height_scale=dataset.min_height_scale,
@@ -214,11 +217,9 @@ def nuscenes_config(recipe: Recipe, stage: StageConfig, split: str, train: bool)
     """
     dataset = recipe.dataset
     assert isinstance(dataset, SurroundDatasetConfig)
-    if dataset.root is None:
-        raise UserError(f"recipe {recipe.name!r} needs a data set: give its folder with --data-root")
     inputs = inputs_of(recipe, stage, train)
     return NuScenesConfig(
-        root=dataset.root, version=dataset.version, split=split, classes=dataset.classes, canvas=dataset.canvas,
+        root=root_of(recipe), version=dataset.version, split=split, classes=dataset.classes, canvas=dataset.canvas,
         past=dataset.past, missing_past=dataset.missing_past, sweeps=dataset.sweeps, ego_frame=dataset.ego_frame,
         images=bool(inputs & CAMERA_INPUTS), points="points" in inputs, depth=bool(inputs & DEPTH_INPUTS),
         image_augment=stage.image_augment if train else None, bev_augment=stage.bev_augment if train else None,

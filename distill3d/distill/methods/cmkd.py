@@ -32,6 +32,7 @@ from distill3d.distill.style import StyledConfig, option
 from distill3d.distill.term import Term
 from distill3d.errors import UserError
 from distill3d.layers.anchors import quality_focal, sine_difference, smooth_l1
+from distill3d.layers.centre_head import CentreHeadConfig
 
 #: Weight of empty cells where occupied ones are weighted (``use_nonzero_mask``).
 BACKGROUND_WEIGHT = 0.05
@@ -177,7 +178,7 @@ class CentreClassResponseTerm(Term):
 
     def forward(self, context: Context) -> Tensor:
         config = self.config
-        student, teacher, head = centre_predictions(context, config.teacher, config.tap, config.teacher_tap)
+        student, teacher, head = centre_sides(context, config)
         return centre_class_loss(student["heatmap"], teacher["heatmap"], head, config.centre_positive).float()
 
 
@@ -193,8 +194,16 @@ class CentreBoxResponseTerm(Term):
 
     def forward(self, context: Context) -> Tensor:
         config = self.config
-        student, teacher, head = centre_predictions(context, config.teacher, config.tap, config.teacher_tap)
+        student, teacher, head = centre_sides(context, config)
         return centre_box_loss(student["box"], teacher["box"], teacher["heatmap"], head, config.positive).float()
+
+
+def centre_sides(
+    context: Context, config: ResponseConfig
+) -> tuple[dict[str, Tensor], dict[str, Tensor], CentreHeadConfig]:
+    """``centre_predictions`` of student and teacher."""
+    instead = "set response to 'anchors'"
+    return centre_predictions(context, config.teacher, config.tap, config.teacher_tap, instead)
 
 
 def anchor_rows(context: Context, config: ResponseConfig) -> tuple[dict[str, Tensor], dict[str, Tensor]]:

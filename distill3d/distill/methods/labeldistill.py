@@ -29,6 +29,7 @@ from timm.models.resnet import BasicBlock
 from torch import Tensor, nn
 
 from distill3d.distill.adapters import in_dtype_of
+from distill3d.distill.centre_responses import centre_predictions
 from distill3d.distill.context import Context, same_grid
 from distill3d.distill.precision import full_precision
 from distill3d.distill.style import StyledConfig, option
@@ -238,22 +239,10 @@ class ResponseTerm(Term):
         self.config = config
 
     def forward(self, context: Context) -> Tensor:
-        config, source = self.config, context.named(self.config.teacher)
-        same_grid(config.taps[0], context.student, source, config.teacher_taps[0], config.teacher)
-        head = getattr(getattr(context.student_detector, "config", None), "head", None)
-        if not isinstance(head, CentreHeadConfig):
-            raise UserError(
-                "labeldistill: the response term needs a student with a centre head: set response_weight to 0"
-            )
-        student, teacher = context.student.predictions, source.predictions
-        for name in ("heatmap", "box"):
-            found = [tuple(p[name].shape) if name in p else None for p in (student, teacher)]
-            if found[0] != found[1]:
-                raise UserError(
-                    f"labeldistill: the predicted {name!r} is {found[0]} in the student and {found[1]} in "
-                    f"{config.teacher}: give both heads the same tasks and cells, or set response_weight to 0"
-                )
-        taught = {name: prediction.detach() for name, prediction in teacher.items()}
+        config = self.config
+        student, taught, head = centre_predictions(
+            context, config.teacher, config.taps[0], config.teacher_taps[0], "set response_weight to 0"
+        )
         losses = response_losses(student, taught, labelled_centres(context), head, config.response)
         return torch.stack(list(losses.values())).sum().float()
 
