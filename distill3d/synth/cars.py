@@ -6,6 +6,7 @@ What a triangle cannot show is painted on four panels per style (side, front, re
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass, replace
 from functools import cache
 from itertools import pairwise
@@ -379,9 +380,9 @@ def random_paint(rng: np.random.Generator) -> np.ndarray:
 SIZE_SPREAD = (0.055, 0.048, 0.075)
 
 
-def random_car(rng: np.random.Generator) -> tuple[int, np.ndarray]:
-    """Index into ALL_STYLES and size (length, width, height) in metres of a random car."""
-    shares = np.array([s.share for s in STYLES])
+def random_car(rng: np.random.Generator, bodies: Collection[str]) -> tuple[int, np.ndarray]:
+    """Index into ALL_STYLES and size (length, width, height) in metres of a random car of some bodies (Style.name)."""
+    shares = np.array([s.share if s.name in bodies else 0.0 for s in STYLES])
     index = int(rng.choice(len(STYLES), p=shares / shares.sum()))
     height, width, length = np.array(STYLES[index].size) * (
         1 + np.clip(rng.standard_normal(3), -2.2, 2.2) * SIZE_SPREAD

@@ -217,8 +217,9 @@ def random_drive(rng: np.random.Generator, motion_rng: np.random.Generator, conf
     furnish(rng, build, traffic, sides)
     roadside.close_behind(rng, build, *BACKDROP_BEHIND)
     first_moving = build.add_moving()
-    scene = assembled(build, random_light(rng, config.overcast_share))
+    scene = assembled(build, random_light(rng, config))
     weather = "sun" if scene.light.sun_colour.any() else "overcast"
+    weather += ", fog" if scene.light.fog > 0 else ""
     words = f"{sides[0]} on the left, {sides[1]} on the right, {weather}, vehicle at {speed:.1f} m/s"
     return Drive(scene, RayCaster(scene.corners[:first_moving]), first_moving, tuple(build.motions), ego, words)
 

@@ -10,11 +10,14 @@ import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from pathlib import Path
+from typing import TypeVar
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from ..errors import UserError
+
+Settings = TypeVar("Settings")
 
 RECORD = "synth.json"
 PART = ".part"  # ending of files that are being written
@@ -63,7 +66,7 @@ def claim(out: Path, record: Mapping[str, object], data: Sequence[str]) -> None:
         except ValueError as error:
             raise UserError(f"{path}: not a readable record of synthetic streets; choose another folder.") from error
         for key in record:
-            if former.get(key) != record[key]:
+            if json.dumps(former.get(key)) != json.dumps(record[key]):  # unlike dicts, splits have an order
                 raise UserError(
                     f"{path}: the folder was made with another {key}; choose another folder or delete this one."
                 )
@@ -105,6 +108,41 @@ def split_ranges(splits: Mapping[str, int]) -> dict[str, range]:
         ranges[name] = range(start, start + size)
         start += size
     return ranges
+
+
+def settings_in_order(
+    settings: Settings, by_split: Mapping[str, Settings] | None, splits: Mapping[str, int], *, writer: str
+) -> list[Settings]:
+    """The settings of each unit: those of its split where by_split has some, else the settings of all; writer words the
+    message.
+
+    Raises UserError where by_split names a split that there is not.
+    """
+    by_split = by_split or {}
+    for name in by_split:
+        if name not in splits:
+            raise UserError(f"{writer}: configs names the split {name!r}; the splits are {', '.join(splits)}.")
+    return [by_split.get(name, settings) for name, size in splits.items() for _ in range(size)]
+
+
+def content_hash(path: Path) -> str:
+    """SHA-256 (64 hexadecimal digits) of the data of a finished set: what names it in a benchmark's record.
+
+    Hashed are lines of the form of sha256sum, "<hash of a file>  <its name below path>", in the names' order. Left out
+    are the record of settings, which holds a hash of the generator's source, and what is hidden: caches and leftovers.
+    Images depend on numpy's, Pillow's and Embree's versions in the last bit, so hashes of one machine are comparable.
+
+    Raises UserError for a folder without data.
+    """
+    names = sorted(p.relative_to(path).as_posix() for p in Path(path).rglob("*") if p.is_file())
+    names = [name for name in names if name != RECORD and not any(part.startswith(".") for part in name.split("/"))]
+    if not names:
+        raise UserError(f"{path}: holds no data to hash; expected a folder of synthetic streets.")
+    digest = hashlib.sha256()
+    for name in names:
+        with (Path(path) / name).open("rb") as file:
+            digest.update(f"{hashlib.file_digest(file, 'sha256').hexdigest()}  {name}\n".encode())
+    return digest.hexdigest()
 
 
 def available_cores() -> int:

@@ -34,17 +34,18 @@ def render_frame(seed: int, index: int, config: StreetConfig | None = None) -> F
     """Frame `index` of the set with a seed: always the same, whichever other frames are made."""
     config = config or StreetConfig()
     # One stream per step: a change in how the camera draws noise leaves the streets as they are.
-    for_scene, for_rig, for_camera, for_lidar = np.random.SeedSequence([seed, index]).spawn(4)
+    for_scene, for_rig, for_camera, for_lidar, for_thinning = np.random.SeedSequence([seed, index]).spawn(5)
     marks = [time.process_time()]
     scene = random_scene(np.random.default_rng(for_scene), config)
     rig = sensors.random_rig(np.random.default_rng(for_rig), scene, config)
     marks.append(time.process_time())
     caster = RayCaster(scene.corners)
     camera_rng = np.random.default_rng(for_camera)
-    exposure = sensors.random_exposure(camera_rng)
+    exposure = sensors.random_exposure(camera_rng, config)
     image = sensors.take_picture(scene, caster, rig, config.rays_per_pixel_side, exposure, camera_rng)
     marks.append(time.process_time())
-    points, owners = sensors.scan(scene, caster, rig, config, np.random.default_rng(for_lidar))
+    lidar = sensors.thinned(sensors.hdl64(config), config, np.random.default_rng(for_thinning))
+    points, owners = sensors.scan(scene, caster, rig, lidar, np.random.default_rng(for_lidar))
     marks.append(time.process_time())
     found = labels.label_objects(scene, caster, rig)
     marks.append(time.process_time())

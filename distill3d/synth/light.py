@@ -1,12 +1,17 @@
-"""Sun, sky and haze: where light comes from, and what a ray that meets nothing sees."""
+"""Sun, sky, haze and fog: where light comes from, what a ray that meets nothing sees, and what the air lets through.
+
+Haze is a uniform extinction (Koschmieder, Beitraege zur Physik der freien Atmosphaere 12, 1924). What of it goes beyond
+clear air is fog: a layer of finite depth overhead that spreads the sun's light.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from . import noise
+from .settings import CLEAR_HAZE, LOW_SUN, Conditions
 
 
 @dataclass(frozen=True)
@@ -34,11 +39,35 @@ class Light:
     hills: tuple[float, float]
     """Height of the skyline above the horizon (tangent) and where in the noise it looks."""
 
+    @property
+    def fog(self) -> float:
+        """Extinction beyond that of clear air, 1 / m."""
+        return max(self.haze - CLEAR_HAZE, 0.0)
 
-def random_light(rng: np.random.Generator, overcast_share: float) -> Light:
+    @property
+    def airlight(self) -> np.ndarray:
+        """(3,) radiance of the air itself, seen where haze hides what is behind it."""
+        return HAZE_BRIGHTNESS * self.horizon
+
+
+HAZE_BRIGHTNESS = 0.75  # of the sky at the horizon
+#: Optical depth of clean air overhead at 650, 550 and 450 nm: Rayleigh scattering (Bucholtz, Applied Optics 34, 1995).
+CLEAN_AIR = np.array([0.05, 0.10, 0.22])
+FOG_DEPTH = 100.0  # m of fog overhead: radiation fog is some tens to a few hundred metres deep
+FOG_DOWN, FOG_UP = 0.5, 0.1  # share of the sun's light lost in fog that comes down, and that the ground sends back
+
+
+def air_mass(elevation: float) -> float:
+    """Way of light through the air from an elevation, degrees, over that from the zenith (Kasten and Young, Applied
+    Optics 28(22), 1989)."""
+    return float(1 / (np.sin(np.radians(elevation)) + 0.50572 * (elevation + 6.07995) ** -1.6364))
+
+
+def random_light(rng: np.random.Generator, conditions: Conditions) -> Light:
     """Light of a random day."""
-    overcast = rng.random() < overcast_share
-    elevation = np.radians(rng.uniform(22, 62))
+    overcast = rng.random() < conditions.overcast_share
+    degrees = float(rng.uniform(*conditions.sun_elevation))
+    elevation = np.radians(degrees)
     bearing = rng.uniform(0, 2 * np.pi)
     sun = np.array([np.cos(elevation) * np.sin(bearing), np.cos(elevation) * np.cos(bearing), np.sin(elevation)])
     low = np.clip((np.radians(40) - elevation) / np.radians(25), 0, 1)
@@ -57,16 +86,48 @@ def random_light(rng: np.random.Generator, overcast_share: float) -> Light:
         ambient_up = np.array([0.78, 0.93, 1.16]) * strength
         ambient_down = np.array([0.50, 0.47, 0.42]) * strength * 0.8
         cover = rng.uniform(-0.3, 1.8)
-    return Light(
-        sun.astype(np.float32), sun_colour.astype(np.float32), zenith.astype(np.float32), horizon.astype(np.float32),
-        cloud.astype(np.float32), float(cover), (rng.uniform(0, 512), rng.uniform(0, 512)),
-        ambient_up.astype(np.float32), ambient_down.astype(np.float32), float(rng.uniform(0.0002, 0.0014)),
+    day = Light(
+        sun, sun_colour, zenith, horizon, cloud, float(cover), (rng.uniform(0, 512), rng.uniform(0, 512)),
+        ambient_up, ambient_down, float(rng.uniform(*conditions.haze)),
         (float(rng.uniform(0.0, 0.05)), float(rng.uniform(0, 512))),
+    )  # fmt: skip
+    colours = _in_fog(_under_low_sun(day, degrees))
+    return replace(colours, **{name: getattr(colours, name).astype(np.float32) for name in ("sun", *COLOURS)})
+
+
+COLOURS = ("sun_colour", "zenith", "horizon", "cloud", "ambient_up", "ambient_down")
+
+
+def _under_low_sun(light: Light, elevation: float) -> Light:
+    """The light with what the way through the air takes, beyond that of a sun at LOW_SUN; elevation in degrees."""
+    through = np.exp(-CLEAN_AIR * max(air_mass(elevation) - air_mass(LOW_SUN), 0.0))
+    if not light.sun_colour.any():
+        through = through[1]  # clouds are grey
+    dimmed = {name: getattr(light, name) * np.mean(through) for name in ("zenith", "ambient_up", "ambient_down")}
+    # What lights the horizon comes from all sides: it reddens by half as much.
+    return replace(
+        light, sun_colour=light.sun_colour * through, cloud=light.cloud * through,
+        horizon=light.horizon * np.sqrt(through), **dimmed,
+    )  # fmt: skip
+
+
+def _in_fog(light: Light) -> Light:
+    """The light under a layer of fog: less sun, what it loses spread over the sky, and a sky as bright as the fog."""
+    rise = float(light.sun[2])
+    direct = np.exp(-light.fog * FOG_DEPTH / rise)
+    spread = (1 - direct) * rise * light.sun_colour
+    ambient_up = light.ambient_up + FOG_DOWN * spread
+    veil = 1 - np.exp(-light.fog * FOG_DEPTH)
+    return replace(
+        light, sun_colour=light.sun_colour * direct, ambient_up=ambient_up,
+        ambient_down=light.ambient_down + FOG_UP * spread, zenith=light.zenith + veil * (ambient_up - light.zenith),
+        horizon=light.horizon + veil * (ambient_up / HAZE_BRIGHTNESS - light.horizon),
     )  # fmt: skip
 
 
 CLOUD_HEIGHT_BIAS = 0.12  # keeps the cloud plane finite at the horizon
 CLOUD_SCALE = 26.0  # texels per unit of the cloud plane
+LOWEST_UP = 0.02  # vertical component of a ray that stands for all flatter ones: no way through fog is endless
 
 
 def gradient(light: Light, up: np.ndarray) -> np.ndarray:
@@ -89,7 +150,9 @@ def sky(light: Light, rays: np.ndarray) -> np.ndarray:
     towards = np.clip(rays @ light.sun, 0, 1)
     glow = 0.22 * towards**8 + 0.6 * towards**64
     colour = colour + glow[:, None] * light.sun_colour
-    return _skyline(light, rays, colour)
+    colour = _skyline(light, rays, colour)
+    hidden = 1 - np.exp(-light.fog * FOG_DEPTH / np.maximum(up, LOWEST_UP))[:, None]
+    return colour + hidden * (light.airlight - colour)
 
 
 def _skyline(light: Light, rays: np.ndarray, colour: np.ndarray) -> np.ndarray:

@@ -117,29 +117,31 @@ class World:
     site: Site
     rig: dict[str, Calibration]
     exposure: sensors.Exposure
+    lidar: sensors.Lidar
 
 
 def streams(seed: int, index: int) -> list[np.random.Generator]:
-    """Random numbers for street, motion, rig, cameras and LiDAR: what one draws leaves the others as they are."""
-    return [np.random.default_rng(s) for s in np.random.SeedSequence([seed, index]).spawn(5)]
+    """Random numbers for street, motion, rig, cameras, LiDAR and its thinning: what one draws leaves the others as they
+    are."""
+    return [np.random.default_rng(s) for s in np.random.SeedSequence([seed, index]).spawn(6)]
 
 
 def random_world(seed: int, index: int, config: SurroundStreetConfig) -> World:
     """The world of scene `index` of the set with a seed."""
-    for_street, for_motion, for_rig, _, _ = streams(seed, index)
+    for_street, for_motion, for_rig, _, _, for_thinning = streams(seed, index)
     drive = random_drive(for_street, for_motion, config)
     rig = surround_rig.random_calibrations(for_rig, config)
-    exposure = sensors.random_exposure(for_rig)
+    exposure = sensors.random_exposure(for_rig, config)
     turn = surround_rig.turn_about(2, float(for_rig.uniform(-180, 180)))
-    return World(drive, Site(turn, np.array([*for_rig.uniform(*SITE, 2), 0.0])), rig, exposure)
+    lidar = sensors.thinned(surround_rig.lidar(config), config, for_thinning)
+    return World(drive, Site(turn, np.array([*for_rig.uniform(*SITE, 2), 0.0])), rig, exposure, lidar)
 
 
 def write_scene(out: Path, seed: int, index: int, config: SurroundStreetConfig) -> None:
     """Write one scene's files, each atomically, and last of all its records."""
     world = random_world(seed, index, config)
     drive, site = world.drive, world.site
-    *_, for_cameras, for_lidar = streams(seed, index)
-    lidar = surround_rig.lidar(config)
+    for_cameras, for_lidar = streams(seed, index)[3:5]
     names = Names(seed, index, config)
 
     boxes = [boxes_at(drive, site, k * config.key_interval) for k in range(config.frames_per_scene)]
@@ -151,7 +153,8 @@ def write_scene(out: Path, seed: int, index: int, config: SurroundStreetConfig) 
         rotation, position = drive.ego_pose(time)
         if reading.channel == LIDAR:
             axes = surround_rig.velodyne_axes(rotation @ sensor.rotation)
-            seen, beam, _ = sensors.sweep(scene, caster, rotation @ sensor.position + position, axes, lidar, for_lidar)
+            origin = rotation @ sensor.position + position
+            seen, beam, _ = sensors.sweep(scene, caster, origin, axes, world.lidar, for_lidar)
             points = _lidar_top(seen, beam)
             folder.replace_file(path, lambda part, points=points: part.write_bytes(points.tobytes()))
             if reading.is_key_frame:

@@ -7,7 +7,7 @@ v1.0-synth; its evaluation finds the splits, as synth_train and so on, in v1.0-s
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -33,6 +33,7 @@ def write_nuscenes(
     config: SurroundStreetConfig | None = None,
     val_share: float = 1 / 3,
     splits: Mapping[str, int] | None = None,
+    configs: Mapping[str, SurroundStreetConfig] | None = None,
     workers: int | None = None,
     progress: bool = True,
 ) -> Path:
@@ -40,22 +41,27 @@ def write_nuscenes(
 
     scenes: number of scenes, the first round(scenes * (1 - val_share)) of them for training, the rest for validation;
     or splits: scenes per split in order, e.g. {"train": 20, "val": 10}; splits/<name>.txt lists the scenes' names.
-    workers: processes, None for one per available core; 1 works in this process. Scene i of a seed does not depend on
-    workers or on the other scenes. A call that was cut short is completed by the same call; complete scenes are kept.
+    configs: settings of splits that differ from config, e.g. {"val": SurroundStreetConfig(haze=(0.0, 0.02))}. workers:
+    processes, None for one per available core; 1 works in this process. Scene i of a seed does not depend on workers or
+    on the other scenes. A call that was cut short is completed by the same call; complete scenes are kept.
 
-    Raises UserError if the folder holds streets of other settings, of another generator, or other data.
+    Raises UserError if the folder holds streets of other settings, of another generator, or other data, and where
+    configs names a split that there is not.
     """
     out, config = Path(out), config or SurroundStreetConfig()
     sizes = folder.split_sizes(scenes, val_share, splits, writer="write_nuscenes", unit="scenes")
-    record = {"layout": LAYOUT, "seed": seed, "splits": sizes, "config": asdict(config)}
+    by_scene = folder.settings_in_order(config, configs, sizes, writer="write_nuscenes")
+    own = {name: asdict(configs[name]) for name in sizes if configs and name in configs}
+    record = {"layout": LAYOUT, "seed": seed, "splits": sizes, "config": asdict(config), "configs": own}
     folder.claim(out, record, ("samples", "sweeps", VERSION))
-    rooms = {out / ("samples" if r.is_key_frame else "sweeps") / r.channel for r in readings(config)}
+    taken = {reading for settings in by_scene for reading in readings(settings)}
+    rooms = {out / ("samples" if r.is_key_frame else "sweeps") / r.channel for r in taken}
     for room in (*rooms, record_path(out, 0).parent, out / "maps", out / "splits"):
         room.mkdir(parents=True, exist_ok=True)
     total = sum(sizes.values())
     missing = [index for index in range(total) if not is_complete(out, index)]
     folder.make_all(
-        partial(_make, out, seed, config), missing, total=total, chunk=1, workers=workers or available_cores(),
+        partial(_make, out, seed, by_scene), missing, total=total, chunk=1, workers=workers or available_cores(),
         unit="scenes", progress=progress,
     )  # fmt: skip
     folder.remove_leftovers(out)
@@ -69,9 +75,9 @@ def write_nuscenes(
     return out
 
 
-def _make(out: Path, seed: int, config: SurroundStreetConfig, indices: list[int]) -> int:
+def _make(out: Path, seed: int, configs: Sequence[SurroundStreetConfig], indices: list[int]) -> int:
     for index in indices:
-        write_scene(out, seed, index, config)
+        write_scene(out, seed, index, configs[index])
     return len(indices)
 
 

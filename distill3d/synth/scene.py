@@ -150,4 +150,4 @@ def random_scene(rng: np.random.Generator, config: StreetConfig) -> Scene:
     build.taken.claim(0.0, 0.0, np.pi / 2, *OWN_CAR, 0.0)
     build.add_ground(street.mesh())
     furnish(rng, build, config, sides)
-    return assembled(build, random_light(rng, config.overcast_share))
+    return assembled(build, random_light(rng, config))

@@ -6,7 +6,7 @@ y left, z up.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from embreex.mesh_construction import TriangleMesh
@@ -15,7 +15,7 @@ from embreex.rtcore_scene import EmbreeScene
 from . import cars, light, surfaces
 from .placing import CAR, FACADE, GROUND, LEAF, MATERIALS, METAL, NO_OBJECT, ROOF
 from .scene import Scene
-from .settings import KITTI_FOCAL, KITTI_WIDTH, StreetConfig
+from .settings import KITTI_FOCAL, KITTI_WIDTH, Conditions, StreetConfig
 from .shapes import unit
 
 # KITTI's calibration of 2011-09-26: projections (the fourth column in px m), rectification, extrinsics.
@@ -165,7 +165,6 @@ SHADOW_BIAS, LEAF_BIAS = 0.02, 0.25  # m
 LEAF_THROUGH = 0.30  # share of sun light that leaves let through
 SUN_SHARPNESS, SUN_GLINT = 180.0, 60.0  # exponent and strength of the sun's reflection in paint
 MOST_REFLECTED = 0.75  # clear coats and panes seen at a glance
-HAZE_BRIGHTNESS = 0.75  # of the sky at the horizon
 
 
 def radiance(
@@ -282,7 +281,7 @@ def _shade(scene: Scene, caster: RayCaster, hit: _Hits, rng: np.random.Generator
     reflection = light.surroundings(sky, mirrored)
     lit[shiny] += np.minimum(fresnel, MOST_REFLECTED)[:, None] * (reflection - lit[shiny])
     clear = np.exp(-sky.haze * hit.distance)[:, None]
-    return lit * clear + (1 - clear) * (HAZE_BRIGHTNESS * sky.horizon)
+    return lit * clear + (1 - clear) * sky.airlight
 
 
 def _near_ground(scene: Scene, triangle: np.ndarray, position: np.ndarray) -> np.ndarray:
@@ -304,11 +303,10 @@ class Exposure:
     """Standard deviation of the noise at mid grey, 8-bit steps."""
 
 
-def random_exposure(rng: np.random.Generator) -> Exposure:
+def random_exposure(rng: np.random.Generator, conditions: Conditions) -> Exposure:
     warmth = rng.normal(0, 0.035)
-    return Exposure(
-        rng.uniform(0.085, 0.17), np.array([1 + warmth, 1.0, 1 - warmth], np.float32), rng.uniform(1.0, 3.5)
-    )
+    white_balance = np.array([1 + warmth, 1.0, 1 - warmth], np.float32)
+    return Exposure(rng.uniform(*conditions.exposure), white_balance, rng.uniform(*conditions.noise))
 
 
 METERING_STEP = 5  # every n-th pixel is enough to set the exposure
@@ -373,6 +371,7 @@ def _sum_rays(values: np.ndarray) -> np.ndarray:
 
 DARK_LOSS = 0.35  # further share of returns lost on black, matt surfaces seen at a glance
 GLASS_LOSS = 0.75  # share of returns that windows swallow
+WHITE_RANGE = 140.0  # m at which a white surface is barely found (HDL-64E's data sheet: 80 % at 120 m, 10 % at 50 m)
 
 
 @dataclass(frozen=True)
@@ -388,6 +387,14 @@ class Lidar:
     range_sigma: float
     max_range: float
     keep: float = 1.0
+    beam_stride: int = 1
+    """Every n-th beam fires."""
+
+
+def thinned(lidar: Lidar, conditions: Conditions, rng: np.random.Generator) -> Lidar:
+    """The LiDAR with a share of returns and of beams, drawn from rng."""
+    keep, stride = rng.uniform(*conditions.lidar_keep), rng.choice(conditions.lidar_beam_strides)
+    return replace(lidar, keep=float(keep), beam_stride=int(stride))
 
 
 def sweep(
@@ -395,11 +402,14 @@ def sweep(
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """One turn of a LiDAR at origin (3,) m with axes rotation (3, 3) in the world, all of it at one instant.
 
+    Fog weakens returns on both ways (Beer-Lambert's law; near infrared fares in fog as light does: Kim et al., SPIE
+    4214, 2001); a weak one is found as often as its power allows. Fog itself returns nothing.
+
     Returns points (N, 4) float32 x, y, z, intensity 0..1 in the sensor's axes (x ahead, y left, z up), the beam of
     each (N,), and the index of the object each lies on (N,), NO_OBJECT for none.
     """
     azimuth = np.radians(np.arange(*lidar.azimuth, lidar.step))
-    beams = np.radians(lidar.beams)[:, None]
+    beams = np.radians(lidar.beams[:: lidar.beam_stride])[:, None]
     turn = _float32(azimuth + np.radians(lidar.step) * rng.random((len(beams), 1)))
     level, rise = _float32(np.cos(beams)), _float32(np.sin(beams))
     rays = np.stack([level * np.cos(turn), level * np.sin(turn), np.broadcast_to(rise, turn.shape)], -1).reshape(-1, 3)
@@ -410,24 +420,33 @@ def sweep(
     cosine, distance, triangle = -hit.facing, hit.distance, hit.triangle
     bright, lost = _reflectivity(hit)
     lost = 1 - (1 - lidar.dropout) * (1 - lost * (1 - 0.5 * cosine))
-    kept = rng.random(len(seen), np.float32) >= 1 - (1 - lost) * lidar.keep
+    strength = bright * (0.35 + 0.65 * cosine)
+    through = np.exp(-2 * scene.light.fog * distance)
+    # What clear air lets through at all has at least the power that it takes.
+    found = np.minimum(np.maximum(strength * (WHITE_RANGE / distance) ** 2, 1) * through, 1)
+    kept = rng.random(len(seen), np.float32) >= 1 - (1 - lost) * lidar.keep * found
     range_noise, intensity_noise = rng.standard_normal((2, len(seen)), np.float32)
     noisy = distance + lidar.range_sigma * range_noise
-    intensity = np.clip(bright * (0.35 + 0.65 * cosine) + 0.03 * intensity_noise, 0, 0.99)
+    intensity = np.clip(strength * through + 0.03 * intensity_noise, 0, 0.99)
     points = np.concatenate([rays[hit.index] * noisy[:, None], intensity[:, None]], 1)
     swept = np.flatnonzero(kept)[np.argsort(hit.index[kept])]  # as the beams turn
-    return _float32(points[swept]), hit.index[swept] // len(azimuth), scene.object[triangle[swept]].astype(np.int32)
+    beam = hit.index[swept] // len(azimuth) * lidar.beam_stride
+    return _float32(points[swept]), beam, scene.object[triangle[swept]].astype(np.int32)
+
+
+def hdl64(config: StreetConfig) -> Lidar:
+    """KITTI's LiDAR with all its beams."""
+    return Lidar(
+        BEAMS, config.lidar_azimuth, config.lidar_step, config.lidar_dropout, config.lidar_range_sigma,
+        config.lidar_max_range,
+    )  # fmt: skip
 
 
 def scan(
-    scene: Scene, caster: RayCaster, rig: Rig, config: StreetConfig, rng: np.random.Generator
+    scene: Scene, caster: RayCaster, rig: Rig, lidar: Lidar, rng: np.random.Generator
 ) -> tuple[np.ndarray, np.ndarray]:
     """One sweep of KITTI's LiDAR: points (N, 4) float32 x, y, z, intensity 0..1 in the velodyne frame, and the index of
     the object each lies on (N,), NO_OBJECT for none."""
-    lidar = Lidar(
-        BEAMS[:: config.lidar_beam_stride], config.lidar_azimuth, config.lidar_step, config.lidar_dropout,
-        config.lidar_range_sigma, config.lidar_max_range, config.lidar_keep,
-    )  # fmt: skip
     rotate, shift = rig.rect_from_velodyne
     origin = rig.rotation @ shift + rig.position
     points, _, owners = sweep(scene, caster, origin, rig.rotation @ rotate, lidar, rng)

@@ -122,7 +122,7 @@ def camera_rig(
 
 
 def lidar(config: SurroundStreetConfig) -> Lidar:
-    """The LiDAR: a full turn of 32 beams."""
+    """The LiDAR: a full turn of all 32 beams."""
     return Lidar(
         LIDAR_BEAMS, (-180.0, 180.0), config.lidar_step, config.lidar_dropout, config.lidar_range_sigma,
         config.lidar_max_range,

@@ -66,7 +66,7 @@ def add_cars(rng: np.random.Generator, build: Builder, config: StreetConfig) -> 
         if placed == count:
             break
         is_van = placed < vans
-        style, size = cars.random_van(rng) if is_van else cars.random_car(rng)
+        style, size = cars.random_van(rng) if is_van else cars.random_car(rng, config.car_bodies)
         position = build.street.spot(place.d, place.y)
         x, y = float(position[0]), place.y
         in_front = place.kind == "driving" and place.d > 0 and y < FRONT_GAP

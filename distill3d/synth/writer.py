@@ -5,7 +5,7 @@ Source of the layout and the text formats: the KITTI object development kit.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -57,16 +57,18 @@ def write_frame(out: Path, index: int, frame: Frame) -> None:
     folder.replace_file(paths["image_2"], lambda part: picture.save(part, format="PNG", compress_level=PNG_COMPRESSION))
 
 
-def _make(out: Path, seed: int, config: StreetConfig, indices: list[int]) -> int:
+def _make(out: Path, seed: int, configs: Sequence[StreetConfig], indices: list[int]) -> int:
     for index in indices:
-        write_frame(out, index, render_frame(seed, index, config))
+        write_frame(out, index, render_frame(seed, index, configs[index]))
     return len(indices)
 
 
 def _write_image_sets(out: Path, splits: Mapping[str, int]) -> None:
     image_sets = out / "ImageSets"
     image_sets.mkdir(exist_ok=True)
-    for name, indices in {**folder.split_ranges(splits), "trainval": range(sum(splits.values()))}.items():
+    sets = folder.split_ranges(splits)
+    trainval = [i for name, indices in sets.items() if name in ("train", "val") for i in indices]
+    for name, indices in {**sets, "trainval": trainval}.items():
         folder.replace_text(image_sets / f"{name}.txt", "".join(f"{i:06d}\n" for i in indices))
 
 
@@ -78,28 +80,33 @@ def write_kitti(
     config: StreetConfig | None = None,
     val_share: float = 1 / 3,
     splits: Mapping[str, int] | None = None,
+    configs: Mapping[str, StreetConfig] | None = None,
     workers: int | None = None,
     progress: bool = True,
 ) -> Path:
     """Write a KITTI folder of synthetic streets and return its path.
 
     frames: number of frames, the first round(frames * (1 - val_share)) of them for training, the rest for validation;
-    or splits: frames per split in order, e.g. {"train": 400, "val": 200}. workers: processes, None for one per
-    available core; 1 works in this process. Frame i of a seed does not depend on workers or on the other frames.
-    A call that was cut short is completed by the same call; complete frames are kept.
+    or splits: frames per split in order, e.g. {"train": 400, "val": 200}. configs: settings of splits that differ from
+    config, e.g. {"test": StreetConfig(haze=(0.0, 0.02))}; all frames lie under training, with labels. workers:
+    processes, None for one per available core; 1 works in this process. Frame i of a seed does not depend on workers or
+    on the other frames. A call that was cut short is completed by the same call; complete frames are kept.
 
-    Raises UserError if the folder holds streets of other settings, of another generator, or other data.
+    Raises UserError if the folder holds streets of other settings, of another generator, or other data, and where
+    configs names a split that there is not.
     """
     out, config = Path(out), config or StreetConfig()
     sizes = folder.split_sizes(frames, val_share, splits, writer="write_kitti", unit="frames")
-    record = {"layout": LAYOUT_VERSION, "seed": seed, "splits": sizes, "config": asdict(config)}
+    by_frame = folder.settings_in_order(config, configs, sizes, writer="write_kitti")
+    own = {name: asdict(configs[name]) for name in sizes if configs and name in configs}
+    record = {"layout": LAYOUT_VERSION, "seed": seed, "splits": sizes, "config": asdict(config), "configs": own}
     folder.claim(out, record, ("training",))
     for path in frame_paths(out, 0).values():
         path.parent.mkdir(parents=True, exist_ok=True)
     total = sum(sizes.values())
     missing = [i for i in range(total) if not all(path.exists() for path in frame_paths(out, i).values())]
     folder.make_all(
-        partial(_make, out, seed, config), missing, total=total, chunk=CHUNK, workers=workers or available_cores(),
+        partial(_make, out, seed, by_frame), missing, total=total, chunk=CHUNK, workers=workers or available_cores(),
         unit="frames", progress=progress,
     )  # fmt: skip
     folder.remove_leftovers(out / "training")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from functools import cache
 
@@ -10,6 +11,7 @@ import pytest
 
 from distill3d.synth import Frame, StreetConfig, cars, labels, people, render_frame, sensors
 from distill3d.synth.placing import StreetObject, standing
+from distill3d.synth.settings import CAR_BODIES
 
 SMALL = StreetConfig(width=160, height=48, rays_per_pixel_side=1, pedestrians=(1, 2), cyclists=(1, 2))
 FRAMES = 12
@@ -42,9 +44,15 @@ def test_points_lie_in_their_label_boxes(index: int) -> None:
     assert inside >= 0.995 * total
 
 
+@cache
+def pitched_frame(index: int) -> Frame:
+    return render_frame(3, index, replace(SMALL, pitch_sigma=3.0))
+
+
 @pytest.mark.parametrize("index", range(FRAMES))
-def test_points_project_into_their_2d_boxes(index: int) -> None:
-    shown = frame(index)
+@pytest.mark.parametrize("make", [frame, pitched_frame], ids=["level", "pitched"])
+def test_points_project_into_their_2d_boxes(make: Callable[[int], Frame], index: int) -> None:
+    shown = make(index)
     pixels = shown.rig.project(camera_points(shown))
     size = np.array([SMALL.width, SMALL.height])
     seen = ((pixels > -0.5) & (pixels < size - 0.5)).all(1)
@@ -53,8 +61,26 @@ def test_points_project_into_their_2d_boxes(index: int) -> None:
         own = pixels[seen & (shown.point_object_ids == label.object)]
         box = np.array(label.box)
         held = ((own > box[:2] - 2) & (own < box[2:] + 2)).all(1)
-        inside, total = inside + int(held.sum()), total + len(held)
+        inside, total = inside + int(held.sum()), total + len(own)
     assert inside >= 0.995 * total
+
+
+@pytest.mark.parametrize(("pitch", "overlap"), [(1.0, 0.9), (2.0, 0.82), (3.0, 0.75)])
+def test_label_boxes_of_a_pitched_camera_still_fit(pitch: float, overlap: float) -> None:
+    """Label boxes turn about the camera's y axis only: the IoU of each with the box that stands on the street."""
+    inside = np.random.default_rng(0).uniform(-0.5, 0.5, (4000, 3)) + (0, 0, 0.5)
+    for index in range(4):
+        rig = sensors.random_rig(np.random.default_rng(index), frame(index).scene, replace(SMALL, pitch_sigma=pitch))
+        for thing in frame(index).scene.objects:
+            if thing.kind != "Car":
+                continue
+            location, yaw = labels.yaw_only_box(thing, rig)
+            own = rig.to_camera(inside @ thing.matrix.T + thing.position) - location
+            along = np.cos(yaw) * own[:, 0] - np.sin(yaw) * own[:, 2]
+            across = np.sin(yaw) * own[:, 0] + np.cos(yaw) * own[:, 2]
+            local = np.stack([along, across, own[:, 1] + thing.size[2] / 2], 1)
+            held = (np.abs(local) < thing.size / 2).all(1)
+            assert held.mean() / (2 - held.mean()) > overlap
 
 
 @pytest.mark.parametrize("index", range(FRAMES))
@@ -111,10 +137,10 @@ def test_same_seed_same_frame_and_other_seeds_differ() -> None:
 
 
 def test_lidar_options_thin_the_points() -> None:
-    config = replace(SMALL, lidar_beam_stride=4)
+    config = replace(SMALL, lidar_beam_strides=(4,))
     few = render_frame(3, 0, config).points
     assert 0.15 < len(few) / len(frame(0).points) < 0.35
-    half = render_frame(3, 0, replace(SMALL, lidar_keep=0.5)).points
+    half = render_frame(3, 0, replace(SMALL, lidar_keep=(0.5, 0.5))).points
     assert 0.45 < len(half) / len(frame(0).points) < 0.55
 
 
@@ -127,8 +153,10 @@ def test_lidar_ranges_scatter_by_two_centimetres() -> None:
     assert abs(scatter.mean()) < 0.002
 
 
-def test_plain_road_is_where_the_lidar_says() -> None:
+@pytest.mark.parametrize("pitch", [0.6, 3.0])
+def test_plain_road_is_where_the_lidar_says(pitch: float) -> None:
     flat = replace(SMALL, grade_sigma=0.0, cars=(0, 0), vans=(0, 0), pedestrians=(0, 0), cyclists=(0, 0))
+    flat = replace(flat, pitch_sigma=pitch)
     shown = render_frame(3, 0, flat)
     world = camera_points(shown) @ shown.rig.rotation.T + shown.rig.position
     near = (np.abs(world[:, 0]) < 1.0) & (world[:, 1] > 5) & (world[:, 1] < 15)
@@ -188,7 +216,7 @@ def test_sizes_follow_kitti_statistics() -> None:
     rng = np.random.default_rng(0)
     drawn = {
         "car": (
-            np.array([cars.random_car(rng)[1][[2, 1, 0]] for _ in range(3000)]),
+            np.array([cars.random_car(rng, CAR_BODIES)[1][[2, 1, 0]] for _ in range(3000)]),
             (1.53, 1.63, 3.88),
             (0.14, 0.10, 0.43),
         ),
@@ -221,10 +249,14 @@ def test_templates_fill_their_unit_boxes() -> None:
         assert np.allclose(points.max(0), (0.5, 0.5, 1.0), atol=1e-5)
 
 
-def test_settings_are_checked() -> None:
-    with pytest.raises(ValueError, match="cars"):
-        StreetConfig(cars=(5, 2))
-    with pytest.raises(ValueError, match="width"):
-        StreetConfig(width=0)
-    with pytest.raises(ValueError, match="lidar_keep"):
-        StreetConfig(lidar_keep=1.5)
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"cars": (5, 2)}, "cars"),
+        ({"width": 0}, "width"),
+        ({"random_yaw_share": -0.1}, "random_yaw_share"),
+    ],
+)
+def test_settings_are_checked(changes: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        StreetConfig(**changes)

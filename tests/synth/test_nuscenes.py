@@ -468,6 +468,8 @@ def test_cut_short_run_is_completed(written: Path, tmp_path: Path) -> None:
         ({"seed": 4}, "another seed"),
         ({"config": replace(TINY, lidar_step=2.0)}, "another config"),
         ({"scenes": 3}, "another splits"),
+        ({"configs": {"val": replace(TINY, haze=(0.02, 0.02))}}, "another configs"),
+        ({"configs": {"test": TINY}}, "configs names the split 'test'; the splits are train, val"),
     ],
 )
 def test_other_settings_are_refused(written: Path, changes: dict, message: str) -> None:
@@ -514,6 +516,22 @@ def test_nothing_runs_into_anything() -> None:
             widths = np.array([t.size[1] for t in things])
             apart = np.hypot(*(spots[:, None] - spots[None]).transpose(2, 0, 1)) + 1e3 * np.eye(len(things))
             assert (apart > np.minimum(widths[:, None], widths[None])).all()
+
+
+def test_splits_have_settings_of_their_own(written: Path, tmp_path: Path) -> None:
+    """A split of its own settings leaves the others' files as they are; and what it alone asks for has its folder."""
+    hard = replace(TINY, lidar_beam_strides=(4,), camera_rate=4.0, haze=(0.05, 0.05))
+    out = write(tmp_path / "set", configs={"val": hard})
+    usual, found = hashes(written), hashes(out)
+    own = {name for name in found if "synth-3-0001__" in name}
+    files = {name for name in found if name.startswith(("samples", "sweeps"))}
+    assert all(found[name] == usual[name] for name in files - own)
+    assert {name.split("/")[1] for name in own if name.startswith("sweeps")} == {"LIDAR_TOP", *surround_rig.CAMERAS}
+    for name in own:
+        if name.endswith(".pcd.bin"):
+            assert set(np.fromfile(out / name, np.float32).reshape(-1, 5)[:, 4]) <= set(range(0, 32, 4))
+    scenes = json.loads((out / VERSION / "scene.json").read_text())
+    assert [", fog" in scene["description"] for scene in scenes] == [False, True]
 
 
 def test_jpeg_and_camera_sweeps_are_settings(tmp_path: Path) -> None:

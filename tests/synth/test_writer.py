@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+import json
+import shutil
 import subprocess
 import sys
 from dataclasses import replace
@@ -13,7 +15,7 @@ import pytest
 from PIL import Image
 
 from distill3d.errors import UserError
-from distill3d.synth import StreetConfig, write_kitti
+from distill3d.synth import StreetConfig, content_hash, render_frame, write_kitti
 
 TINY = StreetConfig(width=96, height=32, rays_per_pixel_side=1, lidar_step=1.0)
 
@@ -93,6 +95,79 @@ def test_splits_by_name(tmp_path: Path) -> None:
     splits = {"train": 2, "val": 1}
     out = write_kitti(tmp_path / "set", seed=0, splits=splits, config=TINY, workers=1, progress=False)
     assert (out / "ImageSets/val.txt").read_text() == "000002\n"
+
+
+HARD = replace(TINY, haze=(0.02, 0.02), car_bodies=("suv",))
+
+
+def write_splits(out: Path, **changes) -> Path:
+    settings = {
+        "splits": {"train": 2, "test": 2, "val": 1}, "seed": 5, "config": TINY, "configs": {"test": HARD}, "workers": 1,
+        "progress": False,
+    }  # fmt: skip
+    return write_kitti(out, **{**settings, **changes})
+
+
+def test_splits_have_settings_of_their_own(written: Path, tmp_path: Path) -> None:
+    out = write_splits(tmp_path / "set")
+    sets = {name: (out / "ImageSets" / f"{name}.txt").read_text().split() for name in ("test", "trainval")}
+    assert sets == {"test": ["000002", "000003"], "trainval": ["000000", "000001", "000004"]}
+    for index in range(5):
+        image, points = (f"training/{name}" for name in (f"image_2/{index:06d}.png", f"velodyne/{index:06d}.bin"))
+        if index in (2, 3):
+            shown = render_frame(5, index, HARD)
+            assert np.array_equal(np.asarray(Image.open(out / image)), shown.image)
+            assert (out / points).read_bytes() == shown.points.tobytes()
+        else:
+            assert (out / image).read_bytes() == (written / image).read_bytes()
+    record = json.loads((out / "synth.json").read_text())
+    assert record["config"]["haze"] == list(TINY.haze)
+    assert record["configs"]["test"]["haze"] == [0.02, 0.02]
+    assert list(record["configs"]) == ["test"]
+
+
+def test_settings_of_splits_are_claimed_and_completed(tmp_path: Path) -> None:
+    out = write_splits(tmp_path / "set", workers=2)
+    before = hashes(out)
+    (out / "training/image_2/000002.png").unlink()
+    write_splits(out)
+    assert hashes(out) == before
+    others = (
+        {"configs": None},
+        {"configs": {"test": TINY}},
+        {"configs": {"val": HARD}},
+        {"splits": {"test": 2, "train": 2, "val": 1}},
+    )
+    for changes in others:
+        with pytest.raises(UserError, match=f"another {next(iter(changes))}"):
+            write_splits(out, **changes)
+    assert hashes(out) == before
+
+
+def test_settings_of_no_split_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="configs names the split 'tst'; the splits are train, test, val"):
+        write_splits(tmp_path / "set", configs={"tst": HARD})
+    assert not (tmp_path / "set").exists()
+
+
+def test_content_hash_names_the_data(written: Path, tmp_path: Path) -> None:
+    lines = "".join(f"{digest}  {name}\n" for name, digest in sorted(hashes(written).items()) if name != "synth.json")
+    assert content_hash(written) == hashlib.sha256(lines.encode()).hexdigest()
+    copy = tmp_path / "copy"
+    shutil.copytree(written, copy)
+    (copy / "synth.json").write_text("{}")
+    (copy / ".cache").mkdir()
+    (copy / ".cache/depth.npy").write_bytes(b"computed")
+    assert content_hash(copy) == content_hash(written)
+    label = copy / "training/label_2/000003.txt"
+    label.write_bytes(label.read_bytes() + b"\n")
+    changed = content_hash(copy)
+    assert changed != content_hash(written)
+    label.rename(label.with_name("000007.txt"))
+    assert content_hash(copy) not in (changed, content_hash(written))
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(UserError, match="no data"):
+        content_hash(tmp_path / "empty")
 
 
 def test_other_settings_are_refused(tmp_path: Path) -> None:
