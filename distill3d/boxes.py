@@ -20,7 +20,8 @@ from dataclasses import dataclass, fields, replace
 from typing import Literal
 
 import torch
-from jaxtyping import Float, Int
+import torch.nn.functional as F
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 Frame = Literal["camera", "lidar", "ego", "global"]
@@ -140,6 +141,36 @@ def _devices(args: tuple) -> list:
     return [a for a in args if not isinstance(a, torch.dtype)]
 
 
+@dataclass(frozen=True)
+class BoxSlots:
+    """The boxes of B samples in K slots each, of which ``kept`` are detections: what a detector says before it is known
+    how many boxes that makes.  Fields are as in ``Boxes3D``, but nothing is validated."""
+
+    centre: Float[Tensor, "b k 3"]
+    size: Float[Tensor, "b k 3"]
+    yaw: Float[Tensor, "b k"]
+    label: Int[Tensor, "b k"]
+    score: Float[Tensor, "b k"]
+    kept: Bool[Tensor, "b k"]
+    frame: Frame
+    velocity: Float[Tensor, "b k 2"] | None = None
+    box2d: Float[Tensor, "b k 4"] | None = None
+    alpha: Float[Tensor, "b k"] | None = None
+
+    def tensors(self) -> dict[str, Tensor]:
+        """The fields that are there, by name."""
+        return {f.name: value for f in fields(self) if isinstance(value := getattr(self, f.name), Tensor)}
+
+    def boxes(self) -> list[Boxes3D]:
+        """The detections of each sample, in the order of their slots."""
+        rows = self.tensors()
+        kept = rows.pop("kept")
+        return [
+            Boxes3D(frame=self.frame, **{name: value[i][use] for name, value in rows.items()})
+            for i, use in enumerate(kept)
+        ]
+
+
 # ---------------------------------------------------------------------------------------------------------------- KITTI
 
 
@@ -151,9 +182,15 @@ def from_kitti(
 
     ``image_fields`` may hold ``box2d``, ``alpha`` and ``score`` as in ``Boxes3D``.
     """
-    half_height = torch.zeros_like(bottom)
-    half_height[:, 1] = hwl[:, 0] / 2
-    return Boxes3D(bottom - half_height, hwl.flip(-1), -rotation_y, label, "camera", **image_fields)
+    centre, size, yaw = kitti_rows(hwl, bottom, rotation_y)
+    return Boxes3D(centre, size, yaw, label, "camera", **image_fields)
+
+
+def kitti_rows(
+    hwl: Float[Tensor, "*b 3"], bottom: Float[Tensor, "*b 3"], rotation_y: Float[Tensor, "*b"]
+) -> tuple[Float[Tensor, "*b 3"], Float[Tensor, "*b 3"], Float[Tensor, "*b"]]:
+    """``from_kitti`` of the geometry alone, for any leading dimensions: centre, size (m), yaw (rad)."""
+    return bottom - F.pad(hwl[..., :1] / 2, (1, 1)), hwl.flip(-1), -rotation_y
 
 
 def to_kitti(boxes: Boxes3D) -> tuple[Tensor, Tensor, Tensor]:
@@ -202,11 +239,20 @@ def lidar_to_camera(boxes: Boxes3D, lidar_to_rect: Float[Tensor, "4 4"]) -> Boxe
     """
     if boxes.frame != "lidar":
         raise ValueError(f"expected boxes in the lidar frame, got the {boxes.frame} frame")
-    bottom = boxes.centre.clone()
-    bottom[:, 2] -= boxes.size[:, 2] / 2
-    bottom = bottom @ lidar_to_rect[:3, :3].T.to(bottom) + lidar_to_rect[:3, 3].to(bottom)
-    bottom[:, 1] -= boxes.size[:, 2] / 2
-    return replace(boxes, centre=bottom, yaw=wrap_angle(boxes.yaw + math.pi / 2), frame="camera")
+    centre, yaw = camera_rows(boxes.centre, boxes.size, boxes.yaw, lidar_to_rect)
+    return replace(boxes, centre=centre, yaw=yaw, frame="camera")
+
+
+def camera_rows(
+    centre: Float[Tensor, "*b n 3"], size: Float[Tensor, "*b n 3"], yaw: Float[Tensor, "*b n"],
+    lidar_to_rect: Float[Tensor, "*b 4 4"],
+) -> tuple[Float[Tensor, "*b n 3"], Float[Tensor, "*b n"]]:  # fmt: skip
+    """``lidar_to_camera`` of the geometry alone, for any leading dimensions: centre (m) and yaw (rad, in [-pi, pi))."""
+    pose, half = lidar_to_rect.to(centre), size[..., 2] / 2
+    bottom = torch.stack((centre[..., 0], centre[..., 1], centre[..., 2] - half), dim=-1)
+    moved = bottom @ pose[..., :3, :3].transpose(-1, -2) + pose[..., None, :3, 3]
+    lifted = torch.stack((moved[..., 0], moved[..., 1] - half, moved[..., 2]), dim=-1)
+    return lifted, wrap_angle(yaw + math.pi / 2)
 
 
 # ------------------------------------------------------------------------------------------------------------- nuScenes

@@ -278,6 +278,21 @@ def predict(arguments: list[str]) -> None:
         print(path)
 
 
+def export(arguments: list[str]) -> None:
+    """Write a student as an ONNX file, checked against PyTorch."""
+    import tyro
+
+    @dataclass(frozen=True)
+    class Options:
+        checkpoint: tyro.conf.Positional[Path]  # a stage folder or a model.safetensors
+        onnx: Path  # file to write
+
+    o = _parse(Options, "export", arguments)
+    from distill3d.export import export_checkpoint
+
+    print(export_checkpoint(o.checkpoint, o.onnx).text())
+
+
 def check(arguments: list[str]) -> int:
     """Name every problem of a data set, with file and line; exit code 2 if there is one."""
     import tyro
@@ -372,7 +387,7 @@ def doctor(arguments: list[str]) -> None:
 
 COMMANDS: dict[str, Callable[[list[str]], int | None]] = {
     "demo": demo, "synth": synth, "recipes": recipes, "train": train, "eval": evaluate, "predict": predict,
-    "check": check, "raw-list": raw_list, "report": report, "diagnose": diagnose, "doctor": doctor,
+    "export": export, "check": check, "raw-list": raw_list, "report": report, "diagnose": diagnose, "doctor": doctor,
 }  # fmt: skip
 
 if __name__ == "__main__":

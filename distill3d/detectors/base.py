@@ -9,7 +9,7 @@ from typing import Any, Generic, Literal, TypeVar
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from distill3d.boxes import Boxes3D
+from distill3d.boxes import Boxes3D, BoxSlots
 from distill3d.data.sample import Batch
 from distill3d.data.surround import SurroundBatch
 from distill3d.layers.roi import RoISlots
@@ -116,6 +116,14 @@ class Detector(nn.Module, ABC, Generic[BatchT]):
     def decode(self, outputs: Outputs, batch: BatchT) -> list[Boxes3D]:
         """Detections per image in the camera frame of the image file, with ``score``, ``box2d`` (px of the image file)
         and ``alpha``; of surround views in the key ego frame without augmentation, with ``score`` and ``velocity``."""
+
+    def decode_slots(self, outputs: Outputs, batch: BatchT) -> BoxSlots:
+        """``decode`` in fixed shapes and without a look at any value, so that it can be exported.
+
+        Raises:
+            NotImplementedError: this detector does not say; cameras' detectors do.
+        """
+        raise NotImplementedError(f"{self.name} decodes to as many boxes as it finds")
 
     def depth_log_scale(self, outputs: Outputs, batch: BatchT, targets: Any) -> Float[Tensor, "b k"]:
         """How unsure the detector is of each object's depth: the log of the scale (m) of a Laplace distribution, in the

@@ -19,7 +19,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from distill3d.boxes import NUSCENES_CLASSES, Boxes3D
+from distill3d.boxes import NUSCENES_CLASSES, Boxes3D, BoxSlots
 from distill3d.camera import DepthBins
 from distill3d.data.surround import SurroundBatch
 from distill3d.detectors.base import BevGeometry, Detector, FeatureMap, Modality, Outputs, Style, bev_geometry
@@ -34,8 +34,8 @@ from distill3d.layers.centre_head import (
     CentreHead,
     CentreHeadConfig,
     CentreTargets,
-    centre_detections,
     centre_losses,
+    centre_slots,
     centre_targets,
     tiny_head,
 )
@@ -374,10 +374,12 @@ class BEVDepth(Detector[SurroundBatch]):
             terms["depth"] = self.config.depth_weight * loss
         return terms
 
-    @torch.no_grad()
     def decode(self, outputs: Outputs, batch: SurroundBatch) -> list[Boxes3D]:
+        return self.decode_slots(outputs, batch).boxes()
+
+    def decode_slots(self, outputs: Outputs, batch: SurroundBatch) -> BoxSlots:
         config = self.config
-        return centre_detections(outputs.predictions, batch.bev_affine, config.classes, config.head)
+        return centre_slots(outputs.predictions, batch.bev_affine, config.classes, config.head)
 
     def depth_log_scale(self, outputs: Outputs, batch: SurroundBatch, targets: BEVDepthTargets) -> Float[Tensor, "b m"]:
         """Of the depth distribution in the cell of the key frame's images that shows each object's centre best, see

@@ -17,7 +17,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torchvision.models import segmentation
 
-from distill3d.boxes import Boxes3D
+from distill3d.boxes import Boxes3D, BoxSlots
 from distill3d.camera import DepthBins, ImageAffine
 from distill3d.data.sample import Batch
 from distill3d.detectors.base import BevGeometry, Detector, FeatureMap, Modality, Outputs, Style, bev_geometry
@@ -348,3 +348,7 @@ class CaDDN(Detector):
     @torch.no_grad()
     def decode(self, outputs: Outputs, batch: Batch) -> list[Boxes3D]:
         return self.head.detections(outputs.predictions, batch)
+
+    def decode_slots(self, outputs: Outputs, batch: Batch) -> BoxSlots:
+        """``decode`` of the best ``SLOTS`` of layers/anchor_head.py, without ``box2d`` and ``alpha``."""
+        return self.head.detection_slots(outputs.predictions, batch)

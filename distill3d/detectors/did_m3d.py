@@ -16,7 +16,6 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from distill3d.boxes import Boxes3D
 from distill3d.data.sample import Batch
 from distill3d.detectors.base import Modality, Outputs, Style
 from distill3d.detectors.gupnet import (
@@ -27,7 +26,6 @@ from distill3d.detectors.gupnet import (
     laplace_of_variance,
     read_slots,
     shared_losses,
-    slots_to_boxes,
 )
 from distill3d.detectors.monodle import HEADING_BINS, HEAT_CLASSES, STRIDE, TINY_TRUNK, MonoDLETargets, Peaks
 from distill3d.layers.roi import COORDINATE_CHANNELS, ROI_SIZE, RoIs, grid_head, pooled_head, sample_boxes
@@ -223,11 +221,8 @@ class DIDM3D(TwoStage):
         log_scale = scale.clamp(min=torch.finfo(scale.dtype).eps).log()
         return torch.where(targets.mask_2d, log_scale, 0)
 
-    @torch.no_grad()
-    def decode(self, outputs: Outputs, batch: Batch) -> list[Boxes3D]:
-        height, width = outputs.predictions["heatmap"].shape[-2:]
-        peaks = merged_slots(outputs, batch.affine.zoom, self.config.confidence)
-        return slots_to_boxes(peaks, batch, self.config, (width, height))
+    def peaks(self, outputs: Outputs, zoom: Float[Tensor, "b"]) -> Peaks:
+        return merged_slots(outputs, zoom, self.config.confidence)
 
 
 def merged_slots(outputs: Outputs, zoom: Float[Tensor, "b"], confidence: Literal["ada", "max"]) -> Peaks:

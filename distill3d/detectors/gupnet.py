@@ -10,14 +10,14 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, TypeVar
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from distill3d.boxes import Boxes3D
+from distill3d.boxes import Boxes3D, BoxSlots
 from distill3d.camera import Camera
 from distill3d.data.sample import Batch
 from distill3d.detectors import monodle
@@ -47,6 +47,8 @@ MEAN_SIZE = (
     (1.52563191462, 1.62856739989, 3.88311640418),
     (1.73698127, 0.59706367, 1.76282397),
 )
+#: The boxes of one image, or the slots of a batch.
+BoxesT = TypeVar("BoxesT", Boxes3D, BoxSlots)
 #: Heads that stay on the map, and heads on RoIs: depth bias and its log variance; projected centre; residuals of
 #: (height, width, length) and the height's log variance; heading.
 MAP_HEADS = {head: HEADS[head] for head in ("heatmap", "offset_2d", "size_2d")}
@@ -224,18 +226,22 @@ def read_slots(
 def slots_to_boxes(peaks: Peaks, batch: Batch, config: TwoStageConfig, map_size: tuple[int, int]) -> list[Boxes3D]:
     """MonoDLE's boxes, with sizes added to the class means; those of negative size are left out, and the observation
     angle turns about the ray through the middle of the 2D box."""
-    size = peaks.size_3d + peaks.size_3d.new_tensor(config.class_sizes)[peaks.label]
-    solid = (size >= 0).all(-1)
-    score = torch.where(solid, peaks.score, -torch.inf)
-    found = peaks_to_boxes(replace(peaks, score=score, size_3d=size), batch, config, map_size)
+    found = peaks_to_boxes(_sized(peaks, config), batch, config, map_size).boxes()
     return [_turned(boxes, p) for boxes, p in zip(found, batch.source_camera.projection, strict=True)]
 
 
-def _turned(boxes: Boxes3D, projection: Float[Tensor, "3 4"]) -> Boxes3D:
+def _sized(peaks: Peaks, config: TwoStageConfig) -> Peaks:
+    size = peaks.size_3d + peaks.size_3d.new_tensor(config.class_sizes)[peaks.label]
+    solid = (size >= 0).all(-1)
+    return replace(peaks, score=torch.where(solid, peaks.score, -torch.inf), size_3d=size)
+
+
+def _turned(boxes: BoxesT, projection: Float[Tensor, "*b 3 4"]) -> BoxesT:
     assert boxes.box2d is not None and boxes.alpha is not None
     p = projection.to(boxes.box2d)
-    middle = (boxes.box2d[:, 0] + boxes.box2d[:, 2]) / 2
-    return replace(boxes, yaw=-wrap_once(boxes.alpha + torch.atan2(middle - p[0, 2], p[0, 0].expand_as(middle))))
+    middle = (boxes.box2d[..., 0] + boxes.box2d[..., 2]) / 2
+    ray = torch.atan2(middle - p[..., 0, 2, None], p[..., 0, 0, None].expand_as(middle))
+    return replace(boxes, yaw=-wrap_once(boxes.alpha + ray))
 
 
 class TwoStage(MonoDLE):
@@ -259,6 +265,10 @@ class TwoStage(MonoDLE):
     @abstractmethod
     def describe(self, rois: RoIs) -> dict[str, Tensor]:
         """What the heads on RoIs say of M RoIs, each (M, ...)."""
+
+    @abstractmethod
+    def peaks(self, outputs: Outputs, zoom: Float[Tensor, "b"]) -> Peaks:
+        """What the outputs of ``forward`` say at their slots."""
 
     def forward(self, batch: Batch) -> Outputs:
         """Maps, and RoIs at the ``top_k`` highest peaks."""
@@ -312,6 +322,17 @@ class TwoStage(MonoDLE):
             raise ValueError("losses compare what forward_at(batch, targets) gives, these outputs looked at peaks")
         return Trained.select(outputs.predictions, targets or self.encode(batch), self.config.empty_reduction)
 
+    @torch.no_grad()
+    def decode(self, outputs: Outputs, batch: Batch) -> list[Boxes3D]:
+        height, width = outputs.predictions["heatmap"].shape[-2:]
+        return slots_to_boxes(self.peaks(outputs, batch.affine.zoom), batch, self.config, (width, height))
+
+    @torch.no_grad()
+    def decode_slots(self, outputs: Outputs, batch: Batch) -> BoxSlots:
+        height, width = outputs.predictions["heatmap"].shape[-2:]
+        peaks = _sized(self.peaks(outputs, batch.affine.zoom), self.config)
+        return _turned(peaks_to_boxes(peaks, batch, self.config, (width, height)), batch.source_camera.projection)
+
 
 def file_camera(batch: Batch) -> Camera:
     """The cameras behind the image files, mirrored where the image was, (B, 3, 4)."""
@@ -345,10 +366,8 @@ class GUPNet(TwoStage):
     def depth_log_scale(self, outputs: Outputs, batch: Batch, targets: Any) -> Float[Tensor, "b k"]:
         return outputs.predictions["roi_depth_log_variance"] / 2
 
-    @torch.no_grad()
-    def decode(self, outputs: Outputs, batch: Batch) -> list[Boxes3D]:
-        height, width = outputs.predictions["heatmap"].shape[-2:]
-        return slots_to_boxes(scored_slots(outputs, batch.affine.zoom), batch, self.config, (width, height))
+    def peaks(self, outputs: Outputs, zoom: Float[Tensor, "b"]) -> Peaks:
+        return scored_slots(outputs, zoom)
 
 
 def scored_slots(outputs: Outputs, zoom: Float[Tensor, "b"]) -> Peaks:

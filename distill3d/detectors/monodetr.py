@@ -19,7 +19,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torchvision.ops import sigmoid_focal_loss
 
-from distill3d.boxes import Boxes3D, from_kitti, wrap_angle
+from distill3d.boxes import Boxes3D, BoxSlots, kitti_rows, wrap_angle
 from distill3d.camera import Camera, DepthBins
 from distill3d.data.sample import UNKNOWN, Batch
 from distill3d.detectors.base import Detector, FeatureMap, ImageGeometry, Outputs, Style
@@ -531,10 +531,10 @@ def rank_queries(predictions: dict[str, Tensor], top_k: int) -> Ranked:
                   at["size_3d"])  # fmt: skip
 
 
-def ranked_to_boxes(ranked: Ranked, batch: Batch, config: MonoDETRConfig) -> list[Boxes3D]:
+def ranked_to_boxes(ranked: Ranked, batch: Batch, config: MonoDETRConfig) -> BoxSlots:
     """Boxes of each image in the camera frame of its file, best class first.
 
-    Those below the score threshold, and of classes that are not trained, are left out; the final score is the class's
+    Those below the score threshold, and of classes that are not trained, are not kept; the final score is the class's
     times the depth confidence, which can exceed 1.
     """
     affine, depth = batch.affine, ranked.depth
@@ -560,13 +560,9 @@ def ranked_to_boxes(ranked: Ranked, batch: Batch, config: MonoDETRConfig) -> lis
     size = ranked.size_3d.clamp(min=SMALLEST_SIZE)
     bottom = centre + F.pad(size[..., :1] / 2, (1, 1))
 
-    keep = (ranked.score >= config.score_threshold) & is_one_of(ranked.label, config.classes)
-    score = ranked.score * ranked.confidence
-    return [
-        from_kitti(size[i][k], bottom[i][k], rotation_y[i][k], ranked.label[i][k],
-                   score=score[i][k], box2d=box2d[i][k], alpha=alpha[i][k])
-        for i, k in enumerate(keep)
-    ]  # fmt: skip
+    kept = (ranked.score >= config.score_threshold) & is_one_of(ranked.label, config.classes)
+    return BoxSlots(*kitti_rows(size, bottom, rotation_y), ranked.label, ranked.score * ranked.confidence, kept,
+                    "camera", box2d=box2d, alpha=alpha)  # fmt: skip
 
 
 def _ray_angle(box2d: Float[Tensor, "b k 4"], camera: Camera) -> Float[Tensor, "b k"]:
@@ -741,8 +737,11 @@ class MonoDETR(Detector):
         painted = paint_depth(targets.box2d / cells, targets.depth, targets.mask_2d, size, self.config.box_slice)
         return depth_map_loss(logits, painted, self.config.bins)
 
-    @torch.no_grad()
     def decode(self, outputs: Outputs, batch: Batch) -> list[Boxes3D]:
+        return self.decode_slots(outputs, batch).boxes()
+
+    @torch.no_grad()
+    def decode_slots(self, outputs: Outputs, batch: Batch) -> BoxSlots:
         last = {head: outputs.predictions[head][:, -1, : self.config.queries] for head in HEADS}
         return ranked_to_boxes(rank_queries(last, self.config.top_k), batch, self.config)
 

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from distill3d.boxes import IGNORE, KITTI_CLASSES, Boxes3D, from_kitti, wrap_angle
+from distill3d.boxes import IGNORE, KITTI_CLASSES, Boxes3D, BoxSlots, kitti_rows, wrap_angle
 from distill3d.camera import Camera
 from distill3d.data.sample import UNKNOWN, Batch
 from distill3d.detectors.base import Detector, FeatureMap, ImageGeometry, Outputs, Style
@@ -159,6 +159,11 @@ def decode_depth(logit: Tensor) -> Tensor:
     return 1 / (torch.sigmoid(logit) + DEPTH_EPSILON) - 1
 
 
+def depth_logit(depth: Tensor) -> Tensor:
+    """The raw head's value that ``decode_depth`` reads as a depth (m, 0 or more)."""
+    return torch.logit(1 / (depth + 1) - DEPTH_EPSILON, eps=DEPTH_EPSILON)
+
+
 def laplace_loss(prediction: Tensor, target: Tensor, log_scale: Tensor) -> Tensor:
     """Element-wise negative log likelihood of a Laplace distribution: 1.4142 exp(-s) |error| + s."""
     return LAPLACE_FACTOR * torch.exp(-log_scale) * (prediction - target).abs() + log_scale
@@ -243,10 +248,10 @@ def read_peaks(predictions: dict[str, Tensor], top_k: int) -> Peaks:
     )  # fmt: skip
 
 
-def peaks_to_boxes(peaks: Peaks, batch: Batch, config: MonoDLEConfig, map_size: tuple[int, int]) -> list[Boxes3D]:
+def peaks_to_boxes(peaks: Peaks, batch: Batch, config: MonoDLEConfig, map_size: tuple[int, int]) -> BoxSlots:
     """Boxes of each image in the camera frame of its file, in order of heat-map score.
 
-    Peaks below the score threshold, and of classes that are not trained, are left out; the final score is the heat-map
+    Peaks below the score threshold, and of classes that are not trained, are not kept; the final score is the heat-map
     score times the depth confidence, which can exceed 1.
     """
     camera = batch.source_camera
@@ -274,13 +279,9 @@ def peaks_to_boxes(peaks: Peaks, batch: Batch, config: MonoDLEConfig, map_size: 
     size = size.clamp(min=SMALLEST_SIZE)
     bottom = centre + torch.stack((torch.zeros_like(depth), size[..., 0] / 2, torch.zeros_like(depth)), -1)
 
-    keep = (peaks.score >= config.score_threshold) & is_one_of(peaks.label, config.classes)
-    score = peaks.score * peaks.confidence
-    return [
-        from_kitti(size[i][k], bottom[i][k], wrap_once(rotation_y[i][k]), peaks.label[i][k],
-                   score=score[i][k], box2d=box2d[i][k], alpha=alpha[i][k])
-        for i, k in enumerate(keep)
-    ]  # fmt: skip
+    kept = (peaks.score >= config.score_threshold) & is_one_of(peaks.label, config.classes)
+    return BoxSlots(*kitti_rows(size, bottom, wrap_once(rotation_y)), peaks.label, peaks.score * peaks.confidence, kept,
+                    "camera", box2d=box2d, alpha=alpha)  # fmt: skip
 
 
 def wrap_once(angle: Tensor) -> Tensor:
@@ -431,8 +432,11 @@ class MonoDLE(Detector):
         log_scale = gather_cells(outputs.predictions["depth"][:, 1:], targets.centre_cell)[..., 0]
         return torch.where(targets.on_map, log_scale, 0)
 
-    @torch.no_grad()
     def decode(self, outputs: Outputs, batch: Batch) -> list[Boxes3D]:
+        return self.decode_slots(outputs, batch).boxes()
+
+    @torch.no_grad()
+    def decode_slots(self, outputs: Outputs, batch: Batch) -> BoxSlots:
         height, width = outputs.predictions["heatmap"].shape[-2:]
         peaks = read_peaks(outputs.predictions, self.config.top_k)
         return peaks_to_boxes(peaks, batch, self.config, (width, height))

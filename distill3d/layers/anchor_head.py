@@ -17,7 +17,16 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torchvision.ops import sigmoid_focal_loss
 
-from distill3d.boxes import IGNORE, KITTI_CLASSES, Boxes3D, lidar_rows, lidar_to_camera, wrap_angle
+from distill3d.boxes import (
+    IGNORE,
+    KITTI_CLASSES,
+    Boxes3D,
+    BoxSlots,
+    camera_rows,
+    lidar_rows,
+    lidar_to_camera,
+    wrap_angle,
+)
 from distill3d.camera import Camera
 from distill3d.data.augment import mirror_boxes
 from distill3d.data.lidar_augment import projected_boxes
@@ -42,15 +51,18 @@ from distill3d.layers.anchors import (
     smooth_l1,
 )
 from distill3d.layers.bev_second import BevBackbone, BevBackboneConfig
+from distill3d.layers.centre_nms import first_kept
 from distill3d.layers.distributed import world_size
 from distill3d.layers.readout import Readout
-from distill3d.layers.rotated import rotated_nms
+from distill3d.layers.rotated import bev_iou_table, rotated_nms
 
 #: Chance that an untrained head gives to each class of an anchor, and the spread of its box weights.
 CLASS_PRIOR = 0.01
 BOX_STD = 0.001
 FOCAL_ALPHA, FOCAL_GAMMA = 0.25, 2.0
 CODE = 7
+#: Boxes that enter the suppression where shapes are fixed and the overlap of every pair is computed.
+SLOTS = 512
 #: Of the small configurations, for maps of 64 channels: one for all, so that students can take over a teacher's.
 TINY_BACKBONE = BevBackboneConfig(layers=(2, 2), channels=(64, 96), up_channels=(64, 64))
 
@@ -259,15 +271,7 @@ class AnchorHead(nn.Module):
         Raises:
             ValueError: the batch does not know the way from the LiDAR to the camera.
         """
-        scores, codes, directions = self.rows(predictions)
-        score, kind = scores.sigmoid().max(-1)
-        score, anchor = score.topk(min(self.config.candidates, score.shape[1]))
-        picked = anchor[..., None].expand(-1, -1, CODE)
-        direction = directions.gather(1, anchor[..., None].expand(-1, -1, DIRECTION_BINS))
-        rows = decode_directed(codes.gather(1, picked), direction, self._anchors[anchor])
-        label = kind.new_tensor([KITTI_CLASSES.index(c.name) for c in self.config.classes])[kind.gather(1, anchor)]
-        usable = (score >= self.config.score_threshold) & rows.isfinite().all(-1) & (rows[..., 3:6] > 0).all(-1)
-
+        rows, label, score, usable = self._candidates(predictions, self.config.candidates)
         pose, camera, size = _pose(batch), batch.source_camera, batch.affine.source_size
         found = []
         for i, use in enumerate(usable):
@@ -276,6 +280,36 @@ class AnchorHead(nn.Module):
             boxes = mirror_boxes(boxes) if batch.affine.flip[i] else boxes
             found.append(replace(boxes, box2d=projected_boxes(boxes, Camera(camera.projection[i]), size[i]).to(rows)))
         return found
+
+    @torch.no_grad()
+    def detection_slots(self, predictions: dict[str, Tensor], batch: Batch) -> BoxSlots:
+        """``detections`` in fixed shapes, best first, without ``box2d`` and ``alpha``; no more than ``SLOTS`` boxes
+        enter the suppression.
+
+        Raises:
+            ValueError: the batch does not know the way from the LiDAR to the camera.
+        """
+        rows, label, score, usable = self._candidates(predictions, min(self.config.candidates, SLOTS))
+        near = bev_iou_table(rows) > self.config.nms_threshold
+        kept = first_kept(near, usable, self.config.max_detections)
+        centre, yaw = camera_rows(rows[..., :3], rows[..., 3:6], rows[..., YAW], _pose(batch))
+        flip = batch.affine.flip[:, None]
+        centre = torch.where(flip[..., None], centre * centre.new_tensor((-1.0, 1.0, 1.0)), centre)
+        yaw = torch.where(flip, wrap_angle(math.pi - yaw), yaw)
+        return BoxSlots(centre, rows[..., 3:6], yaw, label, score, kept, "camera")
+
+    def _candidates(self, predictions: dict[str, Tensor], count: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """The ``count`` surest boxes of each image, best first: rows of the LiDAR's frame (B, K, 7), labels, scores,
+        and whether they are sure enough and boxes at all (B, K)."""
+        scores, codes, directions = self.rows(predictions)
+        score, kind = scores.sigmoid().max(-1)
+        score, anchor = score.topk(min(count, score.shape[1]))
+        picked = anchor[..., None].expand(-1, -1, CODE)
+        direction = directions.gather(1, anchor[..., None].expand(-1, -1, DIRECTION_BINS))
+        rows = decode_directed(codes.gather(1, picked), direction, self._anchors[anchor])
+        label = kind.new_tensor([KITTI_CLASSES.index(c.name) for c in self.config.classes])[kind.gather(1, anchor)]
+        usable = (score >= self.config.score_threshold) & rows.isfinite().all(-1) & (rows[..., 3:6] > 0).all(-1)
+        return rows, label, score, usable
 
 
 def _pose(batch: Batch) -> Float[Tensor, "b 4 4"]:

@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from distill3d.boxes import Boxes3D
+from distill3d.boxes import Boxes3D, BoxSlots
 from distill3d.data.surround import SurroundObjectBatch
 from distill3d.layers.centre_nms import circles_near, first_kept, footprints_near
 from distill3d.layers.distributed import across_processes, world_size
@@ -354,11 +354,19 @@ def task_candidates(
     return Candidates(score, kind, rows, (score > config.score_threshold) & within & real)
 
 
-@torch.no_grad()
 def centre_detections(
     predictions: dict[str, Tensor], bev_affine: Float[Tensor, "b 4 4"], classes: tuple[str, ...],
     config: CentreHeadConfig,
 ) -> list[Boxes3D]:  # fmt: skip
+    """The boxes that ``centre_slots`` keeps, best first."""
+    return centre_slots(predictions, bev_affine, classes, config).boxes()
+
+
+@torch.no_grad()
+def centre_slots(
+    predictions: dict[str, Tensor], bev_affine: Float[Tensor, "b 4 4"], classes: tuple[str, ...],
+    config: CentreHeadConfig,
+) -> BoxSlots:  # fmt: skip
     """Boxes of each sample in the key ego frame without augmentation, best first, with ``score`` and ``velocity``.
 
     ``bev_affine`` is the batch's augmentation, which is undone; labels index the data set's ``classes``.
@@ -386,10 +394,8 @@ def centre_detections(
     kind, kept = (torch.cat(v, dim=1).gather(1, order) for v in (kind, kept))
     rows = torch.cat(rows, dim=1).gather(1, order[..., None].expand(-1, -1, CODE - 1))
     rows = without_augmentation(rows, bev_affine)
-    return [
-        Boxes3D(r[:, :3], r[:, 3:6], r[:, 6], label[k], "ego", score=s, velocity=r[:, 7:])
-        for r, k, s in ((rows[i][use], kind[i][use], score[i][use]) for i, use in enumerate(kept))
-    ]
+    return BoxSlots(rows[..., :3], rows[..., 3:6], rows[..., 6], label[kind], score, kept, "ego",
+                    velocity=rows[..., 7:])  # fmt: skip
 
 
 def without_augmentation(rows: Float[Tensor, "b n 9"], bev_affine: Float[Tensor, "b 4 4"]) -> Float[Tensor, "b n 9"]:

@@ -40,6 +40,14 @@ def first_kept(near: Bool[Tensor, "*b n n"], usable: Bool[Tensor, "*b n"], limit
     is the greedy choice; it takes as many rounds as the longest chain of boxes that decide over one another.
     """
     near = near.triu(1)
+    if torch.compiler.is_exporting():  # the same as a loop of the graph, which carries the last two rounds
+        rounds = torch.while_loop(
+            lambda last: (last[0] != last[1]).any(),
+            lambda last: (torch.stack((last[1], usable & ~(near & last[1][..., :, None]).any(-2))),),
+            (torch.stack((~usable, usable)),),
+        )
+        kept = rounds[0][1]
+        return kept & (kept.cumsum(-1) <= limit)
     kept = usable
     while True:
         struck = usable & ~(near & kept[..., :, None]).any(-2)

@@ -149,6 +149,9 @@ def read_cells(
     """Weighted sums of k cells each, numbered as ``surrounding_cells`` does; what is outside is 0."""
     rows = maps.permute(0, 2, 3, 1).flatten(0, 2)
     table = F.pad(rows, (0, 0, 0, 1))
+    if torch.compiler.is_exporting():  # ONNX has no such sum
+        first, *others = (table[index[:, i]] * weight[:, i, None] for i in range(index.shape[1]))
+        return sum(others, first)
     return F.embedding_bag(index, table, mode="sum", per_sample_weights=weight, padding_idx=len(rows))
 
 

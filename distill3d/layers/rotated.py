@@ -156,6 +156,13 @@ def iou_3d(a: Float[Tensor, "n 7"], b: Float[Tensor, "m 7"]) -> Float[Tensor, "n
     return _matrix(a, b, volume=True)
 
 
+@torch.no_grad()
+def bev_iou_table(boxes: Float[Tensor, "*b n 7"]) -> Float[Tensor, "*b n n"]:
+    """``bev_iou`` of boxes with each other, every pair computed, however far apart: for graphs of fixed shapes."""
+    first, second = torch.broadcast_tensors(boxes[..., :, None, :], boxes[..., None, :, :])
+    return _bev_iou_of_pairs(first.reshape(-1, 7), second.reshape(-1, 7)).view(first.shape[:-1])
+
+
 def _matrix(a: Float[Tensor, "n 7"], b: Float[Tensor, "m 7"], volume: bool) -> Float[Tensor, "n m"]:
     row, column, iou = overlapping_pairs(a, b, volume)
     return a.new_zeros(len(a), len(b)).index_put((row, column), iou)

@@ -202,4 +202,8 @@ class _Pool(torch.autograd.Function):
 def _pool(
     weight: Float[Tensor, "p d"], rows: Float[Tensor, "p c"], cells: Int[Tensor, "p d"], count: int
 ) -> Float[Tensor, "n c"]:
+    if torch.compiler.is_exporting():  # how many points lie in cells is not known to a graph of fixed shapes
+        spread = (weight[..., None] * rows[:, None]).flatten(0, 1)
+        blank = rows.new_zeros(count + 1, rows.shape[1])
+        return blank.index_put((cells.flatten(),), spread, accumulate=True)[:-1]
     return _Pool.apply(weight, rows, cells, count)  # pyright: ignore[reportReturnType]

@@ -146,7 +146,7 @@ def test_decode(path: Path) -> None:
     config = MonoDLEConfig.styled(
         "released", classes=monodle.HEAT_CLASSES, top_k=k, score_threshold=float(g["in.threshold"])
     )
-    found = monodle.peaks_to_boxes(peaks, batch, config, (width, height))
+    found = monodle.peaks_to_boxes(peaks, batch, config, (width, height)).boxes()
     assert [len(b) for b in found] == [int((g["out.rows"][:, 0] == i).sum()) for i in g["in.img_id"]]
     ours = []
     for image, boxes in zip(g["in.img_id"], found, strict=True):
