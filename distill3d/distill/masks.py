@@ -151,6 +151,31 @@ def paint_boxes(
     Source: MonoSTL calculate_box_weight.
     """
     edge = (box2d / stride).trunc().long()
+    return _paint(value, edge, keep, size, slice_rule, order)
+
+
+def paint_gaussians(
+    value: Float[Tensor, "b k"],
+    box2d: Float[Tensor, "b k 4"],
+    keep: Bool[Tensor, "b k"],
+    stride: int,
+    size: tuple[int, int],
+    order: Int[Tensor, "b k"] | None = None,
+) -> tuple[Float[Tensor, "b h w"], Bool[Tensor, "b h w"]]:
+    """As ``paint_boxes``, the squares of ``gaussian_mask`` instead of the boxes."""
+    cell, radius = _peaks(box2d, stride)
+    edge = torch.cat((cell - radius[..., None], cell + radius[..., None] + 1), dim=-1)
+    return _paint(value, edge, keep, size, "clamp", order)
+
+
+def _paint(
+    value: Float[Tensor, "b k"],
+    edge: Int[Tensor, "b k 4"],
+    keep: Bool[Tensor, "b k"],
+    size: tuple[int, int],
+    slice_rule: SliceRule,
+    order: Int[Tensor, "b k"] | None,
+) -> tuple[Float[Tensor, "b h w"], Bool[Tensor, "b h w"]]:
     if order is not None:
         edge = edge.gather(1, order[..., None].expand_as(edge))
         value, keep = value.gather(1, order), keep.gather(1, order)

@@ -76,6 +76,18 @@ def response_region(
 
 
 @full_precision
+def dense_losses(
+    student: dict[str, Tensor], teacher: dict[str, Tensor], weight: Tensor, empty: Empty = "zero"
+) -> dict[str, Float[Tensor, ""]]:
+    """|S - T| of the ``DENSE_HEADS`` that there are, mean over cells by ``weight`` (b, h, w) and over channels."""
+    return {
+        name: weighted_mean(l1(student[name][:, :channels], teacher[name][:, :channels]), weight[:, None], empty)
+        for name, channels in DENSE_HEADS.items()
+        if name in student
+    }
+
+
+@full_precision
 def response_losses(
     student: dict[str, Tensor],
     teacher: dict[str, Tensor],
@@ -86,18 +98,14 @@ def response_losses(
 ) -> dict[str, Float[Tensor, ""]]:
     """The parts of L_response, each a mean by itself, from raw predictions.
 
-    ``DENSE_HEADS`` that are maps (b, c, h, w): |S - T|, mean over cells by ``weight`` (b, h, w) and over channels;
-    depth as raw logit.  ``ROI_HEADS`` that there are: |S - T|, mean over the values of all regions, which stand in the
-    slots of ``targets.mask_2d``.  ``heading``, of regions or read at ``targets.indices`` in ``slots``: KL(T || S) of
-    the bins, mean over slots *and* bins, plus |S - T| of the labelled bin's residual, mean over slots.
+    ``dense_losses`` of the maps (b, c, h, w) by ``weight`` (b, h, w), depth as raw logit.  ``ROI_HEADS`` that there
+    are: |S - T|, mean over the values of all regions, which stand in the slots of ``targets.mask_2d``.  ``heading``, of
+    regions or read at ``targets.indices`` in ``slots``: KL(T || S) of the bins, mean over slots *and* bins, plus
+    |S - T| of the labelled bin's residual, mean over slots.
     """
     if "roi_heading" in student:  # as released: where there is no region, maps are not compared either
         weight = weight * targets.mask_2d.any()
-    parts = {
-        name: weighted_mean(l1(student[name][:, :channels], teacher[name][:, :channels]), weight[:, None], empty)
-        for name, channels in DENSE_HEADS.items()
-        if name in student
-    }
+    parts = dense_losses(student, teacher, weight, empty)
     parts |= {
         name: weighted_mean(l1(student[name], teacher[name])[..., None].flatten(2).mean(2), targets.mask_2d, empty)
         for name in ROI_HEADS

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, fields, replace
-from typing import Any, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 from distill3d.detectors.base import Style
 from distill3d.errors import UserError
@@ -20,6 +20,9 @@ def option(*, released: T, intended: T, default: T) -> T:
 @dataclass(frozen=True)
 class StyledConfig:
     """Base of the settings of methods: fields made by ``option`` follow a style, the others do not."""
+
+    #: Whether the method's terms look at no teacher.
+    teacherless: ClassVar[bool] = False
 
     @classmethod
     def styled(cls: type[C], style: Style, **values: Any) -> C:

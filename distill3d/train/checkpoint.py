@@ -127,13 +127,16 @@ def untrained(config: dict[str, Any]) -> dict[str, Any]:
     return {k: untrained(v) if isinstance(v, dict) else (False if k == "pretrained" else v) for k, v in config.items()}
 
 
-def load_matching(module: torch.nn.Module, weights: dict[str, Tensor]) -> dict[str, Any]:
-    """Copies what agrees in name and shape; says how many tensors those are, and which of the others there are.
+def load_matching(module: torch.nn.Module, weights: dict[str, Tensor], parts: tuple[str, ...] = ()) -> dict[str, Any]:
+    """Copies what agrees in name and shape, of some ``parts`` (its modules' names) or of all; says how many tensors
+    those are, and which of the others there are.
 
     Returns ``{"taken": count, "left": names in the weights that found no place}``.
     """
     own = module.state_dict()
-    fits = {name: value for name, value in weights.items() if name in own and own[name].shape == value.shape}
+    begins = tuple(f"{part}." for part in parts) or ("",)
+    asked = {name: value for name, value in weights.items() if name.startswith(begins)}
+    fits = {name: value for name, value in asked.items() if name in own and own[name].shape == value.shape}
     module.load_state_dict(own | fits)
     return {"taken": len(fits), "left": sorted(weights.keys() - fits.keys())}
 

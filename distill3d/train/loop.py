@@ -37,6 +37,7 @@ from distill3d.train.checkpoint import (
     save_weights,
     write_text,
 )
+from distill3d.train.cost import Stopwatch
 from distill3d.train.ema import WeightAverage
 from distill3d.train.htl import HierarchicalTaskLearning
 from distill3d.train.precision import Precision, choose_precision
@@ -101,8 +102,8 @@ def build_step(stage: StageConfig, teachers: dict[str, Teacher]) -> TrainingStep
     student = build_detector(stage.detector)
     if stage.method is None:
         return TrainingStep(student, [])
-    first = teachers[stage.teachers[0]]
-    terms = build_terms(stage.method, student.tap_channels, first.detector.tap_channels)
+    taught_by = teachers[stage.teachers[0]].detector.tap_channels if teachers else {}
+    terms = build_terms(stage.method, student.tap_channels, taught_by)
     return TrainingStep(student, terms, teachers)
 
 
@@ -162,6 +163,7 @@ class _Run:
         self.best: dict[str, Any] | None = None  # {"score", "epoch", "weights"} with keep="best"
         self.epoch = self.step_in_epoch = 0
         self.recent: list[tuple[float, dict[str, float]]] = []
+        self.stopwatch = Stopwatch(fabric.device)
         self.writer = None
 
     @property
@@ -188,7 +190,7 @@ class _Run:
         Raises:
             UserError: nothing fits.
         """
-        result = load_matching(student, weights)
+        result = load_matching(student, weights, self.stage.inherit_parts)
         if result["taken"] == 0:
             raise UserError(f"{self.folder.parent / name}: holds nothing that stage {self.stage.name!r} could inherit")
         return result
@@ -265,13 +267,17 @@ class _Run:
         steps = batches(
             self.data, order, self.sampler.local_batch, self.seed, self.epoch, self.options.workers, self.step_in_epoch
         )
-        visible = self.options.progress and self.is_first
-        with ProgressBar(title, self.sampler.steps, self.step_in_epoch, visible, self.options.live) as bar:
+        visible, before = self.options.progress and self.is_first, self.step_in_epoch
+        self.stopwatch.start()
+        with ProgressBar(title, self.sampler.steps, before, visible, self.options.live) as bar:
             for batch in steps:
                 losses = self.train_step(batch.to(self.fabric.device))
                 bar.advance(" ".join(f"{name} {value:.3f}" for name, value in losses.items()))
                 if self.step_in_epoch % self.options.checkpoint_steps == 0 and self.step_in_epoch < self.sampler.steps:
                     self.save()
+        cost = self.stopwatch.read(self.step_in_epoch - before)
+        self.log({"kind": "cost", "step": self.global_step, "epoch": self.epoch, **cost},
+                 {"cost/seconds": cost["seconds"]})  # fmt: skip
         last = self.epoch + 1 == schedule.epochs
         self.epoch, self.step_in_epoch = self.epoch + 1, 0
         if self.is_first and not last and self.epoch % self.recipe.evaluation.every == 0:

@@ -85,6 +85,7 @@ class StageConfig:
     init: str | None = None  # earlier stage whose weights the detector starts from
     #: Earlier stages from which it takes what agrees in name and shape, later over earlier ones; the card says what.
     inherit: tuple[str, ...] = ()
+    inherit_parts: tuple[str, ...] = ()  # of the detector's modules, such as "neck"; by default all of them
     seed_offset: int = 0  # added to the recipe's seed, for a second baseline
     lidar_augment: LidarAugmentConfig | None = None  # in place of ``augment``, for detectors that see points alone
     unlabelled: bool = False  # also learns from the data set's unlabelled frames
@@ -94,11 +95,13 @@ class StageConfig:
     class_balanced: bool = False  # frames of rare classes are seen more often (CBGS)
 
     def __post_init__(self) -> None:
-        if bool(self.teachers) != (self.method is not None):
-            raise UserError(f"stage {self.name!r}: a method needs teachers, and teachers a method")
+        if bool(self.teachers) != (self.method is not None and not self.method.teacherless):
+            raise UserError(
+                f"stage {self.name!r}: a method needs teachers, unless it looks at none, and teachers a method"
+            )
         if self.init is not None and self.inherit:
             raise UserError(f"stage {self.name!r}: give init or inherit, not both")
-        if self.unlabelled and self.method is None:
+        if self.unlabelled and not self.teachers:
             raise UserError(f"stage {self.name!r}: only a teacher can say what unlabelled frames hold, and it has none")
 
     @property

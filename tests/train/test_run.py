@@ -51,6 +51,9 @@ def test_run_folders(trained: Path) -> None:
         assert card["detector"] == "monodle" and card["trained_on"]["count"] == 8
         lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
         assert lines[-1]["kind"] == "eval" and lines[-1]["epoch"] == 2
+        costs = [line for line in lines if line["kind"] == "cost"]
+        assert [(cost["epoch"], cost["steps"]) for cost in costs] == [(0, 2), (1, 2)]
+        assert all(min(cost[k] for k in ("seconds", "processor_seconds", "peak_memory")) > 0 for cost in costs)
 
 
 def test_distilled_students_are_the_baseline_in_shape(trained: Path) -> None:

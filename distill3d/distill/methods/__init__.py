@@ -1,4 +1,7 @@
-"""The published methods by name.  A new one is a file here, an import and a line in ``METHODS``."""
+"""The methods by name: published ones, a control and our own.
+
+A new one is a file here, an import and a line in ``METHODS``.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +11,7 @@ from typing import Any
 
 from distill3d.detectors.base import FeatureMap
 from distill3d.distill.context import Context
-from distill3d.distill.methods import cmkd, labeldistill, monodistill, monoskd, monostl, monotakd
+from distill3d.distill.methods import cmkd, dense_truth, labeldistill, monodistill, monoskd, monostl, monotakd, trusted
 from distill3d.distill.methods.mixed import MixedConfig
 from distill3d.distill.style import StyledConfig
 from distill3d.distill.term import Term
@@ -16,7 +19,7 @@ from distill3d.distill.term import Term
 
 @dataclass(frozen=True)
 class Method:
-    """One published method: what it is called, its settings, and how they become terms."""
+    """One method: what it is called, its settings, and how they become terms."""
 
     name: str
     config_type: type[StyledConfig]
@@ -33,6 +36,8 @@ METHODS: dict[str, Method] = {
         Method("cmkd", cmkd.CMKDConfig, cmkd.terms),
         Method("monotakd", monotakd.MonoTAKDConfig, monotakd.terms),
         Method("labeldistill", labeldistill.LabelDistillConfig, labeldistill.terms),
+        Method("dense_truth", dense_truth.DenseTruthConfig, dense_truth.terms),
+        Method("trusted", trusted.TrustedConfig, trusted.terms),
     )
 }
 
@@ -44,6 +49,8 @@ MethodConfig = (
     | cmkd.CMKDConfig
     | monotakd.MonoTAKDConfig
     | labeldistill.LabelDistillConfig
+    | dense_truth.DenseTruthConfig
+    | trusted.TrustedConfig
     | MixedConfig
 )
 

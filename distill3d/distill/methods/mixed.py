@@ -11,6 +11,7 @@ from distill3d.distill.methods.monodistill import MonoDistillConfig
 from distill3d.distill.methods.monoskd import MonoSKDConfig
 from distill3d.distill.methods.monostl import MonoSTLConfig
 from distill3d.distill.methods.monotakd import MonoTAKDConfig
+from distill3d.distill.methods.trusted import TrustedConfig
 from distill3d.distill.style import StyledConfig
 from distill3d.errors import UserError
 
@@ -26,7 +27,7 @@ class MixedConfig(StyledConfig):
         UserError: no parts, or they ask for different teachers.
     """
 
-    parts: tuple[MonoDistillConfig | MonoSKDConfig | MonoSTLConfig | CMKDConfig | MonoTAKDConfig, ...]
+    parts: tuple[MonoDistillConfig | MonoSKDConfig | MonoSTLConfig | CMKDConfig | MonoTAKDConfig | TrustedConfig, ...]
     #: Multiplies both sides of MonoSKD's correlation by these settings' selective weights: only objects are compared,
     #: and the more, the less sure the student is of their depth.
     select: MonoSTLConfig | None = None
@@ -51,6 +52,6 @@ class MixedConfig(StyledConfig):
             UserError: no part has such a teacher.
         """
         for part in self.parts:
-            if isinstance(part, MonoDistillConfig | MonoSKDConfig | MonoSTLConfig):
+            if isinstance(part, MonoDistillConfig | MonoSKDConfig | MonoSTLConfig | TrustedConfig):
                 return part.depth_input
         raise UserError("no part of the mixture is taught by a detector of depth images, so none says how it sees them")
