@@ -27,7 +27,7 @@ lint: $(READY)
 	$(VENV)/bin/basedpyright --level error --pythonpath $(PYTHON)
 
 # All that measures speed and memory; the studies of benchmarks/seeds.py take hours and are asked for by name.
-MEASUREMENTS := $(filter-out benchmarks/seeds.py benchmarks/machine.py,$(wildcard benchmarks/*.py))
+MEASUREMENTS := $(filter-out benchmarks/seeds.py benchmarks/machine.py benchmarks/processes.py,$(wildcard benchmarks/*.py))
 
 bench: $(READY)
 	for file in $(MEASUREMENTS); do $(PYTHON) $$file || exit 1; done

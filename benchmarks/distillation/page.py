@@ -1,0 +1,320 @@
+"""The records as a page, in Markdown and HTML; no number on it is typed by hand."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from html import escape
+from pathlib import Path
+from typing import Any
+
+from distill3d.view.page import page_html, write_file
+
+from .estimates import CLEAR, LEVEL, Estimate, paired
+from .sizes import SIZES
+from .table import SEARCH
+
+ROOT = Path(__file__).resolve().parents[2]
+RECORDS = ROOT / "benchmarks" / "results"
+PAGES = ROOT / "docs" / "benchmark.md", ROOT / "docs" / "benchmark.html"
+TITLE = "Does distillation help?"
+COMMAND = "python -m benchmarks.distillation run --size {size}"
+#: Rows that are compared with the baseline.
+TAUGHT = ("student", "control")
+FULL_SWEEP = "frames_"
+MIB = 2**20
+
+
+# --------------------------------------------------------------------------------------------------------- the document
+
+
+@dataclass(frozen=True)
+class Heading:
+    text: str
+
+
+@dataclass(frozen=True)
+class Paragraph:
+    text: str
+
+
+@dataclass(frozen=True)
+class Points:
+    lines: Sequence[str]
+
+
+@dataclass(frozen=True)
+class Table:
+    head: Sequence[str]
+    rows: Sequence[Sequence[str]]
+
+
+@dataclass(frozen=True)
+class Command:
+    text: str
+
+
+Block = Heading | Paragraph | Points | Table | Command
+
+
+def markdown(title: str, blocks: Sequence[Block]) -> str:
+    """The page for a source tree's readers."""
+    parts = [f"# {title}"]
+    for block in blocks:
+        match block:
+            case Heading(text):
+                parts.append(f"## {text}")
+            case Paragraph(text):
+                parts.append(text)
+            case Points(lines):
+                parts.append("\n".join(f"- {line}" for line in lines))
+            case Command(text):
+                parts.append(f"    {text}")
+            case Table(head, rows):
+                lines = [head, ["---"] * len(head), *rows]
+                parts.append("\n".join(f"| {' | '.join(cells)} |" for cells in lines))
+    return "\n\n".join(parts) + "\n"
+
+
+def html(title: str, blocks: Sequence[Block]) -> str:
+    """The same, self-contained."""
+    parts = [f"<header><h1>{escape(title)}</h1></header><main>"]
+    for block in blocks:
+        match block:
+            case Heading(text):
+                parts.append(f"<h2>{_inline(text)}</h2>")
+            case Paragraph(text):
+                parts.append(f"<p>{_inline(text)}</p>")
+            case Points(lines):
+                parts.append(f'<ul class="plain">{"".join(f"<li>{_inline(line)}</li>" for line in lines)}</ul>')
+            case Command(text):
+                parts.append(f"<pre>{escape(text)}</pre>")
+            case Table(head, rows):
+                top = "".join(f"<th>{_inline(cell)}</th>" for cell in head)
+                body = "".join(
+                    f'<tr><th scope="row">{_inline(first)}</th>{"".join(f"<td>{_inline(c)}</td>" for c in rest)}</tr>'
+                    for first, *rest in rows
+                )
+                parts.append(f'<div class="scroll" tabindex="0"><table class="ap"><thead><tr>{top}</tr></thead>'
+                             f"<tbody>{body}</tbody></table></div>")  # fmt: skip
+    return page_html(title, [*parts, "</main>"])
+
+
+def _inline(text: str) -> str:
+    """Bold and code of Markdown as HTML."""
+    pieces = escape(text).split("`")
+    code = "".join(f"<code>{piece}</code>" if i % 2 else piece for i, piece in enumerate(pieces))
+    bold = code.split("**")
+    return "".join(f"<b>{piece}</b>" if i % 2 else piece for i, piece in enumerate(bold))
+
+
+# ----------------------------------------------------------------------------------------------------------- the record
+
+
+def read_records() -> dict[str, dict[str, Any]]:
+    """Records by size; of a size that was never run there is none."""
+    paths = {name: RECORDS / f"distillation_{name}.json" for name in SIZES}
+    return {name: json.loads(path.read_text()) for name, path in paths.items() if path.exists()}
+
+
+def write_pages() -> list[Path]:
+    """Renders what is recorded."""
+    blocks = render(read_records())
+    return [write_file(PAGES[0], markdown(TITLE, blocks)), write_file(PAGES[1], html(TITLE, blocks))]
+
+
+def column(row: dict[str, Any], name: str) -> dict[str, float]:
+    """A row's values of one column by seed."""
+    values = {seed: cell["values"].get(name, math.nan) for seed, cell in row["seeds"].items() if "values" in cell}
+    return {seed: value for seed, value in values.items() if not math.isnan(value)}
+
+
+def gain(group: dict[str, Any], row: str, name: str | None = None) -> Estimate:
+    """What a row has beyond its group's baseline, paired by seed; by default in the headline."""
+    name = name or group["headline"]
+    rows = group["rows"]
+    return paired(column(rows[row], name), column(rows["baseline"], name) if "baseline" in rows else {})
+
+
+def finished(group: dict[str, Any], row: str) -> bool:
+    """Whether all seeds of a row are."""
+    return row in group["rows"] and len(group["rows"][row]["seeds"]) == group["seeds"]
+
+
+# ------------------------------------------------------------------------------------------------------------ the words
+
+
+def render(records: dict[str, dict[str, Any]]) -> list[Block]:
+    """The page of all sizes; its first lines say what is larger than noise."""
+    blocks: list[Block] = []
+    for name, record in records.items():
+        blocks += verdicts(name, record)
+    for name, size in SIZES.items():
+        if name not in records:
+            blocks.append(
+                Paragraph(f"**The {name} size has not been run** ({size.promise}): `{COMMAND.format(size=name)}`.")
+            )
+    for name, record in records.items():
+        blocks += conditions(name, record)
+        for key, group in record["groups"].items():
+            blocks += tables(name, record, key, group)
+        blocks += sweep(record)
+    return blocks
+
+
+def verdicts(name: str, record: dict[str, Any]) -> list[Block]:
+    """Which gains are larger than noise, size by size."""
+    found: dict[str, list[str]] = {"better": [], "worse": [], "noise": []}
+    count, sure = 0, 0
+    for key, group in record["groups"].items():
+        for row, about in group["rows"].items() if key != SEARCH else ():
+            if about["role"] not in TAUGHT or "baseline" not in group["rows"]:
+                continue
+            estimate = gain(group, row)
+            if estimate.n < 2:
+                continue
+            count += 1
+            sure += estimate.clear and estimate.p_value < LEVEL
+            kind = "noise" if not estimate.clear else "better" if estimate.mean > 0 else "worse"
+            base = group["title"].partition(",")[0]
+            mark = "*" if estimate.clear and estimate.p_value < LEVEL else ""
+            found[kind].append(f"{row} on {base} {estimate.text(signed=True)}{mark}")
+    seeds = record["size"]["seeds"]
+    lines = [
+        f"**{words}**: {'; '.join(found[kind])}." for kind, words in (
+            ("better", "Larger than noise, better than the baseline"), ("worse", "Larger than noise, worse"),
+            ("noise", "Noise"),
+        ) if found[kind]
+    ]  # fmt: skip
+    return [
+        Paragraph(
+            f"Size {name}, {seeds} seeds: gains over the baseline, paired by seed, in points of the group's headline "
+            f"(car 3D AP|R40 moderate at IoU 0.5; NDS for six cameras). Larger than noise means more than {CLEAR:g} "
+            f"standard errors; of {seeds} seeds that alone is weak evidence, and {sure} of the {count} comparisons, "
+            f"marked *, also pass a paired t-test at {100 * LEVEL:g} %."
+        ),
+        Points(lines),
+    ]
+
+
+def conditions(name: str, record: dict[str, Any]) -> list[Block]:
+    """How the numbers came about."""
+    data, size = record["data"], record["size"]
+    machine = ", ".join(f"{key} {value}" for key, value in record["machine"].items())
+    hashes = "; ".join(f"{kind} sha256 {about['hash'][:16]}" for kind, about in data.items())
+    return [
+        Heading(f"Size {name}: how it was measured"),
+        Paragraph(
+            f"One generated data set for all rows ({hashes}). Each of the {size['seeds']} seeds has its own training "
+            "frames and its own initial weights; all are judged on the same test frames, half of which show car bodies "
+            "that no training frame holds, in thicker haze and dimmer light. All rows of a group train for the same "
+            f"number of steps unless the table says otherwise. {machine}."
+        ),
+        Command(COMMAND.format(size=name)),
+    ]
+
+
+def tables(name: str, record: dict[str, Any], key: str, group: dict[str, Any]) -> list[Block]:
+    """One group: its numbers, its costs, and which field of the boxes is better."""
+    rows = group["rows"]
+    if not rows:
+        return []
+    blocks: list[Block] = [Heading(group["title"])]
+    missing = [stage for stage in group["stages"] if not finished(group, stage)]
+    if missing:
+        blocks.append(Paragraph(f"Not finished with all seeds: {', '.join(missing)}."))
+    shown = {row: about for row, about in rows.items() if about["role"] != "preparation"}
+    names = list(
+        dict.fromkeys(n for about in shown.values() for cell in about["seeds"].values() for n in cell["values"])
+    )
+    head = ["row", "n", f"{group['headline']} minus baseline", *names]
+    body = []
+    for row, about in shown.items():
+        difference = "" if row == "baseline" else gain(group, row).text(signed=True)
+        digits = [2 if n.endswith("_err") else 1 for n in names]
+        cells = [Estimate.of(list(column(about, n).values())).text(d) for n, d in zip(names, digits, strict=True)]
+        body.append([f"{row} ({about['role']})", str(len(about["seeds"])), difference, *cells])
+    blocks.append(Table(head, body))
+    blocks.append(costs(group))
+    exchanged = fields(group)
+    if exchanged is not None:
+        blocks += [
+            Paragraph(
+                "Which field of the boxes is better than the baseline's? Points of car 3D AP at IoU 0.5 when matched "
+                "boxes exchange one field, the mean of what the baseline gains by the student's values and the student "
+                "loses by the baseline's. They do not add up: a box counts once all its fields are good enough. The "
+                "last row is what the true values would give the baseline."
+            ),
+            exchanged,
+        ]
+    blocks.append(Command(f"{COMMAND.format(size=name)} --groups {key}"))
+    return blocks
+
+
+def costs(group: dict[str, Any]) -> Table:
+    """Time of a step and memory relative to the baseline's, and epochs."""
+    base = group["rows"].get("baseline")
+    body = []
+    for row, about in group["rows"].items():
+        steps = Estimate.of([cell["cost"]["steps"] for cell in about["seeds"].values()])
+        ratios = [
+            Estimate.of([
+                cell["cost"][what] / base["seeds"][seed]["cost"][what]
+                for seed, cell in about["seeds"].items() if base and seed in base["seeds"]
+            ]).text(2)
+            for what in ("step_seconds", "peak_memory")
+        ]  # fmt: skip
+        body.append([row, f"{steps.mean:.0f}", *ratios])
+    return Table(["row", "steps", "time of a step / baseline", "peak memory / baseline"], body)
+
+
+def fields(group: dict[str, Any]) -> Table | None:
+    """What each exchanged field gives, by row."""
+    known = {
+        row: [cell["fields"] for cell in about["seeds"].values() if "fields" in cell]
+        for row, about in group["rows"].items()
+    }
+    known = {row: values for row, values in known.items() if values}
+    if not known:
+        return None
+    names = list(next(iter(known.values()))[0]["gain"])
+
+    def mean(values: list[dict[str, Any]], of: Callable[[dict[str, Any]], float]) -> str:
+        return Estimate.of([of(value) for value in values]).text(signed=True)
+
+    body = [
+        [row, *(mean(values, lambda v, n=n: v["gain"][n]) for n in names), mean(values, lambda v: v["whole"])]
+        for row, values in known.items()
+    ]
+    first = next(iter(known.values()))
+    body.append(["the truth", *(mean(first, lambda v, n=n: v["headroom"][n]) for n in names), ""])
+    return Table(["row", *(n.replace("_", " ") for n in names), "all boxes"], body)
+
+
+def sweep(record: dict[str, Any]) -> list[Block]:
+    """How much a teacher helps with few and with many training frames."""
+    groups = {
+        record["size"]["frames"]: record["groups"].get("monodle"),
+        **{int(k.removeprefix(FULL_SWEEP)): g for k, g in record["groups"].items() if k.startswith(FULL_SWEEP)},
+    }
+    known = {
+        frames: g for frames, g in sorted(groups.items()) if g and {"teacher", "baseline", "monoskd"} <= set(g["rows"])
+    }
+    if len(known) < 2:
+        return []
+    body = []
+    for frames, group in known.items():
+        of = [
+            Estimate.of(list(column(group["rows"][r], group["headline"]).values()))
+            for r in ("teacher", "baseline", "monoskd")
+        ]
+        body.append([str(frames), *(e.text() for e in of), gain(group, "monoskd").text(signed=True)])
+    return [
+        Heading("With how many training frames does it help?"),
+        Paragraph(
+            "MonoSKD on MonoDLE at as many steps, whatever the number of frames; car 3D AP|R40 moderate at IoU 0.5."
+        ),
+        Table(["training frames", "teacher", "baseline", "monoskd", "monoskd minus baseline"], body),
+    ]

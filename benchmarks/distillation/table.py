@@ -1,0 +1,145 @@
+"""The benchmark's rows: which detectors are trained on what, and what teaches them.
+
+A group is a recipe whose stages are rows: a teacher, a baseline, a student of each method, and controls.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+
+from distill3d.detectors.monodle import HEAT_CLASSES
+from distill3d.distill.methods.dense_truth import DenseTruthConfig
+from distill3d.distill.methods.monoskd import MonoSKDConfig
+from distill3d.layers.anchors import KITTI_ANCHORS
+from distill3d.recipes import get_recipe
+from distill3d.recipes.kitti import BASES
+from distill3d.recipes.surround import tiny_labeldistill, tiny_surround
+from distill3d.train.recipe import EvaluationConfig, Recipe, StageConfig
+
+from . import worlds
+from .search import with_candidates
+from .sizes import Size
+
+#: A sceptic's second network, which is no LiDAR network.
+RGB_TEACHER = "rgb_teacher"
+#: The controls have this method's terms, or some of them.
+CONTROLLED = "monoskd"
+#: The trained teacher is not evaluated before the end: its curve is of no interest here.
+ONLY_AT_THE_END = EvaluationConfig(every=10**6)
+
+
+#: The group whose rows are candidates and no results.
+SEARCH = "search"
+
+
+@dataclass(frozen=True)
+class Group:
+    """Rows that share a base detector, a baseline and training frames."""
+
+    name: str
+    title: str
+    recipe: Callable[[Size, int, Path], Recipe]  # size, seed, folder of the data
+    seeds: range
+    surround: bool = False
+
+
+def groups(size: Size) -> dict[str, Group]:
+    """All groups by name, the search last."""
+    seeds = range(size.seeds)
+    frames = f"{size.frames} training frames"
+    camera = [Group(base, f"{about.title}, {frames}", partial(_camera, base), seeds) for base, about in BASES.items()]
+    sweep = [
+        Group(f"frames_{count}", f"MonoDLE, {count} training frames", partial(_sweep, count), seeds)
+        for count in size.sweep
+    ]
+    bev = Group("caddn", f"CaDDN on the ground, {size.bev_frames} training frames", _bev, seeds)
+    surround = Group("bevdepth", f"BEVDepth, six cameras, {size.drives * size.drive_frames} training key frames",
+                     _surround, seeds, surround=True)  # fmt: skip
+    search = Group(SEARCH, f"The search: MonoDLE, {frames}, validation split", _search,
+                   range(size.seeds, size.seeds + size.search_seeds))  # fmt: skip
+    return {group.name: group for group in (*camera, *sweep, bev, surround, search)}
+
+
+def _camera(base: str, size: Size, seed: int, out: Path) -> Recipe:
+    """The preset of a base with all classes; on MonoDLE with the controls."""
+    recipe = _on_streets(get_recipe(f"tiny_{base}"), base, size, size.frames, seed, out)
+    stages = tuple(replace(s, detector=replace(s.detector, classes=HEAT_CLASSES)) for s in recipe.stages)
+    recipe = replace(recipe, stages=stages)
+    return replace(recipe, stages=recipe.stages + controls(recipe)) if base == "monodle" else recipe
+
+
+def controls(recipe: Recipe) -> tuple[StageConfig, ...]:
+    """What a sceptic asks for, beside a recipe's teacher, baseline and student of MonoSKD."""
+    baseline, taught = recipe.stage("baseline"), recipe.stage(CONTROLLED)
+    assert isinstance(taught.method, MonoSKDConfig)
+    again = replace(baseline, role="control")
+    twice = replace(baseline.schedule, epochs=recipe.stage("teacher").schedule.epochs + baseline.schedule.epochs)
+    features = replace(taught.method, response_weight=0.0)
+    response = replace(taught.method, spearman_weight=0.0, affinity_weight=0.0)
+    as_control = replace(taught, role="control")
+    return (
+        replace(again, name=RGB_TEACHER, seed_offset=1000),
+        replace(as_control, name=f"{CONTROLLED}_from_{RGB_TEACHER}", teachers=(RGB_TEACHER,)),
+        replace(as_control, name="features_only", method=features),
+        replace(as_control, name="response_only", method=response),
+        replace(again, name="dense_truth", method=DenseTruthConfig()),
+        replace(again, name="baseline_longer", schedule=twice),
+    )
+
+
+def _sweep(frames: int, size: Size, seed: int, out: Path) -> Recipe:
+    """Teacher, baseline and MonoSKD's student on more or fewer frames, for as many steps."""
+    name = f"frames_{frames}"
+    recipe = _on_streets(get_recipe("tiny_monodle"), name, size, frames, seed, out)
+    stages = tuple(
+        replace(s, detector=replace(s.detector, classes=HEAT_CLASSES),
+                schedule=replace(s.schedule, epochs=max(1, round(s.schedule.epochs * size.frames / frames))))
+        for s in recipe.stages if s.name in ("teacher", "baseline", CONTROLLED)
+    )  # fmt: skip
+    return replace(recipe, stages=stages)
+
+
+def _search(size: Size, seed: int, out: Path) -> Recipe:
+    return with_candidates(_camera("monodle", size, seed, out))
+
+
+def _bev(size: Size, seed: int, out: Path) -> Recipe:
+    recipe = _on_streets(get_recipe("tiny_bev"), "caddn", size, size.bev_frames, seed, out)
+    stages = tuple(
+        replace(s, detector=replace(s.detector, head=replace(s.detector.head, classes=KITTI_ANCHORS)))  # pyright: ignore
+        for s in recipe.stages
+    )
+    return replace(recipe, stages=stages)
+
+
+def _surround(size: Size, seed: int, out: Path) -> Recipe:
+    """LabelDistill, MonoTAKD and MonoSTL beside one baseline."""
+    recipe, other = tiny_labeldistill(), tiny_surround()
+    known = {stage.name for stage in recipe.stages}
+    stages = recipe.stages + tuple(stage for stage in other.stages if stage.name not in known)
+    dataset = replace(
+        recipe.dataset, root=worlds.drives_folder(out), identity="benchmark-drives",
+        train_split=worlds.drive_split(seed), eval_split="test",
+    )  # fmt: skip
+    recipe = replace(recipe, name="bevdepth", stages=stages, dataset=dataset)
+    return _shortened(recipe, size, seed)
+
+
+def _on_streets(recipe: Recipe, name: str, size: Size, frames: int, seed: int, out: Path) -> Recipe:
+    dataset = replace(
+        recipe.dataset, root=worlds.streets_folder(out), identity="benchmark-streets",
+        train_split=worlds.train_split(frames, seed), eval_split="test",
+    )  # fmt: skip
+    return _shortened(replace(recipe, name=name, dataset=dataset), size, seed)
+
+
+def _shortened(recipe: Recipe, size: Size, seed: int) -> Recipe:
+    stages = tuple(
+        replace(s, schedule=replace(s.schedule, epochs=max(1, round(s.schedule.epochs * size.epochs))))
+        for s in recipe.stages
+    )
+    evaluation = replace(ONLY_AT_THE_END, batch_size=recipe.evaluation.batch_size)
+    return replace(recipe, stages=stages, seed=seed, evaluation=evaluation)
