@@ -38,13 +38,14 @@ def sample_levels(
     level; between cell centres values are bilinear, and outside the map they are 0.
     """
     value, locations, weights = (t.to(torch.promote_types(t.dtype, torch.float32)) for t in (value, locations, weights))
-    grid = (2 * locations - 1).permute(3, 0, 2, 1, 4, 5).flatten(1, 2)  # (levels, b h, q, p, 2)
-    share = weights.permute(3, 0, 2, 1, 4).flatten(1, 2)  # (levels, b h, q, p)
+    # Points lie outside of queries: a sum over the innermost few would go number by number.
+    grid = (2 * locations - 1).permute(3, 0, 2, 4, 1, 5).flatten(1, 2)  # (levels, b h, p, q, 2)
+    share = weights.permute(3, 0, 2, 4, 1).flatten(1, 2)  # (levels, b h, p, q)
     maps = value.permute(0, 2, 3, 1).flatten(0, 1).split([height * width for height, width in sizes], dim=-1)
     total = torch.zeros((), dtype=value.dtype, device=value.device)
     for level, size in enumerate(sizes):
-        sampled = F.grid_sample(maps[level].unflatten(-1, size), grid[level], align_corners=False)  # (b h, d, q, p)
-        total = total + (sampled * share[level, :, None]).sum(-1)
+        sampled = F.grid_sample(maps[level].unflatten(-1, size), grid[level], align_corners=False)  # (b h, d, p, q)
+        total = total + (sampled * share[level, :, None]).sum(2)
     return total.unflatten(0, (value.shape[0], -1)).permute(0, 3, 1, 2)
 
 

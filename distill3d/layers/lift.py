@@ -20,6 +20,7 @@ from torch import Tensor
 
 from distill3d.camera import Camera, DepthBins
 from distill3d.layers.voxels import VoxelGrid
+from distill3d.layers.weighted_rows import read_rows
 
 #: How pixels and bin numbers become coordinates of ``grid_sample`` (align_corners False).
 #: ``released`` divides by size - 1, as that function's other mode asks for: column u / (W - 1) w - 1/2.
@@ -147,12 +148,7 @@ def read_cells(
     maps: Float[Tensor, "b c h w"], index: Int[Tensor, "m k"], weight: Float[Tensor, "m k"]
 ) -> Float[Tensor, "m c"]:
     """Weighted sums of k cells each, numbered as ``surrounding_cells`` does; what is outside is 0."""
-    rows = maps.permute(0, 2, 3, 1).flatten(0, 2)
-    table = F.pad(rows, (0, 0, 0, 1))
-    if torch.compiler.is_exporting():  # ONNX has no such sum
-        first, *others = (table[index[:, i]] * weight[:, i, None] for i in range(index.shape[1]))
-        return sum(others, first)
-    return F.embedding_bag(index, table, mode="sum", per_sample_weights=weight, padding_idx=len(rows))
+    return read_rows(maps.permute(0, 2, 3, 1).flatten(0, 2), index, weight)
 
 
 # ------------------------------------------------------------------------------------------------- depth distributions

@@ -10,7 +10,7 @@ Sources: Philion and Fidler, "Lift, Splat, Shoot", ECCV 2020, arXiv:2008.05711; 
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -19,6 +19,7 @@ from torch import Tensor
 
 from distill3d.camera import DepthBins
 from distill3d.layers.voxels import VoxelGrid
+from distill3d.layers.weighted_rows import add_rows
 
 #: Pixels at which the frustum's columns and rows lie: ``ends`` spreads them from the image's first pixel to its last,
 #: as released; ``centres`` are the middles of the feature map's cells.
@@ -159,7 +160,7 @@ def voxel_pool(
         weight = depth.to(dtype).permute(0, 2, 3, 1).flatten(0, 2)
         rows = context.to(dtype).permute(0, 2, 3, 1).flatten(0, 2)
         numbers = _batched(cells, count).permute(0, 1, 3, 4, 2).reshape(weight.shape)
-        out = _pool(weight, rows, numbers, len(cells) * count)
+        out = add_rows(rows, numbers, weight, len(cells) * count)
     return out.view(len(cells), *size, -1).permute(0, 3, 1, 2)
 
 
@@ -167,43 +168,3 @@ def _batched(cells: Int[Tensor, "b *s"], count: int) -> Int[Tensor, "b *s"]:
     """Cells counted through the maps of a batch; the number after the last stands for ``NO_CELL``."""
     first = count * torch.arange(len(cells), device=cells.device).view(-1, *[1] * (cells.dim() - 1))
     return torch.where(cells < 0, count * len(cells), cells + first)
-
-
-class _Pool(torch.autograd.Function):
-    """Rows (p, c) of pixels, each counted with ``weight`` (p, d) in the cells (p, d): their sums (count, c).
-
-    Cells of number ``count`` are dropped.  Both directions are weighted sums of a table's rows, for which torch has one
-    fast kernel: forward over the pixels of each cell, backward over the cells of each pixel.
-    """
-
-    @staticmethod
-    def forward(ctx: Any, weight: Tensor, rows: Tensor, cells: Tensor, count: int) -> Tensor:
-        ctx.save_for_backward(weight, rows, cells)
-        flat, entries = cells.flatten(), weight.flatten()
-        kept = ((flat < count) & (entries != 0)).nonzero()[:, 0]
-        cell, order = torch.sort(flat.index_select(0, kept).int(), stable=True)  # short keys sort four times as fast
-        kept = kept.index_select(0, order)
-        begins = torch.searchsorted(cell, torch.arange(count, dtype=cell.dtype, device=cell.device))
-        probability = entries.index_select(0, kept)
-        return F.embedding_bag(kept // cells.shape[1], rows, begins, mode="sum", per_sample_weights=probability)
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, Tensor | None, None, None]:
-        weight, rows, cells = ctx.saved_tensors
-        table = F.pad(gradients[0], (0, 0, 0, 1))
-        # The gradient of a weight is the product of the cell's row and the pixel's: that of <of_rows, rows>.
-        with torch.enable_grad():
-            leaf = weight.detach().requires_grad_(ctx.needs_input_grad[0])
-            of_rows = F.embedding_bag(cells, table, mode="sum", per_sample_weights=leaf)
-        of_weight = torch.autograd.grad(of_rows, leaf, rows)[0] if ctx.needs_input_grad[0] else None
-        return of_weight, of_rows.detach(), None, None
-
-
-def _pool(
-    weight: Float[Tensor, "p d"], rows: Float[Tensor, "p c"], cells: Int[Tensor, "p d"], count: int
-) -> Float[Tensor, "n c"]:
-    if torch.compiler.is_exporting():  # how many points lie in cells is not known to a graph of fixed shapes
-        spread = (weight[..., None] * rows[:, None]).flatten(0, 1)
-        blank = rows.new_zeros(count + 1, rows.shape[1])
-        return blank.index_put((cells.flatten(),), spread, accumulate=True)[:-1]
-    return _Pool.apply(weight, rows, cells, count)  # pyright: ignore[reportReturnType]
