@@ -13,14 +13,13 @@ from __future__ import annotations
 import argparse
 import json
 import statistics
-import subprocess
 import sys
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 from machine import describe_machine
+from processes import Job, run_all
 
 from distill3d.recipes.demo import EVAL_FRAMES, STREETS, TRAIN_FRAMES, demo_control
 from distill3d.recipes.surround import tiny_labeldistill
@@ -121,36 +120,24 @@ CONTROLLED = "monoskd"
 
 
 def train_all(recipe: Recipe, out: Path, seeds: int, side_by_side: int) -> None:
-    """Runs every stage of every seed, each as soon as those that it needs are finished."""
-    waiting = [(seed, stage) for stage in recipe.stages for seed in range(seeds)]
-    running: dict[subprocess.Popen, tuple[int, str]] = {}
-    while waiting or running:
-        for process in [p for p in running if p.poll() is not None]:
-            seed, name = running.pop(process)
-            if process.returncode:
-                raise SystemExit(f"seed {seed}, stage {name} failed, see {out / f'seed_{seed}_{name}.log'}")
-            print(f"seed {seed}: {name} done", flush=True)
-        for seed, stage in list(waiting):
-            ready = all(card_of(recipe, out, seed, needed).exists() for needed in stage.needs)
-            if len(running) < side_by_side and ready:
-                waiting.remove((seed, stage))
-                running[start(recipe, out, seed, stage.name)] = (seed, stage.name)
-        time.sleep(0.5)
+    """Runs every stage of every seed as a process of one thread, each as soon as those that it needs are finished."""
+    jobs = [
+        Job(
+            f"seed {seed}: {stage.name}",
+            (sys.executable, "-m", "distill3d", "train", recipe.name, "--data-root", str(out / f"streets_{seed}"),
+             "--out", str(out / f"seed_{seed}"), "--seed", str(seed), "--threads", "1", "--no-progress",
+             "--only", stage.name),
+            card_of(recipe, out, seed, stage.name), out / f"seed_{seed}_{stage.name}.log",
+            tuple(card_of(recipe, out, seed, needed) for needed in stage.needs),
+        )
+        for stage in recipe.stages for seed in range(seeds)
+    ]  # fmt: skip
+    run_all(jobs, side_by_side, lambda job: print(f"{job.name} done", flush=True))
 
 
 def card_of(recipe: Recipe, out: Path, seed: int, stage: str) -> Path:
     """The card of one stage of one seed; it is there when the stage is finished."""
     return out / f"seed_{seed}" / recipe.name / stage / "card.json"
-
-
-def start(recipe: Recipe, out: Path, seed: int, stage: str) -> subprocess.Popen:
-    """One stage of one seed as a process of one thread."""
-    log = (out / f"seed_{seed}_{stage}.log").open("w")
-    return subprocess.Popen(
-        [sys.executable, "-m", "distill3d", "train", recipe.name, "--data-root", str(out / f"streets_{seed}"),
-         "--out", str(out / f"seed_{seed}"), "--seed", str(seed), "--threads", "1", "--no-progress", "--only", stage],
-        stdout=log, stderr=log,
-    )  # fmt: skip
 
 
 def collect(study: Study, recipe: Recipe, out: Path, seeds: int) -> dict:
