@@ -131,9 +131,10 @@ def to_ground(setting: Setting, place: Place, module: ModuleType, function: str,
 
 
 def some_gradient(output: Tensor) -> Tensor:
-    """Not the same everywhere: batch norm would leave next to nothing of it, numbers too small for fast arithmetic."""
+    """Not the same everywhere: batch norm would leave next to nothing of it, numbers too small for fast arithmetic.
+    It lies in memory as the output does, and as the next layer would give it."""
     generator = torch.Generator().manual_seed(SEED)
-    return torch.randn(output.shape, generator=generator).to(output)
+    return torch.empty_like(output).copy_(torch.randn(output.shape, generator=generator))
 
 
 # -------------------------------------------------------------------------------------------------- sparse convolution

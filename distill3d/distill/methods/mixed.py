@@ -7,6 +7,7 @@ from typing import Literal
 
 from distill3d.detectors.monodle import DepthEncoding
 from distill3d.distill.methods.cmkd import CMKDConfig
+from distill3d.distill.methods.dense_truth import DenseTruthConfig
 from distill3d.distill.methods.monodistill import MonoDistillConfig
 from distill3d.distill.methods.monoskd import MonoSKDConfig
 from distill3d.distill.methods.monostl import MonoSTLConfig
@@ -27,7 +28,16 @@ class MixedConfig(StyledConfig):
         UserError: no parts, or they ask for different teachers.
     """
 
-    parts: tuple[MonoDistillConfig | MonoSKDConfig | MonoSTLConfig | CMKDConfig | MonoTAKDConfig | TrustedConfig, ...]
+    parts: tuple[
+        MonoDistillConfig
+        | MonoSKDConfig
+        | MonoSTLConfig
+        | CMKDConfig
+        | MonoTAKDConfig
+        | TrustedConfig
+        | DenseTruthConfig,
+        ...,
+    ]
     #: Multiplies both sides of MonoSKD's correlation by these settings' selective weights: only objects are compared,
     #: and the more, the less sure the student is of their depth.
     select: MonoSTLConfig | None = None
