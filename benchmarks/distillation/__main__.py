@@ -13,7 +13,7 @@ from .cells import train_cell, train_cells
 from .collect import collect
 from .page import RECORDS, write_pages
 from .sizes import SIZES
-from .table import groups
+from .table import SEARCH, groups
 from .worlds import write_worlds
 
 DATA = "data.json"  # beside the data: how they were made
@@ -24,7 +24,7 @@ def main() -> None:
     parser.add_argument("action", choices=("run", "collect", "render", "cell"))
     parser.add_argument("--size", choices=list(SIZES), default="cpu")
     parser.add_argument("--out", type=Path, help="by default runs/distillation/<size>")
-    parser.add_argument("--groups", nargs="+", help="by default all")
+    parser.add_argument("--groups", nargs="+", help="by default all of the table, which is all but search")
     parser.add_argument("--side-by-side", type=int, help="processes at a time, by default the size's")
     parser.add_argument("--seed", type=int, help="of a cell")
     parser.add_argument("--stage", help="of a cell")
@@ -42,7 +42,8 @@ def main() -> None:
         return
     if options.action == "run":
         write_file(out / DATA, json.dumps(write_worlds(size, out), indent=1) + "\n")
-        train_cells(size, out, [known[n] for n in options.groups or known], options.side_by_side or size.side_by_side)
+        table = [name for name in known if name != SEARCH]
+        train_cells(size, out, [known[n] for n in options.groups or table], options.side_by_side or size.side_by_side)
     record = collect(size, out, list(known.values()), json.loads((out / DATA).read_text()))
     write_file(RECORDS / f"distillation_{size.name}.json", json.dumps(record, indent=1) + "\n")
     print(*write_pages(), sep="\n")

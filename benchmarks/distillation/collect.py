@@ -66,8 +66,9 @@ def collect(size: Size, out: Path, chosen: Sequence[Group], data: dict[str, Any]
 
 
 def about(stage: StageConfig) -> dict[str, Any]:
-    """What a row is."""
+    """What a row is; it goes on from the rows whose weights it takes, unless they teach it as well."""
     return {"role": stage.role, "input": stage.detector.input, "teachers": list(stage.teachers),
+            "goes_on_from": [name for name in stage.starts_from if name not in stage.teachers],
             "epochs": stage.schedule.epochs, "method": to_plain(stage.method)}  # fmt: skip
 
 

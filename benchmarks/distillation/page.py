@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from html import escape
 from pathlib import Path
@@ -13,8 +13,9 @@ from typing import Any
 from distill3d.view.page import page_html, write_file
 
 from .estimates import CLEAR, LEVEL, Estimate, paired
+from .search import CANDIDATES, OURS, SINGLE
 from .sizes import SIZES
-from .table import SEARCH
+from .table import CONFIRMED_IN, SEARCH
 
 ROOT = Path(__file__).resolve().parents[2]
 RECORDS = ROOT / "benchmarks" / "results"
@@ -131,11 +132,25 @@ def column(row: dict[str, Any], name: str) -> dict[str, float]:
     return {seed: value for seed, value in values.items() if not math.isnan(value)}
 
 
-def gain(group: dict[str, Any], row: str, name: str | None = None) -> Estimate:
-    """What a row has beyond its group's baseline, paired by seed; by default in the headline."""
-    name = name or group["headline"]
-    rows = group["rows"]
-    return paired(column(rows[row], name), column(rows["baseline"], name) if "baseline" in rows else {})
+def steps(group: dict[str, Any], row: str) -> int:
+    """Training steps of a row and of those that it goes on from; its teachers' are not counted, for they are no part of
+    what it is compared with."""
+    about = group["rows"][row]
+    own = next(iter(about["seeds"].values()))["cost"]["steps"]
+    return own + sum(steps(group, before) for before in about["goes_on_from"] if before in group["rows"])
+
+
+def untaught(group: dict[str, Any], row: str) -> str:
+    """What a row is compared with: the baseline, or the one that has trained for as many steps if there is one."""
+    longer = "baseline_longer"
+    as_long = row != longer and longer in group["rows"] and steps(group, longer) == steps(group, row)
+    return longer if as_long else "baseline"
+
+
+def gain(group: dict[str, Any], row: str) -> Estimate:
+    """What a row has in the headline beyond what it is compared with, paired by seed."""
+    name, rows, other = group["headline"], group["rows"], untaught(group, row)
+    return paired(column(rows[row], name), column(rows[other], name) if other in rows else {})
 
 
 def finished(group: dict[str, Any], row: str) -> bool:
@@ -160,6 +175,8 @@ def render(records: dict[str, dict[str, Any]]) -> list[Block]:
         blocks += conditions(name, record)
         for key, group in record["groups"].items():
             blocks += tables(name, record, key, group)
+            if key == SEARCH:
+                blocks += candidates(group)
         blocks += sweep(record)
     return blocks
 
@@ -195,8 +212,68 @@ def verdicts(name: str, record: dict[str, Any]) -> list[Block]:
             f"standard errors; of {seeds} seeds that alone is weak evidence, and {sure} of the {count} comparisons, "
             f"marked *, also pass a paired t-test at {100 * LEVEL:g} %."
         ),
-        Points(lines),
+        Points([*lines, *conclusion(record["groups"])]),
     ]
+
+
+def conclusion(groups: dict[str, dict[str, Any]]) -> list[str]:
+    """Whether our recipe beats the best single method: where it was chosen, and where nothing was."""
+    lines = []
+    for where, key in (("on the validation split, where it was chosen", SEARCH),
+                       ("on the test split, with other training frames", CONFIRMED_IN)):  # fmt: skip
+        group = groups.get(key)
+        for ours in OURS if group else ():
+            if finished(group, ours) and (best := best_of(group, single(group, steps(group, ours)))):
+                lines.append(f"After {steps(group, ours):,} steps, {where}: {against(group, ours, best)}.")
+    return [f"**Our recipe against the best single method of as many steps.** {' '.join(lines)}"] if lines else []
+
+
+def single(group: dict[str, Any], count: int) -> list[str]:
+    """The single methods' rows of so many steps."""
+    return [row for row in SINGLE if finished(group, row) and steps(group, row) == count]
+
+
+def against(group: dict[str, Any], row: str, other: str) -> str:
+    """One row minus another in words."""
+    name = group["headline"]
+    difference = paired(column(group["rows"][row], name), column(group["rows"][other], name))
+    word = f"more than {CLEAR:g} standard errors" if difference.clear else "noise"
+    probability = "" if math.isnan(difference.p_value) else f" (paired t-test: p = {difference.p_value:.3f})"
+    return f"{row} minus {other} {difference.text(signed=True)}, {word}{probability}"
+
+
+def best_of(group: dict[str, Any], rows: Iterable[str]) -> str | None:
+    """The row with the highest mean headline among those that all seeds have finished."""
+    means = {
+        row: Estimate.of(list(column(group["rows"][row], group["headline"]).values())).mean
+        for row in rows if finished(group, row)
+    }  # fmt: skip
+    return max(means, key=means.__getitem__, default=None)
+
+
+def candidates(group: dict[str, Any]) -> list[Block]:
+    """What was tried, best first, against the best single method of as many steps."""
+    name, rows = group["headline"], group["rows"]
+    tried = [row for row in CANDIDATES if row in rows]
+    blocks: list[Block] = [
+        Paragraph(
+            "What was tried, best first. Steps are those of the student and of what it goes on from; the teacher's are "
+            "the same for all and not counted, so to begin with its weights costs nothing more."
+        )
+    ]
+    for count in sorted({steps(group, row) for row in tried}):
+        best = best_of(group, single(group, count))
+        if best is None:
+            continue
+        body = []
+        for row in (row for row in tried if steps(group, row) == count):
+            values = column(rows[row], name)
+            mean, more = Estimate.of(list(values.values())), paired(values, column(rows[best], name))
+            cells = [row, CANDIDATES[row].about, mean.text(), "" if row == best else more.text(signed=True)]
+            body.append((mean.mean, cells))
+        head = [f"candidate, {count:,} steps", "what it is", f"{name}, validation", f"minus {best}"]
+        blocks.append(Table(head, [cells for _, cells in sorted(body, reverse=True)]))
+    return blocks
 
 
 def conditions(name: str, record: dict[str, Any]) -> list[Block]:
@@ -229,13 +306,22 @@ def tables(name: str, record: dict[str, Any], key: str, group: dict[str, Any]) -
     names = list(
         dict.fromkeys(n for about in shown.values() for cell in about["seeds"].values() for n in cell["values"])
     )
-    head = ["row", "n", f"{group['headline']} minus baseline", *names]
+    head = ["row", "n", "steps", f"{group['headline']} minus baseline's", *names]
     body = []
     for row, about in shown.items():
         difference = "" if row == "baseline" else gain(group, row).text(signed=True)
         digits = [2 if n.endswith("_err") else 1 for n in names]
         cells = [Estimate.of(list(column(about, n).values())).text(d) for n, d in zip(names, digits, strict=True)]
-        body.append([f"{row} ({about['role']})", str(len(about["seeds"])), difference, *cells])
+        body.append(
+            [f"{row} ({about['role']})", str(len(about["seeds"])), f"{steps(group, row):,}", difference, *cells]
+        )
+    if "baseline_longer" in rows:
+        blocks.append(
+            Paragraph(
+                "Steps are those of a row and of what it goes on from, its teachers' not counted. Rows are compared "
+                "with the baseline, those with as many steps as `baseline_longer` with that."
+            )
+        )
     blocks.append(Table(head, body))
     blocks.append(costs(group))
     exchanged = fields(group)
@@ -258,7 +344,6 @@ def costs(group: dict[str, Any]) -> Table:
     base = group["rows"].get("baseline")
     body = []
     for row, about in group["rows"].items():
-        steps = Estimate.of([cell["cost"]["steps"] for cell in about["seeds"].values()])
         ratios = [
             Estimate.of([
                 cell["cost"][what] / base["seeds"][seed]["cost"][what]
@@ -266,8 +351,8 @@ def costs(group: dict[str, Any]) -> Table:
             ]).text(2)
             for what in ("step_seconds", "peak_memory")
         ]  # fmt: skip
-        body.append([row, f"{steps.mean:.0f}", *ratios])
-    return Table(["row", "steps", "time of a step / baseline", "peak memory / baseline"], body)
+        body.append([row, f"{next(iter(about['seeds'].values()))['cost']['steps']:,}", *ratios])
+    return Table(["row", "own steps", "time of a step / baseline", "peak memory / baseline"], body)
 
 
 def fields(group: dict[str, Any]) -> Table | None:

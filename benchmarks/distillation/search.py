@@ -8,26 +8,41 @@ nothing was chosen.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
+from distill3d.distill.methods.dense_truth import DenseTruthConfig
 from distill3d.distill.methods.mixed import MixedConfig
 from distill3d.distill.methods.monodistill import MonoDistillConfig
 from distill3d.distill.methods.monoskd import MonoSKDConfig
 from distill3d.distill.methods.monostl import MonoSTLConfig
 from distill3d.distill.methods.trusted import TrustedConfig
+from distill3d.recipes.head_start import NAME, READERS, head_start
 from distill3d.recipes.synthetic import FUSION_CHANNELS
 from distill3d.train.recipe import Recipe, StageConfig
 
 Change = Callable[[StageConfig], StageConfig]
 
-#: MonoSKD's relations and correlation without its response, and ours in its place.
+
+@dataclass(frozen=True)
+class Candidate:
+    """What changes MonoSKD's student, step by step, and that in words."""
+
+    about: str
+    changes: tuple[Change, ...] = ()
+
+
+#: MonoSKD's relations and correlation without its response, and something else in its place.
 FEATURES = MonoSKDConfig(response_weight=0.0)
-HEADS = ("neck", "heatmap", "offset_2d", "size_2d", "depth", "offset_3d", "size_3d", "heading")
+#: Names of the published methods among the candidates.
+PUBLISHED = ("monodistill", "monostl", "monoskd")
+SINGLE = (*PUBLISHED, *(f"{name}_continued" for name in PUBLISHED), "monoskd_longer")
+#: Our own recipe's rows, by their steps.
+OURS = (NAME, f"{NAME}_continued")
 #: Decay of the averaged weights, and the steps over which it rises.
 AVERAGE = {"ema": 0.995, "ema_warmup": 100.0}
 
 
-def _with(*parts: MonoSKDConfig | MonoDistillConfig | MonoSTLConfig | TrustedConfig) -> Change:
+def _with(*parts: MonoSKDConfig | MonoDistillConfig | MonoSTLConfig | TrustedConfig | DenseTruthConfig) -> Change:
     method = parts[0] if len(parts) == 1 else MixedConfig(parts)
     return lambda stage: replace(stage, method=method)
 
@@ -36,25 +51,61 @@ def _begun(parts: tuple[str, ...]) -> Change:
     return lambda stage: replace(stage, inherit=("teacher",), inherit_parts=parts)
 
 
+def _going_on_from(name: str) -> Change:
+    return lambda stage: replace(stage, init=name, inherit=(), inherit_parts=())
+
+
+#: The stage beginning with the trained baseline's weights.
+continued = _going_on_from("baseline")
+
+
+def _twice_as_long(stage: StageConfig) -> StageConfig:
+    return replace(stage, schedule=replace(stage.schedule, epochs=2 * stage.schedule.epochs))
+
+
+def _alone(stage: StageConfig) -> StageConfig:
+    return replace(stage, method=None, teachers=())
+
+
 def _averaged(stage: StageConfig) -> StageConfig:
     return replace(stage, schedule=replace(stage.schedule, **AVERAGE))
 
 
-#: What changes MonoSKD's student, step by step.
-CANDIDATES: dict[str, tuple[Change, ...]] = {
-    "monodistill": (_with(MonoDistillConfig(fusion_channels=FUSION_CHANNELS)),),
-    "monostl": (_with(MonoSTLConfig(fusion_channels=FUSION_CHANNELS)),),
-    "monoskd": (),
-    "heat": (_with(MonoSKDConfig(), TrustedConfig(response_weight=0.0)),),
-    "trusted": (_with(FEATURES, TrustedConfig(heat_weight=0.0)),),
-    "trusted_heat": (_with(FEATURES, TrustedConfig()),),
-    "begun_heads": (_begun(HEADS),),
-    "begun_whole": (_begun(()),),
-    "averaged": (_averaged,),
-    "strong_response": (_with(MonoSKDConfig(response_weight=3.0)),),
-    "all_but_average": (_with(FEATURES, TrustedConfig()), _begun(HEADS)),
-    "all": (_with(FEATURES, TrustedConfig()), _begun(HEADS), _averaged),
-}
+#: The single methods, and what this project tries beside them.  "Continued" is as the papers train MonoDLE's students,
+#: which go on from the trained baseline; all others begin untrained unless their words say otherwise.
+CANDIDATES = {
+    "monodistill": Candidate("MonoDistill", (_with(MonoDistillConfig(fusion_channels=FUSION_CHANNELS)),)),
+    "monostl": Candidate("MonoSTL", (_with(MonoSTLConfig(fusion_channels=FUSION_CHANNELS)),)),
+    "monoskd": Candidate("MonoSKD"),
+    "trusted": Candidate(
+        "MonoSKD's feature terms; a response only where the teacher's depth is better than the student's; the "
+        "teacher's heat map", (_with(FEATURES, TrustedConfig()),),
+    ),
+    "painted": Candidate(
+        "MonoSKD's feature terms; the labels themselves painted around objects as response",
+        (_with(FEATURES, DenseTruthConfig()),),
+    ),
+    "monodistill_continued": Candidate(
+        "MonoDistill; begins as the baseline", (_with(MonoDistillConfig(fusion_channels=FUSION_CHANNELS)), continued)
+    ),
+    "monostl_continued": Candidate(
+        "MonoSTL; begins as the baseline", (_with(MonoSTLConfig(fusion_channels=FUSION_CHANNELS)), continued)
+    ),
+    "monoskd_continued": Candidate("MonoSKD; begins as the baseline", (continued,)),
+    "painted_continued": Candidate(
+        "painted; begins as the baseline", (_with(FEATURES, DenseTruthConfig()), continued)
+    ),
+    "begun_heads": Candidate("MonoSKD; neck and heads begin as the teacher's", (_begun(READERS),)),
+    "begun_whole": Candidate("MonoSKD; all that fits begins as the teacher's", (_begun(()),)),
+    "averaged": Candidate("MonoSKD; weights averaged over training", (_averaged,)),
+    "begun_alone": Candidate("no teacher's answers; all that fits begins as the teacher's", (_alone, _begun(()))),
+    NAME: Candidate("painted; neck and heads begin as the teacher's", (head_start,)),
+    OURS[1]: Candidate("painted; begins as head_start ended", (head_start, _going_on_from(NAME))),
+    "monoskd_longer": Candidate("MonoSKD, twice as long", (_twice_as_long,)),
+    f"{NAME}_longer": Candidate("head_start, twice as long", (head_start, _twice_as_long)),
+    "begun_whole_painted": Candidate("painted; all that fits begins as the teacher's",
+                                     (_with(FEATURES, DenseTruthConfig()), _begun(()))),
+}  # fmt: skip
 
 
 def with_candidates(recipe: Recipe) -> Recipe:
@@ -62,10 +113,10 @@ def with_candidates(recipe: Recipe) -> Recipe:
     baseline with averaged weights, for that part asks for no teacher."""
     baseline, student = recipe.stage("baseline"), recipe.stage("monoskd")
     stages = [recipe.stage("teacher"), baseline, replace(_averaged(baseline), name="baseline_averaged", role="control")]
-    for name, changes in CANDIDATES.items():
+    for name, candidate in CANDIDATES.items():
         stage = replace(student, name=name)
-        for change in changes:
+        for change in candidate.changes:
             stage = change(stage)
-        stages.append(stage)
+        stages.append(replace(stage, name=name))
     dataset = replace(recipe.dataset, eval_split="val")
     return replace(recipe, name="search", stages=tuple(stages), dataset=dataset)

@@ -11,6 +11,7 @@ class Size:
 
     name: str
     seeds: int  # of the table
+    slow_seeds: int  # of its groups whose steps take long: MonoDETR, bird's-eye view, six cameras
     search_seeds: int  # of the search, with other training frames than the table's
     frames: int  # that a seed of the camera family learns from
     bev_frames: int  # the same of the bird's-eye-view family, whose steps take longer
@@ -21,6 +22,7 @@ class Size:
     drive_frames: int
     test_drives: int  # of each half
     epochs: float  # times those of the presets
+    drive_epochs: float  # the same of the surround family
     side_by_side: int  # processes at a time
     promise: str  # how long it takes, and on what
 
@@ -33,11 +35,13 @@ class Size:
 SIZES = {
     size.name: size
     for size in (
-        Size("cpu", seeds=3, search_seeds=3, frames=400, bev_frames=200, sweep=(100, 1600), val_frames=150,
-             test_frames=100, drives=20, drive_frames=6, test_drives=8, epochs=0.75, side_by_side=2,
+        Size("cpu", seeds=3, slow_seeds=2, search_seeds=3, frames=400, bev_frames=250, sweep=(100, 1600),
+             val_frames=150, test_frames=100, drives=20, drive_frames=6, test_drives=8, epochs=0.5, drive_epochs=0.8,
+             side_by_side=2,
              promise="within 3 hours on two CPU cores"),
-        Size("gpu", seeds=5, search_seeds=5, frames=400, bev_frames=400, sweep=(100, 1600), val_frames=300,
-             test_frames=250, drives=30, drive_frames=8, test_drives=15, epochs=1.5, side_by_side=12,
+        Size("gpu", seeds=5, slow_seeds=5, search_seeds=5, frames=400, bev_frames=400, sweep=(100, 1600),
+             val_frames=300, test_frames=250, drives=30, drive_frames=8, test_drives=15, epochs=1.5, drive_epochs=1.5,
+             side_by_side=12,
              promise="within 25 minutes on one H100"),
     )
 }  # fmt: skip

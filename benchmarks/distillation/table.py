@@ -15,22 +15,29 @@ from distill3d.distill.methods.dense_truth import DenseTruthConfig
 from distill3d.distill.methods.monoskd import MonoSKDConfig
 from distill3d.layers.anchors import KITTI_ANCHORS
 from distill3d.recipes import get_recipe
+from distill3d.recipes.head_start import head_start
 from distill3d.recipes.kitti import BASES
 from distill3d.recipes.surround import tiny_labeldistill, tiny_surround
 from distill3d.train.recipe import EvaluationConfig, Recipe, StageConfig
 
 from . import worlds
-from .search import with_candidates
+from .search import continued, with_candidates
 from .sizes import Size
 
 #: A sceptic's second network, which is no LiDAR network.
 RGB_TEACHER = "rgb_teacher"
 #: The controls have this method's terms, or some of them.
 CONTROLLED = "monoskd"
+#: Stages of LabelDistill's preset that are its terms one by one.
+LABELDISTILL_PARTS = ("lidar", "label")
 #: The trained teacher is not evaluated before the end: its curve is of no interest here.
 ONLY_AT_THE_END = EvaluationConfig(every=10**6)
 
 
+#: A base whose steps take twice as long as the others'.
+SLOW = ("monodetr",)
+#: The group in which the search's outcome stands beside all controls.
+CONFIRMED_IN = "monodle"
 #: The group whose rows are candidates and no results.
 SEARCH = "search"
 
@@ -48,16 +55,19 @@ class Group:
 
 def groups(size: Size) -> dict[str, Group]:
     """All groups by name, the search last."""
-    seeds = range(size.seeds)
+    seeds, slow = range(size.seeds), range(size.slow_seeds)
     frames = f"{size.frames} training frames"
-    camera = [Group(base, f"{about.title}, {frames}", partial(_camera, base), seeds) for base, about in BASES.items()]
+    camera = [
+        Group(base, f"{about.title}, {frames}", partial(_camera, base), slow if base in SLOW else seeds)
+        for base, about in BASES.items()
+    ]
     sweep = [
         Group(f"frames_{count}", f"MonoDLE, {count} training frames", partial(_sweep, count), seeds)
         for count in size.sweep
     ]
-    bev = Group("caddn", f"CaDDN on the ground, {size.bev_frames} training frames", _bev, seeds)
+    bev = Group("caddn", f"CaDDN on the ground, {size.bev_frames} training frames", _bev, slow)
     surround = Group("bevdepth", f"BEVDepth, six cameras, {size.drives * size.drive_frames} training key frames",
-                     _surround, seeds, surround=True)  # fmt: skip
+                     _surround, slow, surround=True)  # fmt: skip
     search = Group(SEARCH, f"The search: MonoDLE, {frames}, validation split", _search,
                    range(size.seeds, size.seeds + size.search_seeds))  # fmt: skip
     return {group.name: group for group in (*camera, *sweep, bev, surround, search)}
@@ -68,7 +78,18 @@ def _camera(base: str, size: Size, seed: int, out: Path) -> Recipe:
     recipe = _on_streets(get_recipe(f"tiny_{base}"), base, size, size.frames, seed, out)
     stages = tuple(replace(s, detector=replace(s.detector, classes=HEAT_CLASSES)) for s in recipe.stages)
     recipe = replace(recipe, stages=stages)
-    return replace(recipe, stages=recipe.stages + controls(recipe)) if base == "monodle" else recipe
+    return replace(recipe, stages=recipe.stages + more(recipe)) if base == CONFIRMED_IN else recipe
+
+
+def more(recipe: Recipe) -> tuple[StageConfig, ...]:
+    """Beside a recipe's teacher, baseline and students: these as the papers train them, from the trained baseline; our
+    own recipe, going on from itself, and from the baseline; and what a sceptic asks for."""
+    students = [stage for stage in recipe.stages if stage.role == "student"]
+    papers = [replace(continued(stage), name=f"{stage.name}_continued") for stage in students]
+    ours = head_start(recipe.stage(CONTROLLED))
+    from_baseline = replace(ours, name=f"{ours.name}_from_baseline", role="control", inherit=("baseline",))
+    again = replace(ours, name=f"{ours.name}_continued", init=ours.name, inherit=(), inherit_parts=())
+    return (*papers, ours, again, from_baseline, *controls(recipe))
 
 
 def controls(recipe: Recipe) -> tuple[StageConfig, ...]:
@@ -116,16 +137,17 @@ def _bev(size: Size, seed: int, out: Path) -> Recipe:
 
 
 def _surround(size: Size, seed: int, out: Path) -> Recipe:
-    """LabelDistill, MonoTAKD and MonoSTL beside one baseline."""
+    """LabelDistill, MonoTAKD and MonoSTL beside one baseline; LabelDistill's parts have a study of their own."""
     recipe, other = tiny_labeldistill(), tiny_surround()
+    whole = tuple(stage for stage in recipe.stages if stage.name not in LABELDISTILL_PARTS)
     known = {stage.name for stage in recipe.stages}
-    stages = recipe.stages + tuple(stage for stage in other.stages if stage.name not in known)
+    stages = whole + tuple(stage for stage in other.stages if stage.name not in known)
     dataset = replace(
         recipe.dataset, root=worlds.drives_folder(out), identity="benchmark-drives",
         train_split=worlds.drive_split(seed), eval_split="test",
     )  # fmt: skip
     recipe = replace(recipe, name="bevdepth", stages=stages, dataset=dataset)
-    return _shortened(recipe, size, seed)
+    return _shortened(recipe, size.drive_epochs, seed)
 
 
 def _on_streets(recipe: Recipe, name: str, size: Size, frames: int, seed: int, out: Path) -> Recipe:
@@ -133,12 +155,12 @@ def _on_streets(recipe: Recipe, name: str, size: Size, frames: int, seed: int, o
         recipe.dataset, root=worlds.streets_folder(out), identity="benchmark-streets",
         train_split=worlds.train_split(frames, seed), eval_split="test",
     )  # fmt: skip
-    return _shortened(replace(recipe, name=name, dataset=dataset), size, seed)
+    return _shortened(replace(recipe, name=name, dataset=dataset), size.epochs, seed)
 
 
-def _shortened(recipe: Recipe, size: Size, seed: int) -> Recipe:
+def _shortened(recipe: Recipe, epochs: float, seed: int) -> Recipe:
     stages = tuple(
-        replace(s, schedule=replace(s.schedule, epochs=max(1, round(s.schedule.epochs * size.epochs))))
+        replace(s, schedule=replace(s.schedule, epochs=max(1, round(s.schedule.epochs * epochs))))
         for s in recipe.stages
     )
     evaluation = replace(ONLY_AT_THE_END, batch_size=recipe.evaluation.batch_size)

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from distill3d.errors import UserError
 from distill3d.recipes import bev, surround
 from distill3d.recipes.demo import demo, demo_control
+from distill3d.recipes.head_start import head_start_monodle, tiny_head_start
 from distill3d.recipes.kitti import BASES, METHODS, alone, monodle_overfit, selective_monoskd, taught
 from distill3d.recipes.synthetic import tiny, tiny_bev, tiny_lidar
 from distill3d.train.recipe import Recipe
@@ -19,6 +20,8 @@ RECIPES: dict[str, Callable[[], Recipe]] = {
     **{base: alone(base) for base in BASES},
     **{f"{method}_{base}": taught(method, base) for method in METHODS for base in BASES},
     "selective_monoskd": selective_monoskd,
+    "head_start_monodle": head_start_monodle,
+    "tiny_head_start": tiny_head_start,
     "tiny_lidar": tiny_lidar,
     "tiny_bev": tiny_bev,
     **{recipe.__name__: recipe for recipe in bev.RECIPES},

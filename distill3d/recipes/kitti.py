@@ -136,7 +136,7 @@ def taught(method_name: str, base_name: str) -> Callable[[], Recipe]:
 
     def build() -> Recipe:
         published = PUBLISHED.get((method_name, base_name), f"{method.title} on {base.title}: {UNPUBLISHED}")
-        return _in_three_stages(
+        return in_three_stages(
             f"{method_name}_{base_name}", base, for_base(method.config, base_name), method.schedule,
             f"{published}; {base.published}",
         )  # fmt: skip
@@ -152,13 +152,14 @@ def selective_monoskd() -> Recipe:
         select=MonoSTLConfig(),
     )
     note = f"an example of mixed terms; {UNPUBLISHED}"
-    return _in_three_stages("selective_monoskd", BASES["monodle"], mixture, METHODS["monoskd"].schedule, note)
+    return in_three_stages("selective_monoskd", BASES["monodle"], mixture, METHODS["monoskd"].schedule, note)
 
 
-def _in_three_stages(
+def in_three_stages(
     name: str, base: Base, method: MonoDistillConfig | MonoSKDConfig | MonoSTLConfig | MixedConfig, schedule: Schedule,
     note: str,
 ) -> Recipe:  # fmt: skip
+    """A method on a base detector as its paper trains it: teacher, baseline, and the student going on from that."""
     student = replace(base.detector, classes=CARS)
     teacher = replace(student, input="depth", depth_encoding=method.depth_input)
     tasks = base.tasks

@@ -14,6 +14,7 @@ from benchmarks.distillation import page, worlds
 from benchmarks.distillation.cells import run_folder, train_cell
 from benchmarks.distillation.collect import collect
 from benchmarks.distillation.estimates import Estimate, paired
+from benchmarks.distillation.search import OURS
 from benchmarks.distillation.sizes import SIZES, Size
 from benchmarks.distillation.table import SEARCH, groups
 from benchmarks.processes import Job, run_all
@@ -36,6 +37,7 @@ def test_every_method_on_every_base_has_a_row(size: Size, tmp_path: Path) -> Non
     asked: dict[str, tuple[str, ...]] = {
         "rgb_teacher": (), "monoskd_from_rgb_teacher": ("rgb_teacher",), "dense_truth": (),
         "features_only": ("teacher",), "response_only": ("teacher",), "baseline_longer": (),
+        "head_start_from_baseline": ("teacher",),
     }  # fmt: skip
     for name, teachers in asked.items():
         stage: StageConfig = rows["monodle"][name]
@@ -58,8 +60,8 @@ def test_the_search_sees_no_frame_of_the_table(tmp_path: Path) -> None:
         assert not used & set(range(first, first + count))
         names = {stage.name: stage for stage in recipe.stages}
         assert {"monodistill", "monoskd", "monostl", "baseline_averaged"} < set(names)
-        steps = {stage.schedule.epochs for stage in recipe.stages}
-        assert len(steps) == 1, "candidates are compared at one cost"
+        epochs = {stage.schedule.epochs for stage in recipe.stages}
+        assert len(epochs) == 2 and max(epochs) == 2 * min(epochs), "one budget, and twice that"
 
 
 @pytest.mark.parametrize("size", SIZES.values(), ids=lambda s: s.name)
@@ -70,12 +72,21 @@ def test_a_group_has_one_budget_and_one_data_set(size: Size, tmp_path: Path) -> 
         assert first.dataset.eval_split == second.dataset.eval_split == ("val" if group.name == SEARCH else "test")
         assert first.dataset.train_split != second.dataset.train_split
         assert [s.name for s in first.stages] == [s.name for s in second.stages]
-        baseline = first.stage("baseline").schedule
+        budget = first.stage("baseline").schedule.epochs
         for stage in first.stages:
             if stage.role == "student":
-                prepared = [first.stage(name) for name in stage.inherit if first.stage(name).role == "preparation"]
-                epochs = sum(s.schedule.epochs for s in (stage, *prepared))
-                assert abs(epochs - baseline.epochs) <= 1, (group.name, stage.name)
+                epochs = epochs_in_all(first, stage)
+                assert min(abs(epochs - budget), abs(epochs - 2 * budget)) <= 1, (group.name, stage.name)
+
+
+def epochs_in_all(recipe: Recipe, stage: StageConfig) -> int:
+    """Of a student and of what it goes on from, its teachers left out."""
+    before = [recipe.stage(name) for name in stage.starts_from if name not in stage.teachers]
+    return stage.schedule.epochs + sum(
+        epochs_in_all(recipe, one)
+        for one in before
+        if one.name != "teacher"  # one candidate has no teacher's answers
+    )
 
 
 @pytest.mark.parametrize("size", SIZES.values(), ids=lambda s: s.name)
@@ -127,6 +138,7 @@ def made_up_record(gains: dict[str, list[float]]) -> dict[str, Any]:
         cost = {"step_seconds": 0.2 if role == "student" else 0.1, "steps": 90, "peak_memory": 2e9, "device": "cpu"}
         return {
             "role": role,
+            "goes_on_from": [],
             "seeds": {str(k): {"cost": cost, "values": {"car 3D loose": v}} for k, v in enumerate(values)},
         }
 
@@ -148,9 +160,41 @@ def test_the_first_lines_say_what_is_larger_than_noise() -> None:
     assert "chance on MonoDLE +1.0" in noise
     assert "**The gpu size has not been run**" in text
     assert "Not finished with all seeds: never_run" in text
-    assert "| good | 90 | 2.00 ± 0.00 | 1.00 ± 0.00 |" in text
+    assert "| good | 90 | 2.00 ± 0.00 | 1.00 ± 0.00 |" in text and "| good (student) | 3 | 90 | +5.1 ± 0.1 |" in text
     assert "    python -m benchmarks.distillation run --size cpu --groups monodle" in text
     assert text.index("good on MonoDLE") < text.index("## ")
+
+
+def test_rows_that_go_on_from_others_are_compared_with_those_that_trained_as_long() -> None:
+    record = made_up_record({"baseline_longer": [4.0, 4.1, 4.2], "twice": [10.0, 10.0, 10.0]})
+    group = record["groups"]["monodle"]
+    group["rows"]["twice"]["goes_on_from"] = ["baseline"]
+    for cell in group["rows"]["baseline_longer"]["seeds"].values():
+        cell["cost"]["steps"] = 180
+    assert page.steps(group, "twice") == 180 and page.untaught(group, "twice") == "baseline_longer"
+    assert page.gain(group, "twice").mean == pytest.approx(5.9)
+    assert page.gain(group, "baseline_longer").mean == pytest.approx(4.1)
+
+
+@pytest.mark.parametrize(
+    ("lead", "word"), [([5.0, 5.1, 5.2], "more than 2 standard errors"), ([-4.0, 6.0, 1.0], "noise")]
+)
+def test_our_recipe_is_judged_against_the_best_single_method(lead: list[float], word: str) -> None:
+    """Where it was chosen, and where nothing was; candidates are listed best first."""
+    singles = {"monodistill": [1.0, 2.0, 3.0], "monoskd": [3.0, 4.0, 5.0]}
+    ours = [a + b for a, b in zip(singles["monoskd"], lead, strict=True)]
+    record = made_up_record({**singles, OURS[0]: ours})
+    record["groups"][SEARCH] = record["groups"]["monodle"]
+    text = page.markdown(page.TITLE, page.render({"cpu": record}))
+    expected = f"{OURS[0]} minus monoskd {Estimate.of(lead).text(signed=True)}, {word} (paired t-test"
+    line = next(
+        line
+        for line in text.splitlines()
+        if line.startswith("- **Our recipe against the best single method of as many steps.**")
+    )
+    assert line.count(expected) == 2 and "After 90 steps, on the validation split, where it was chosen" in line
+    table = text.partition("| candidate, 90 steps |")[2].partition("\n\n")[0].splitlines()[2:]
+    assert [line.split(" | ")[0] for line in table] == ["| head_start", "| monoskd", "| monodistill"]
 
 
 def test_the_html_says_the_same() -> None:
@@ -195,8 +239,9 @@ def test_a_failed_job_stops_the_rest_and_is_named(tmp_path: Path) -> None:
 # ------------------------------------------------------------------------------------------------------------ the whole
 
 
-MICRO = Size("micro", seeds=2, search_seeds=1, frames=4, bev_frames=4, sweep=(2, 8), val_frames=1, test_frames=2,
-             drives=1, drive_frames=2, test_drives=1, epochs=1 / 12, side_by_side=1, promise="")  # fmt: skip
+MICRO = Size("micro", seeds=2, slow_seeds=1, search_seeds=1, frames=4, bev_frames=4, sweep=(2, 8), val_frames=1,
+             test_frames=2, drives=1, drive_frames=2, test_drives=1, epochs=1 / 12, drive_epochs=1 / 12,
+             side_by_side=1, promise="")  # fmt: skip
 
 
 def test_from_worlds_to_the_page(tmp_path: Path) -> None:

@@ -14,8 +14,9 @@ from distill3d.data.sample import Batch
 from distill3d.detectors import build_detector
 from distill3d.distill.methods.mixed import MixedConfig
 from distill3d.recipes import RECIPES, get_recipe
+from distill3d.recipes.head_start import READERS
 from distill3d.recipes.kitti import BASES, METHODS, selective_monoskd
-from distill3d.train.checkpoint import load_weights
+from distill3d.train.checkpoint import load_matching, load_weights
 from distill3d.train.loop import RunOptions, TrainingStep, build_step
 from distill3d.train.recipe import Recipe, StageConfig
 from distill3d.train.sources import kitti_config
@@ -150,6 +151,26 @@ def test_terms_of_several_methods_mix(trained: tuple[Recipe, Path], select: bool
     assert all(bool(v.isfinite()) for v in losses.values())
     losses["monoskd.spearman"].backward()
     assert any(taught(p) for p in step.student.parameters())
+
+
+def test_a_head_start_is_all_that_reads_the_teachers_features() -> None:
+    """The student's neck and heads begin as the teacher's, its backbone does not, and nothing is trained for longer."""
+    recipe = get_recipe("tiny_head_start")
+    teacher, student = (build_detector(recipe.stage(name).detector) for name in ("teacher", "head_start"))
+    assert {name for name, _ in student.named_children()} == {"backbone", *READERS}
+    weights = teacher.state_dict()
+    stage = recipe.stage("head_start")
+    untrained = {name: value.clone() for name, value in student.state_dict().items()}
+    found = load_matching(student, weights, stage.inherit_parts)
+    assert {name.partition(".")[0] for name in found["left"]} == {"backbone"}
+    for name, value in student.state_dict().items():
+        own = name.startswith("backbone.")
+        assert torch.equal(value, untrained[name] if own else weights[name])
+    assert stage.schedule == recipe.stage("monoskd").schedule and stage.needs == ("teacher", "teacher")
+    for name in ("tiny_head_start", "head_start_monodle"):
+        method = get_recipe(name).stages[-1].method
+        assert isinstance(method, MixedConfig)
+        assert [part.teacherless or getattr(part, "response_weight", 0) == 0 for part in method.parts] == [True, True]
 
 
 @pytest.mark.parametrize("name", sorted(set(RECIPES) - {"demo", "demo_control"}))
