@@ -11,6 +11,7 @@ from distill3d.view.page import write_file
 from . import __doc__ as about
 from .cells import train_cell, train_cells
 from .collect import collect
+from .latency import measure_latencies
 from .page import RECORDS, write_pages
 from .sizes import SIZES
 from .table import SEARCH, groups
@@ -42,8 +43,9 @@ def main() -> None:
         return
     if options.action == "run":
         write_file(out / DATA, json.dumps(write_worlds(size, out), indent=1) + "\n")
-        table = [name for name in known if name != SEARCH]
-        train_cells(size, out, [known[n] for n in options.groups or table], options.side_by_side or size.side_by_side)
+        asked = [known[name] for name in options.groups or known if options.groups or name != SEARCH]
+        train_cells(size, out, asked, options.side_by_side or size.side_by_side)
+        measure_latencies(size, out, asked)
     record = collect(size, out, list(known.values()), json.loads((out / DATA).read_text()))
     write_file(RECORDS / f"distillation_{size.name}.json", json.dumps(record, indent=1) + "\n")
     print(*write_pages(), sep="\n")

@@ -29,6 +29,7 @@ from distill3d.train.recipe import DatasetConfig, Recipe, StageConfig
 from ..machine import describe_machine
 from . import worlds
 from .cells import stage_folder
+from .latency import key_of, read_latencies
 from .sizes import Size
 from .table import Group
 
@@ -48,7 +49,7 @@ EXCHANGED: dict[str, tuple[Field, ...]] = {
 
 def collect(size: Size, out: Path, chosen: Sequence[Group], data: dict[str, Any]) -> dict[str, Any]:
     """The record of what is finished: settings, data, machine, and by group and row the values of every seed."""
-    found = {}
+    found, latencies = {}, read_latencies(out)
     for group in chosen:
         recipes = {seed: group.recipe(size, seed, out) for seed in group.seeds}
         stages = recipes[group.seeds[0]].stages
@@ -58,7 +59,7 @@ def collect(size: Size, out: Path, chosen: Sequence[Group], data: dict[str, Any]
             finished = {seed: folder for seed, folder in folders.items() if (folder / CARD).exists()}
             if finished:
                 cells = {seed: cell(recipes[seed], stage, folder) for seed, folder in finished.items()}
-                rows[stage.name] = {**about(stage), "seeds": cells}
+                rows[stage.name] = {**about(stage), "latency": latencies.get(key_of(stage)), "seeds": cells}
         found[group.name] = {"title": group.title, "surround": group.surround, "headline": HEADLINE[group.surround],
                              "seeds": len(group.seeds), "stages": [stage.name for stage in stages],
                              "rows": rows}  # fmt: skip

@@ -25,7 +25,7 @@ COMMAND = "python -m benchmarks.distillation run --size {size}"
 #: Rows that are compared with the baseline.
 TAUGHT = ("student", "control")
 FULL_SWEEP = "frames_"
-MIB = 2**20
+MILLI = 1e-3
 
 
 # --------------------------------------------------------------------------------------------------------- the document
@@ -340,7 +340,7 @@ def tables(name: str, record: dict[str, Any], key: str, group: dict[str, Any]) -
 
 
 def costs(group: dict[str, Any]) -> Table:
-    """Time of a step and memory relative to the baseline's, and epochs."""
+    """Time of a step and memory relative to the baseline's, and what a picture takes in the end, on one thread."""
     base = group["rows"].get("baseline")
     body = []
     for row, about in group["rows"].items():
@@ -351,8 +351,20 @@ def costs(group: dict[str, Any]) -> Table:
             ]).text(2)
             for what in ("step_seconds", "peak_memory")
         ]  # fmt: skip
-        body.append([row, f"{next(iter(about['seeds'].values()))['cost']['steps']:,}", *ratios])
-    return Table(["row", "own steps", "time of a step / baseline", "peak memory / baseline"], body)
+        deployed = about["latency"] or {}
+        times = [f"{deployed[of] / MILLI:.1f}" if of in deployed else "" for of in ("onnx_seconds", "torch_seconds")]
+        body.append([row, f"{next(iter(about['seeds'].values()))['cost']['steps']:,}", *ratios, *times])
+    return Table(
+        [
+            "row",
+            "own steps",
+            "time of a step / baseline",
+            "peak memory / baseline",
+            "a picture in ONNX Runtime, ms",
+            "in PyTorch, ms",
+        ],
+        body,
+    )
 
 
 def fields(group: dict[str, Any]) -> Table | None:

@@ -14,6 +14,7 @@ from benchmarks.distillation import page, worlds
 from benchmarks.distillation.cells import run_folder, train_cell
 from benchmarks.distillation.collect import collect
 from benchmarks.distillation.estimates import Estimate, paired
+from benchmarks.distillation.latency import measure_latencies
 from benchmarks.distillation.search import OURS
 from benchmarks.distillation.sizes import SIZES, Size
 from benchmarks.distillation.table import SEARCH, groups
@@ -139,6 +140,7 @@ def made_up_record(gains: dict[str, list[float]]) -> dict[str, Any]:
         return {
             "role": role,
             "goes_on_from": [],
+            "latency": {"onnx_seconds": 0.02, "torch_seconds": 0.03, "bytes": 1},
             "seeds": {str(k): {"cost": cost, "values": {"car 3D loose": v}} for k, v in enumerate(values)},
         }
 
@@ -160,7 +162,10 @@ def test_the_first_lines_say_what_is_larger_than_noise() -> None:
     assert "chance on MonoDLE +1.0" in noise
     assert "**The gpu size has not been run**" in text
     assert "Not finished with all seeds: never_run" in text
-    assert "| good | 90 | 2.00 ± 0.00 | 1.00 ± 0.00 |" in text and "| good (student) | 3 | 90 | +5.1 ± 0.1 |" in text
+    assert (
+        "| good | 90 | 2.00 ± 0.00 | 1.00 ± 0.00 | 20.0 | 30.0 |" in text
+        and "| good (student) | 3 | 90 | +5.1 ± 0.1 |" in text
+    )
     assert "    python -m benchmarks.distillation run --size cpu --groups monodle" in text
     assert text.index("good on MonoDLE") < text.index("## ")
 
@@ -258,12 +263,16 @@ def test_from_worlds_to_the_page(tmp_path: Path) -> None:
     for stage in ("teacher", "baseline", "monoskd"):
         train_cell(MICRO, tmp_path, "monodle", 0, stage)
     assert (run_folder(tmp_path, 0) / "monodle" / "monoskd" / "card.json").exists()
+    measure_latencies(MICRO, tmp_path, [group])
     record = json.loads(json.dumps({**collect(MICRO, tmp_path, [group], data)}))
     rows = record["groups"]["monodle"]["rows"]
     assert list(rows) == ["teacher", "baseline", "monoskd"] and list(rows["teacher"]["seeds"]) == ["0"]
     found = rows["monoskd"]["seeds"]["0"]
     assert {"car 3D loose", "pedestrian BEV strict", "cyclist 3D loose", "car 3D loose, unfamiliar",
             "depth error (%)"} <= set(found["values"])  # fmt: skip
+    latency = rows["monoskd"]["latency"]
+    assert latency == rows["baseline"]["latency"] and rows["teacher"]["latency"] is None
+    assert min(latency.values()) > 0
     assert found["cost"]["steps"] == 1 and found["cost"]["step_seconds"] > 0
     assert found["fields"]["whole"] == pytest.approx(
         found["values"]["car 3D loose"] - rows["baseline"]["seeds"]["0"]["values"]["car 3D loose"], abs=1e-6
