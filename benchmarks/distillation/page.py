@@ -242,6 +242,12 @@ def against(group: dict[str, Any], row: str, other: str) -> str:
     return f"{row} minus {other} {difference.text(signed=True)}, {word}{probability}"
 
 
+def marked(estimate: Estimate) -> str:
+    """Bold where it is larger than noise."""
+    text = estimate.text(signed=True)
+    return f"**{text}**" if estimate.n > 1 and estimate.clear else text
+
+
 def best_of(group: dict[str, Any], rows: Iterable[str]) -> str | None:
     """The row with the highest mean headline among those that all seeds have finished."""
     means = {
@@ -269,7 +275,7 @@ def candidates(group: dict[str, Any]) -> list[Block]:
         for row in (row for row in tried if steps(group, row) == count):
             values = column(rows[row], name)
             mean, more = Estimate.of(list(values.values())), paired(values, column(rows[best], name))
-            cells = [row, CANDIDATES[row].about, mean.text(), "" if row == best else more.text(signed=True)]
+            cells = [row, CANDIDATES[row].about, mean.text(), "" if row == best else marked(more)]
             body.append((mean.mean, cells))
         head = [f"candidate, {count:,} steps", "what it is", f"{name}, validation", f"minus {best}"]
         blocks.append(Table(head, [cells for _, cells in sorted(body, reverse=True)]))
@@ -309,7 +315,7 @@ def tables(name: str, record: dict[str, Any], key: str, group: dict[str, Any]) -
     head = ["row", "n", "steps", f"{group['headline']} minus baseline's", *names]
     body = []
     for row, about in shown.items():
-        difference = "" if row == "baseline" else gain(group, row).text(signed=True)
+        difference = "" if row == "baseline" else marked(gain(group, row))
         digits = [2 if n.endswith("_err") else 1 for n in names]
         cells = [Estimate.of(list(column(about, n).values())).text(d) for n, d in zip(names, digits, strict=True)]
         body.append(
@@ -331,7 +337,8 @@ def tables(name: str, record: dict[str, Any], key: str, group: dict[str, Any]) -
                 "Which field of the boxes is better than the baseline's? Points of car 3D AP at IoU 0.5 when matched "
                 "boxes exchange one field, the mean of what the baseline gains by the student's values and the student "
                 "loses by the baseline's. They do not add up: a box counts once all its fields are good enough. The "
-                "last row is what the true values would give the baseline."
+                "remainder is what the single fields, location as its two parts, leave of the whole difference. Bold "
+                f"is more than {CLEAR:g} standard errors. The last row is what the true values would give the baseline."
             ),
             exchanged,
         ]
@@ -379,15 +386,20 @@ def fields(group: dict[str, Any]) -> Table | None:
     names = list(next(iter(known.values()))[0]["gain"])
 
     def mean(values: list[dict[str, Any]], of: Callable[[dict[str, Any]], float]) -> str:
-        return Estimate.of([of(value) for value in values]).text(signed=True)
+        return marked(Estimate.of([of(value) for value in values]))
 
     body = [
-        [row, *(mean(values, lambda v, n=n: v["gain"][n]) for n in names), mean(values, lambda v: v["whole"])]
+        [
+            row,
+            *(mean(values, lambda v, n=n: v["gain"][n]) for n in names),
+            mean(values, lambda v: v["remainder"]),
+            mean(values, lambda v: v["whole"]),
+        ]
         for row, values in known.items()
     ]
     first = next(iter(known.values()))
-    body.append(["the truth", *(mean(first, lambda v, n=n: v["headroom"][n]) for n in names), ""])
-    return Table(["row", *(n.replace("_", " ") for n in names), "all boxes"], body)
+    body.append(["the truth", *(mean(first, lambda v, n=n: v["headroom"][n]) for n in names), "", ""])
+    return Table(["row", *(n.replace("_", " ") for n in names), "remainder", "the row minus baseline"], body)
 
 
 def sweep(record: dict[str, Any]) -> list[Block]:

@@ -164,7 +164,7 @@ def test_the_first_lines_say_what_is_larger_than_noise() -> None:
     assert "Not finished with all seeds: never_run" in text
     assert (
         "| good | 90 | 2.00 ± 0.00 | 1.00 ± 0.00 | 20.0 | 30.0 |" in text
-        and "| good (student) | 3 | 90 | +5.1 ± 0.1 |" in text
+        and "| good (student) | 3 | 90 | **+5.1 ± 0.1** |" in text
     )
     assert "    python -m benchmarks.distillation run --size cpu --groups monodle" in text
     assert text.index("good on MonoDLE") < text.index("## ")
