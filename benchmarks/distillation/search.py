@@ -35,9 +35,9 @@ class Candidate:
 FEATURES = MonoSKDConfig(response_weight=0.0)
 #: Names of the published methods among the candidates.
 PUBLISHED = ("monodistill", "monostl", "monoskd")
-SINGLE = (*PUBLISHED, *(f"{name}_continued" for name in PUBLISHED), "monoskd_longer")
+SINGLE = (*PUBLISHED, *(f"{name}_{how}" for name in PUBLISHED for how in ("continued", "longer")))
 #: Our own recipe's rows, by their steps.
-OURS = (NAME, f"{NAME}_continued")
+OURS = (NAME, f"{NAME}_longer")
 #: Decay of the averaged weights, and the steps over which it rises.
 AVERAGE = {"ema": 0.995, "ema_warmup": 100.0}
 
@@ -59,7 +59,8 @@ def _going_on_from(name: str) -> Change:
 continued = _going_on_from("baseline")
 
 
-def _twice_as_long(stage: StageConfig) -> StageConfig:
+def twice_as_long(stage: StageConfig) -> StageConfig:
+    """The stage with twice its epochs."""
     return replace(stage, schedule=replace(stage.schedule, epochs=2 * stage.schedule.epochs))
 
 
@@ -100,9 +101,15 @@ CANDIDATES = {
     "averaged": Candidate("MonoSKD; weights averaged over training", (_averaged,)),
     "begun_alone": Candidate("no teacher's answers; all that fits begins as the teacher's", (_alone, _begun(()))),
     NAME: Candidate("painted; neck and heads begin as the teacher's", (head_start,)),
-    OURS[1]: Candidate("painted; begins as head_start ended", (head_start, _going_on_from(NAME))),
-    "monoskd_longer": Candidate("MonoSKD, twice as long", (_twice_as_long,)),
-    f"{NAME}_longer": Candidate("head_start, twice as long", (head_start, _twice_as_long)),
+    f"{NAME}_continued": Candidate("painted; begins as head_start ended", (head_start, _going_on_from(NAME))),
+    "monodistill_longer": Candidate(
+        "MonoDistill, twice as long", (_with(MonoDistillConfig(fusion_channels=FUSION_CHANNELS)), twice_as_long)
+    ),
+    "monostl_longer": Candidate(
+        "MonoSTL, twice as long", (_with(MonoSTLConfig(fusion_channels=FUSION_CHANNELS)), twice_as_long)
+    ),
+    "monoskd_longer": Candidate("MonoSKD, twice as long", (twice_as_long,)),
+    OURS[1]: Candidate("head_start, twice as long", (head_start, twice_as_long)),
     "begun_whole_painted": Candidate("painted; all that fits begins as the teacher's",
                                      (_with(FEATURES, DenseTruthConfig()), _begun(()))),
 }  # fmt: skip

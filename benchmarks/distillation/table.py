@@ -21,7 +21,7 @@ from distill3d.recipes.surround import tiny_labeldistill, tiny_surround
 from distill3d.train.recipe import EvaluationConfig, Recipe, StageConfig
 
 from . import worlds
-from .search import continued, with_candidates
+from .search import continued, twice_as_long, with_candidates
 from .sizes import Size
 
 #: A sceptic's second network, which is no LiDAR network.
@@ -82,14 +82,14 @@ def _camera(base: str, size: Size, seed: int, out: Path) -> Recipe:
 
 
 def more(recipe: Recipe) -> tuple[StageConfig, ...]:
-    """Beside a recipe's teacher, baseline and students: these as the papers train them, from the trained baseline; our
-    own recipe, going on from itself, and from the baseline; and what a sceptic asks for."""
-    students = [stage for stage in recipe.stages if stage.role == "student"]
-    papers = [replace(continued(stage), name=f"{stage.name}_continued") for stage in students]
+    """Beside a recipe's teacher, baseline and students: our own recipe, the same from the baseline; all of them trained
+    twice as long; MonoSKD as its paper trains it, from the trained baseline; and what a sceptic asks for."""
     ours = head_start(recipe.stage(CONTROLLED))
+    students = [*(stage for stage in recipe.stages if stage.role == "student"), ours]
+    longer = [replace(twice_as_long(stage), name=f"{stage.name}_longer") for stage in students]
     from_baseline = replace(ours, name=f"{ours.name}_from_baseline", role="control", inherit=("baseline",))
-    again = replace(ours, name=f"{ours.name}_continued", init=ours.name, inherit=(), inherit_parts=())
-    return (*papers, ours, again, from_baseline, *controls(recipe))
+    as_published = replace(continued(recipe.stage(CONTROLLED)), name=f"{CONTROLLED}_continued")
+    return (ours, from_baseline, *longer, as_published, *controls(recipe))
 
 
 def controls(recipe: Recipe) -> tuple[StageConfig, ...]:
