@@ -26,11 +26,12 @@ lint: $(READY)
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/basedpyright --level error --pythonpath $(PYTHON)
 
-# All that measures speed and memory; the studies of benchmarks/seeds.py take hours and are asked for by name.
+# All that measures speed and memory; benchmarks/seeds.py and benchmarks.distillation take hours, and are asked for.
 MEASUREMENTS := $(filter-out benchmarks/seeds.py benchmarks/machine.py benchmarks/processes.py,$(wildcard benchmarks/*.py))
 
 bench: $(READY)
 	for file in $(MEASUREMENTS); do $(PYTHON) $$file || exit 1; done
+	$(PYTHON) -m benchmarks.speed
 
 clean:
 	rm -rf $(VENV)

@@ -25,6 +25,8 @@ COMMAND = "python -m benchmarks.distillation run --size {size}"
 #: Rows that are compared with the baseline.
 TAUGHT = ("student", "control")
 FULL_SWEEP = "frames_"
+#: Columns of a table of their own begin so.
+OTHER_CLASSES = ("pedestrian", "cyclist")
 MILLI = 1e-3
 
 
@@ -312,15 +314,14 @@ def tables(name: str, record: dict[str, Any], key: str, group: dict[str, Any]) -
     names = list(
         dict.fromkeys(n for about in shown.values() for cell in about["seeds"].values() for n in cell["values"])
     )
+    others = [n for n in names if n.startswith(OTHER_CLASSES)]
+    names = [n for n in names if n not in others]
     head = ["row", "n", "steps", f"{group['headline']} minus baseline's", *names]
     body = []
     for row, about in shown.items():
         difference = "" if row == "baseline" else marked(gain(group, row))
-        digits = [2 if n.endswith("_err") else 1 for n in names]
-        cells = [Estimate.of(list(column(about, n).values())).text(d) for n, d in zip(names, digits, strict=True)]
-        body.append(
-            [f"{row} ({about['role']})", str(len(about["seeds"])), f"{steps(group, row):,}", difference, *cells]
-        )
+        lead = [f"{row} ({about['role']})", str(len(about["seeds"])), f"{steps(group, row):,}", difference]
+        body.append([*lead, *means(about, names)])
     if "baseline_longer" in rows:
         blocks.append(
             Paragraph(
@@ -329,6 +330,8 @@ def tables(name: str, record: dict[str, Any], key: str, group: dict[str, Any]) -
             )
         )
     blocks.append(Table(head, body))
+    if others:
+        blocks.append(Table(["row", *others], [[row, *means(about, others)] for row, about in shown.items()]))
     blocks.append(costs(group))
     exchanged = fields(group)
     if exchanged is not None:
@@ -344,6 +347,11 @@ def tables(name: str, record: dict[str, Any], key: str, group: dict[str, Any]) -
         ]
     blocks.append(Command(f"{COMMAND.format(size=name)} --groups {key}"))
     return blocks
+
+
+def means(row: dict[str, Any], names: Sequence[str]) -> list[str]:
+    """A row's columns over seeds; errors are small numbers."""
+    return [Estimate.of(list(column(row, n).values())).text(2 if n.endswith("_err") else 1) for n in names]
 
 
 def costs(group: dict[str, Any]) -> Table:

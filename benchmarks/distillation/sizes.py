@@ -39,8 +39,8 @@ SIZES = {
              val_frames=150, test_frames=100, drives=20, drive_frames=6, test_drives=8, epochs=0.5, drive_epochs=0.8,
              side_by_side=2,
              promise="within 3 hours on two CPU cores"),
-        Size("gpu", seeds=5, slow_seeds=5, search_seeds=5, frames=400, bev_frames=400, sweep=(100, 1600),
-             val_frames=300, test_frames=250, drives=30, drive_frames=8, test_drives=15, epochs=1.5, drive_epochs=1.5,
+        Size("gpu", seeds=5, slow_seeds=3, search_seeds=5, frames=400, bev_frames=400, sweep=(100, 1600),
+             val_frames=300, test_frames=250, drives=30, drive_frames=8, test_drives=15, epochs=1.0, drive_epochs=1.0,
              side_by_side=12,
              promise="within 25 minutes on one H100"),
     )

@@ -54,17 +54,20 @@ def main() -> None:
     parser.add_argument("--only", nargs="+", choices=PARTS, help="by default all")
     parser.add_argument("--threads", type=int, help="of PyTorch, by default its own choice")
     parser.add_argument("--repeats", type=int, default=5, help="timed runs of each task, of which the fastest counts")
+    parser.add_argument("--before", nargs="+", metavar="GROUP",
+                        help="measure groups whose names begin so into a record with which the page compares: run it "
+                        "before you make something faster")  # fmt: skip
     parser.add_argument("--again", action="store_true", help="also what is recorded")
     parser.add_argument("--smoke", action="store_true", help=f"tiny networks, once, recorded in {SMOKE_RECORDS.name}")
     parser.add_argument("--render", action="store_true", help="measure nothing")
     options = parser.parse_args()
     records, page = (SMOKE_RECORDS, SMOKE_RECORDS / PAGE.name) if options.smoke else (RECORDS, PAGE)
     if not options.render:
-        path = records / f"speed_{options.device.type}.json"
+        path = records / f"speed_{options.device.type}{'_before' if options.before else ''}.json"
         asked = [name for name in options.only or PARTS if options.device.type in PARTS[name].devices]
         done = () if options.again else (read(path) or {"parts": {}})["parts"]
         record_parts([name for name in asked if name not in done], path, options)
-    print(write_page(read_records(records), page))
+    print(write_page(read_records(records), read_records(records, "_before"), page))
 
 
 def record_parts(names: list[str], path: Path, options: argparse.Namespace) -> None:
@@ -78,18 +81,24 @@ def record_parts(names: list[str], path: Path, options: argparse.Namespace) -> N
         setting = Setting(SMOKE if smoke else PAPER, Path(folder), device, torch.get_num_threads(),
                           "aot_eager" if smoke else "inductor")  # fmt: skip
         for name in names:
-            found = measure_part(PARTS[name], setting, 1 if smoke else options.repeats, smoke)
+            begins = tuple(options.before or ("",))
+            found = measure_part(PARTS[name], setting, 1 if smoke else options.repeats, smoke, begins)
             record = read(path) or {"parts": {}}
             record["parts"] = {n: found if n == name else record["parts"].get(n) for n in PARTS}
             record["parts"] = {n: part for n, part in record["parts"].items() if part is not None}
             write_file(path, json.dumps(record, indent=1) + "\n")
 
 
-def measure_part(part: Part, setting: Setting, repeats: int, smoke: bool) -> dict[str, Any]:
+def measure_part(
+    part: Part, setting: Setting, repeats: int, smoke: bool, begins: tuple[str, ...] = ("",)
+) -> dict[str, Any]:
+    """A part's record, of the groups whose names begin with one of these words."""
     begun = time.perf_counter()
     limits = measure_limits(setting.device, smoke)
     rows = []
     for task in part.tasks(setting):
+        if not task.group.startswith(begins):
+            continue
         rows.append(measure(task, limits, setting.device, repeats, SMOKE_PATIENCE if smoke else PATIENCE))
         told = rows[-1].get("failed") or f"{rows[-1]['seconds']:.4g} s"
         print(f"{task.group}, {task.way}: {told}", flush=True)

@@ -42,17 +42,18 @@ class Gap:
     text: str
 
 
-def read_records(folder: Path = RECORDS) -> dict[str, dict[str, Any]]:
-    """Records by device; of a device that was never measured there is none."""
-    paths = {device: folder / f"speed_{device}.json" for device in DEVICES}
+def read_records(folder: Path = RECORDS, which: str = "") -> dict[str, dict[str, Any]]:
+    """Records by device, ``which`` being "_before" for those to compare with; of a device that was never measured there
+    is none."""
+    paths = {device: folder / f"speed_{device}{which}.json" for device in DEVICES}
     return {device: json.loads(path.read_text()) for device, path in paths.items() if path.exists()}
 
 
-def write_page(records: dict[str, dict[str, Any]], path: Path = PAGE) -> Path:
-    return write_file(path, markdown(TITLE, render(records)))
+def write_page(records: dict[str, dict[str, Any]], before: dict[str, dict[str, Any]], path: Path = PAGE) -> Path:
+    return write_file(path, markdown(TITLE, render(records, before)))
 
 
-def render(records: dict[str, dict[str, Any]]) -> list[Block]:
+def render(records: dict[str, dict[str, Any]], before: dict[str, dict[str, Any]]) -> list[Block]:
     blocks: list[Block] = []
     for device, record in records.items():
         found = gaps(record)[:GAPS]
@@ -62,6 +63,7 @@ def render(records: dict[str, dict[str, Any]]) -> list[Block]:
     blocks.append(Paragraph(READING))
     for device, record in records.items():
         blocks += [Heading(DEVICES[device]), Command(COMMAND.format(device=device)), limits_table(record)]
+        blocks += mended(before[device], record) if device in before else []
         for name, part in record["parts"].items():
             blocks += TABLES[name](part["tasks"])
             blocks += failures(part["tasks"])
@@ -101,6 +103,19 @@ def least_of(row: Row, rows: Sequence[Row]) -> tuple[float | None, str]:
         part = next(r for r in rows if r["group"] == row["group"] and r["way"] == row["at_least"])
         return part["seconds"], row["at_least"]
     return row.get("limit"), row.get("limited_by", "")
+
+
+def mended(before: dict[str, Any], after: dict[str, Any]) -> list[Block]:
+    """What was made faster: the rows of both records, as the library does them."""
+    lines = []
+    for part, old in before["parts"].items():
+        new = {(row["group"], row["way"]): row for row in after["parts"].get(part, {"tasks": []})["tasks"]}
+        for row in old["tasks"]:
+            now = new.get((row["group"], row["way"]))
+            if row["usual"] and now is not None and "seconds" in row and "seconds" in now:
+                ratio = f"{row['seconds'] / now['seconds']:.2f}"
+                lines.append([row["group"], row["way"], duration(row["seconds"]), duration(now["seconds"]), ratio])
+    return [Paragraph("What was mended:"), Table(["", "way", "before", "now", "times as fast"], lines)] if lines else []
 
 
 # --------------------------------------------------------------------------------------------------------- the tables

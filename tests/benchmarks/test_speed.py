@@ -114,7 +114,7 @@ def setting(tmp_path_factory: pytest.TempPathFactory) -> Setting:
 @pytest.mark.parametrize("size", [PAPER, SMOKE], ids=["paper", "smoke"])
 def test_every_detector_and_method_is_measured(size: Any) -> None:
     assert set(size.detectors) == set(DETECTORS)
-    in_no_recipe = {"dense_truth", "trusted"}  # a control without a teacher, and terms that are still on trial
+    in_no_recipe = {"dense_truth", "trusted"}  # that stands alone: a control without a teacher, terms on trial
     assert set(size.methods) == set(METHODS) - in_no_recipe
 
 
@@ -171,6 +171,18 @@ def run_command(monkeypatch: pytest.MonkeyPatch, folder: Path, parts: dict[str, 
     return json.loads((folder / "speed_cpu.json").read_text())["parts"]
 
 
+def test_only_named_groups_are_measured_to_compare_with(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    calls: list[str] = []
+    parts = {name: one_task(name, calls) for name in ("detectors", "variants")}
+    run_command(monkeypatch, tmp_path, parts)
+    calls.clear()
+    run_command(monkeypatch, tmp_path, parts, "--before", "vari")
+    assert set(calls) == {"variants"}
+    before = json.loads((tmp_path / "speed_cpu_before.json").read_text())["parts"]
+    assert [len(part["tasks"]) for part in before.values()] == [0, 1]
+    assert "What was mended" in (tmp_path / "speed.md").read_text()
+
+
 def test_finished_parts_are_kept_until_they_are_asked_for_again(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
@@ -212,7 +224,7 @@ def test_the_page_begins_with_the_three_widest_gaps() -> None:
     del variants[-1]["seconds"]
     record = recorded(detectors=detectors, variants=variants)
     assert [gap.row["group"] for gap in page.gaps(record)] == ["b", "d", "c", "f", "a"]
-    lead = page.render({"cpu": record})[1]
+    lead = page.render({"cpu": record}, {})[1]
     assert isinstance(lead, page.Points) and len(lead.lines) == 3
     assert lead.lines[0].startswith("**b, fp32** (2 pictures): 9.0 times")
 
@@ -224,8 +236,14 @@ def test_what_is_read_takes_no_less_than_decoding() -> None:
     assert gap.times == pytest.approx(3.0) and "decoding" in gap.text and "75 ms a frame" in gap.text
 
 
+def test_what_was_mended_stands_beside_what_it_was(tmp_path: Path) -> None:
+    before, after = recorded(variants=[row("lift", 20.0), row("gone", 1.0)]), recorded(variants=[row("lift", 8.0)])
+    text = page.write_page({"cpu": after}, {"cpu": before}, tmp_path / "speed.md").read_text()
+    assert "| lift | fp32 | 2 s | 800 ms | 2.50 |" in text and "gone" not in text
+
+
 def test_failures_stand_on_the_page_with_their_reason(tmp_path: Path) -> None:
     failed = {**row("g", 1.0, way="compiled"), "failed": "Unsupported: a thing"}
     del failed["seconds"]
-    text = page.write_page({"cpu": recorded(variants=[row("g", 2.0), failed])}, tmp_path / "speed.md").read_text()
+    text = page.write_page({"cpu": recorded(variants=[row("g", 2.0), failed])}, {}, tmp_path / "speed.md").read_text()
     assert "g, compiled: Unsupported: a thing" in text and "| failed |" in text
