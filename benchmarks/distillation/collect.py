@@ -59,17 +59,22 @@ def collect(size: Size, out: Path, chosen: Sequence[Group], data: dict[str, Any]
             finished = {seed: folder for seed, folder in folders.items() if (folder / CARD).exists()}
             if finished:
                 cells = {seed: cell(recipes[seed], stage, folder) for seed, folder in finished.items()}
-                rows[stage.name] = {**about(stage), "latency": latencies.get(key_of(stage)), "seeds": cells}
+                rows[stage.name] = {
+                    **about(recipes[group.seeds[0]], stage),
+                    "latency": latencies.get(key_of(stage)),
+                    "seeds": cells,
+                }
         found[group.name] = {"title": group.title, "surround": group.surround, "headline": HEADLINE[group.surround],
                              "seeds": len(group.seeds), "stages": [stage.name for stage in stages],
                              "rows": rows}  # fmt: skip
     return {"size": asdict(size), "data": data, "machine": describe_machine(), "groups": found}
 
 
-def about(stage: StageConfig) -> dict[str, Any]:
-    """What a row is; it goes on from the rows whose weights it takes, unless they teach it as well."""
+def about(recipe: Recipe, stage: StageConfig) -> dict[str, Any]:
+    """What a row is; it goes on from the rows whose weights it takes, those of teachers left out."""
+    before = [recipe.stage(name) for name in stage.starts_from]
     return {"role": stage.role, "input": stage.detector.input, "teachers": list(stage.teachers),
-            "goes_on_from": [name for name in stage.starts_from if name not in stage.teachers],
+            "goes_on_from": [one.name for one in before if one.role != "teacher"],
             "epochs": stage.schedule.epochs, "method": to_plain(stage.method)}  # fmt: skip
 
 

@@ -135,8 +135,8 @@ def column(row: dict[str, Any], name: str) -> dict[str, float]:
 
 
 def steps(group: dict[str, Any], row: str) -> int:
-    """Training steps of a row and of those that it goes on from; its teachers' are not counted, for they are no part of
-    what it is compared with."""
+    """Training steps of a row and of those that it goes on from; a teacher's are not counted, for it is trained once,
+    whatever is then made of it."""
     about = group["rows"][row]
     own = next(iter(about["seeds"].values()))["cost"]["steps"]
     return own + sum(steps(group, before) for before in about["goes_on_from"] if before in group["rows"])

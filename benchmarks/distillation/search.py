@@ -97,6 +97,10 @@ CANDIDATES = {
         "painted; begins as the baseline", (_with(FEATURES, DenseTruthConfig()), continued)
     ),
     "begun_heads": Candidate("MonoSKD; neck and heads begin as the teacher's", (_begun(READERS),)),
+    "begun_dense": Candidate(
+        "labels painted around objects, no teacher's features; neck and heads begin as the teacher's",
+        (_alone, _with(DenseTruthConfig()), _begun(READERS)),
+    ),
     "begun_whole": Candidate("MonoSKD; all that fits begins as the teacher's", (_begun(()),)),
     "averaged": Candidate("MonoSKD; weights averaged over training", (_averaged,)),
     "begun_alone": Candidate("no teacher's answers; all that fits begins as the teacher's", (_alone, _begun(()))),

@@ -100,13 +100,15 @@ def controls(recipe: Recipe) -> tuple[StageConfig, ...]:
     twice = replace(baseline.schedule, epochs=recipe.stage("teacher").schedule.epochs + baseline.schedule.epochs)
     features = replace(taught.method, response_weight=0.0)
     response = replace(taught.method, spearman_weight=0.0, affinity_weight=0.0)
+    dense = replace(again, name="dense_truth", method=DenseTruthConfig())
     as_control = replace(taught, role="control")
     return (
         replace(again, name=RGB_TEACHER, seed_offset=1000),
         replace(as_control, name=f"{CONTROLLED}_from_{RGB_TEACHER}", teachers=(RGB_TEACHER,)),
         replace(as_control, name="features_only", method=features),
         replace(as_control, name="response_only", method=response),
-        replace(again, name="dense_truth", method=DenseTruthConfig()),
+        dense,
+        replace(twice_as_long(dense), name="dense_truth_longer"),
         replace(again, name="baseline_longer", schedule=twice),
     )
 

@@ -36,7 +36,7 @@ def test_every_method_on_every_base_has_a_row(size: Size, tmp_path: Path) -> Non
     for count in size.sweep:
         assert {"teacher", "baseline", "monoskd"} == set(rows[f"frames_{count}"])
     asked: dict[str, tuple[str, ...]] = {
-        "rgb_teacher": (), "monoskd_from_rgb_teacher": ("rgb_teacher",), "dense_truth": (),
+        "rgb_teacher": (), "monoskd_from_rgb_teacher": ("rgb_teacher",), "dense_truth": (), "dense_truth_longer": (),
         "features_only": ("teacher",), "response_only": ("teacher",), "baseline_longer": (),
         "head_start_from_baseline": ("teacher",),
     }  # fmt: skip
@@ -82,12 +82,8 @@ def test_a_group_has_one_budget_and_one_data_set(size: Size, tmp_path: Path) -> 
 
 def epochs_in_all(recipe: Recipe, stage: StageConfig) -> int:
     """Of a student and of what it goes on from, its teachers left out."""
-    before = [recipe.stage(name) for name in stage.starts_from if name not in stage.teachers]
-    return stage.schedule.epochs + sum(
-        epochs_in_all(recipe, one)
-        for one in before
-        if one.name != "teacher"  # one candidate has no teacher's answers
-    )
+    before = [recipe.stage(name) for name in stage.starts_from]
+    return stage.schedule.epochs + sum(epochs_in_all(recipe, one) for one in before if one.role != "teacher")
 
 
 @pytest.mark.parametrize("size", SIZES.values(), ids=lambda s: s.name)
