@@ -192,7 +192,7 @@ def verdicts(name: str, record: dict[str, Any]) -> list[Block]:
             if about["role"] not in TAUGHT or "baseline" not in group["rows"]:
                 continue
             estimate = gain(group, row)
-            if estimate.n < 2:
+            if not finished(group, row) or estimate.n < 2:
                 continue
             count += 1
             sure += estimate.clear and estimate.p_value < LEVEL
@@ -201,6 +201,8 @@ def verdicts(name: str, record: dict[str, Any]) -> list[Block]:
             mark = "*" if estimate.clear and estimate.p_value < LEVEL else ""
             found[kind].append(f"{row} on {base} {estimate.text(signed=True)}{mark}")
     seeds = record["size"]["seeds"]
+    missing = sum(not finished(group, row) for group in record["groups"].values() for row in group["stages"])
+    unfinished = f" **Not finished yet: {missing} rows**, which are not judged here." if missing else ""
     lines = [
         f"**{words}**: {'; '.join(found[kind])}." for kind, words in (
             ("better", "Larger than noise, better than the baseline"), ("worse", "Larger than noise, worse"),
@@ -212,7 +214,7 @@ def verdicts(name: str, record: dict[str, Any]) -> list[Block]:
             f"Size {name}, {seeds} seeds: gains over the baseline, paired by seed, in points of the group's headline "
             f"(car 3D AP|R40 moderate at IoU 0.5; NDS for six cameras). Larger than noise means more than {CLEAR:g} "
             f"standard errors; of {seeds} seeds that alone is weak evidence, and {sure} of the {count} comparisons, "
-            f"marked *, also pass a paired t-test at {100 * LEVEL:g} %."
+            f"marked *, also pass a paired t-test at {100 * LEVEL:g} %.{unfinished}"
         ),
         Points([*lines, *conclusion(record["groups"])]),
     ]
@@ -337,11 +339,12 @@ def tables(name: str, record: dict[str, Any], key: str, group: dict[str, Any]) -
     if exchanged is not None:
         blocks += [
             Paragraph(
-                "Which field of the boxes is better than the baseline's? Points of car 3D AP at IoU 0.5 when matched "
-                "boxes exchange one field, the mean of what the baseline gains by the student's values and the student "
-                "loses by the baseline's. They do not add up: a box counts once all its fields are good enough. The "
-                "remainder is what the single fields, location as its two parts, leave of the whole difference. Bold "
-                f"is more than {CLEAR:g} standard errors. The last row is what the true values would give the baseline."
+                "Which field of the boxes is better than those of `baseline`, whatever the row's steps? Points of car "
+                "3D AP at IoU 0.5 when matched boxes exchange one field, the mean of what the baseline gains by the "
+                "student's values and the student loses by the baseline's. They do not add up: a box counts once all "
+                "its fields are good enough. The remainder is what the single fields, location as its two parts, leave "
+                f"of the whole difference. Bold is more than {CLEAR:g} standard errors. The last row is what the true "
+                "values would give the baseline."
             ),
             exchanged,
         ]

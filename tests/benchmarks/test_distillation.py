@@ -157,7 +157,7 @@ def test_the_first_lines_say_what_is_larger_than_noise() -> None:
     assert "bad on MonoDLE −3.0 ± 0.6" in worse
     assert "chance on MonoDLE +1.0" in noise
     assert "**The gpu size has not been run**" in text
-    assert "Not finished with all seeds: never_run" in text
+    assert "Not finished with all seeds: never_run" in text and "**Not finished yet: 1 rows**" in text
     assert (
         "| good | 90 | 2.00 ± 0.00 | 1.00 ± 0.00 | 20.0 | 30.0 |" in text
         and "| good (student) | 3 | 90 | **+5.1 ± 0.1** |" in text
