@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import json
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -17,6 +16,7 @@ from distill3d.train.checkpoint import CARD, load_detector
 from distill3d.train.recipe import StageConfig
 from distill3d.view.page import write_file
 
+from ..stopwatch import fastest
 from .cells import stage_folder
 from .sizes import Size
 from .table import Group
@@ -60,18 +60,7 @@ def latency(folder: Path) -> dict[str, Any]:
     with TemporaryDirectory() as temporary, torch.no_grad():
         path = Path(temporary) / "student.onnx"
         exported = export.export_checkpoint(folder, path)
-        in_torch = fastest(lambda: deployed(*inputs.values()))
+        in_torch = fastest(lambda: deployed(*inputs.values()), torch.device("cpu"), RUNS)
         in_onnx = min(export.latency(export.open_session(path), inputs, RUNS))
     torch.set_num_threads(threads)
     return {"onnx_seconds": in_onnx, "torch_seconds": in_torch, "bytes": exported.size}
-
-
-def fastest(run: Callable[[], object]) -> float:
-    """Seconds of the fastest run, after one that does not count."""
-    run()
-    seconds = []
-    for _ in range(RUNS):
-        begun = time.perf_counter()
-        run()
-        seconds.append(time.perf_counter() - begun)
-    return min(seconds)

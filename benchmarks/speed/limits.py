@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
+
+from ..stopwatch import fastest
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 #: Sides of square matrices, and channels of 3 x 3 convolutions of so many images of so many cells a side: the best
@@ -30,27 +30,6 @@ class Limits:
     call: float  # s that the call of an operator takes that has nothing to do
 
 
-def seconds(run: Callable[[], object], device: torch.device) -> float:
-    """Of one call, until the device is done."""
-    if device.type == "cuda":
-        begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-        torch.cuda.synchronize()
-        begin.record()
-        run()
-        end.record()
-        torch.cuda.synchronize()
-        return begin.elapsed_time(end) / 1000
-    begun = time.perf_counter()
-    run()
-    return time.perf_counter() - begun
-
-
-def fastest(run: Callable[[], object], device: torch.device) -> float:
-    """Of several calls, after one that does not count."""
-    run()
-    return min(seconds(run, device) for _ in range(RUNS))
-
-
 @torch.no_grad()
 def measure_limits(device: torch.device, smoke: bool = False) -> Limits:
     """By products of large matrices, large convolutions, large copies, and additions to a single number."""
@@ -63,13 +42,13 @@ def measure_limits(device: torch.device, smoke: bool = False) -> Limits:
     }
     bandwidth = max(_copy(size, device) for size in (SMOKE_COPIED if smoke else COPIED))
     one = torch.zeros(1, device=device)
-    call = fastest(lambda: [one.add_(1) for _ in range(CALLS)], device) / CALLS
+    call = fastest(lambda: [one.add_(1) for _ in range(CALLS)], device, RUNS) / CALLS
     return Limits(flops, bandwidth, call)
 
 
 def _matrix_product(side: int, dtype: torch.dtype, device: torch.device) -> float:
     a, b = (torch.randn(side, side, device=device).to(dtype) for _ in range(2))
-    return 2 * side**3 / fastest(lambda: a @ b, device)
+    return 2 * side**3 / fastest(lambda: a @ b, device, RUNS)
 
 
 def _convolution(channels: int, dtype: torch.dtype, device: torch.device) -> float:
@@ -79,10 +58,10 @@ def _convolution(channels: int, dtype: torch.dtype, device: torch.device) -> flo
         for shape in ((CONVOLVED, channels, side, side), (channels, channels, 3, 3))
     )
     operations = 2 * CONVOLVED * side**2 * weight.numel()
-    return operations / fastest(lambda: F.conv2d(x, weight, padding=1), device)
+    return operations / fastest(lambda: F.conv2d(x, weight, padding=1), device, RUNS)
 
 
 def _copy(size: int, device: torch.device) -> float:
     source = torch.zeros(size, dtype=torch.uint8, device=device)
     target = torch.empty_like(source)
-    return 2 * size / fastest(lambda: target.copy_(source), device)
+    return 2 * size / fastest(lambda: target.copy_(source), device, RUNS)

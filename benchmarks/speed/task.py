@@ -15,7 +15,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode, conv_flop_count
 
-from .limits import Limits, seconds
+from ..stopwatch import seconds
+from .limits import Limits
 
 PrecisionName = Literal["fp32", "bf16"]
 aten = torch.ops.aten
