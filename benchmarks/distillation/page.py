@@ -5,17 +5,16 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
-from html import escape
 from pathlib import Path
 from typing import Any
 
-from distill3d.view.page import page_html, write_file
+from distill3d.view.page import write_file
 
+from ..document import Block, Command, Heading, Paragraph, Points, Table, html, markdown
 from .estimates import CLEAR, LEVEL, Estimate, paired
 from .search import CANDIDATES, OURS, SINGLE
 from .sizes import SIZES
-from .table import CONFIRMED_IN, SEARCH
+from .table import CONFIRMED_IN, CONTROLLED, SEARCH, SWEEP
 
 ROOT = Path(__file__).resolve().parents[2]
 RECORDS = ROOT / "benchmarks" / "results"
@@ -24,93 +23,9 @@ TITLE = "Does distillation help?"
 COMMAND = "python -m benchmarks.distillation run --size {size}"
 #: Rows that are compared with the baseline.
 TAUGHT = ("student", "control")
-FULL_SWEEP = "frames_"
 #: Columns of a table of their own begin so.
 OTHER_CLASSES = ("pedestrian", "cyclist")
 MILLI = 1e-3
-
-
-# --------------------------------------------------------------------------------------------------------- the document
-
-
-@dataclass(frozen=True)
-class Heading:
-    text: str
-
-
-@dataclass(frozen=True)
-class Paragraph:
-    text: str
-
-
-@dataclass(frozen=True)
-class Points:
-    lines: Sequence[str]
-
-
-@dataclass(frozen=True)
-class Table:
-    head: Sequence[str]
-    rows: Sequence[Sequence[str]]
-
-
-@dataclass(frozen=True)
-class Command:
-    text: str
-
-
-Block = Heading | Paragraph | Points | Table | Command
-
-
-def markdown(title: str, blocks: Sequence[Block]) -> str:
-    """The page for a source tree's readers."""
-    parts = [f"# {title}"]
-    for block in blocks:
-        match block:
-            case Heading(text):
-                parts.append(f"## {text}")
-            case Paragraph(text):
-                parts.append(text)
-            case Points(lines):
-                parts.append("\n".join(f"- {line}" for line in lines))
-            case Command(text):
-                parts.append(f"    {text}")
-            case Table(head, rows):
-                lines = [head, ["---"] * len(head), *rows]
-                parts.append("\n".join(f"| {' | '.join(cells)} |" for cells in lines))
-    return "\n\n".join(parts) + "\n"
-
-
-def html(title: str, blocks: Sequence[Block]) -> str:
-    """The same, self-contained."""
-    parts = [f"<header><h1>{escape(title)}</h1></header><main>"]
-    for block in blocks:
-        match block:
-            case Heading(text):
-                parts.append(f"<h2>{_inline(text)}</h2>")
-            case Paragraph(text):
-                parts.append(f"<p>{_inline(text)}</p>")
-            case Points(lines):
-                parts.append(f'<ul class="plain">{"".join(f"<li>{_inline(line)}</li>" for line in lines)}</ul>')
-            case Command(text):
-                parts.append(f"<pre>{escape(text)}</pre>")
-            case Table(head, rows):
-                top = "".join(f"<th>{_inline(cell)}</th>" for cell in head)
-                body = "".join(
-                    f'<tr><th scope="row">{_inline(first)}</th>{"".join(f"<td>{_inline(c)}</td>" for c in rest)}</tr>'
-                    for first, *rest in rows
-                )
-                parts.append(f'<div class="scroll" tabindex="0"><table class="ap"><thead><tr>{top}</tr></thead>'
-                             f"<tbody>{body}</tbody></table></div>")  # fmt: skip
-    return page_html(title, [*parts, "</main>"])
-
-
-def _inline(text: str) -> str:
-    """Bold and code of Markdown as HTML."""
-    pieces = escape(text).split("`")
-    code = "".join(f"<code>{piece}</code>" if i % 2 else piece for i, piece in enumerate(pieces))
-    bold = code.split("**")
-    return "".join(f"<b>{piece}</b>" if i % 2 else piece for i, piece in enumerate(bold))
 
 
 # ----------------------------------------------------------------------------------------------------------- the record
@@ -134,6 +49,16 @@ def column(row: dict[str, Any], name: str) -> dict[str, float]:
     return {seed: value for seed, value in values.items() if not math.isnan(value)}
 
 
+def headline(group: dict[str, Any], row: str) -> dict[str, float]:
+    """A row's values by seed of what rows are compared by; of none if it is not there."""
+    return column(group["rows"][row], group["headline"]) if row in group["rows"] else {}
+
+
+def average(values: dict[str, float]) -> Estimate:
+    """Over the seeds."""
+    return Estimate.of(list(values.values()))
+
+
 def steps(group: dict[str, Any], row: str) -> int:
     """Training steps of a row and of those that it goes on from; a teacher's are not counted, for it is trained once,
     whatever is then made of it."""
@@ -151,8 +76,7 @@ def untaught(group: dict[str, Any], row: str) -> str:
 
 def gain(group: dict[str, Any], row: str) -> Estimate:
     """What a row has in the headline beyond what it is compared with, paired by seed."""
-    name, rows, other = group["headline"], group["rows"], untaught(group, row)
-    return paired(column(rows[row], name), column(rows[other], name) if other in rows else {})
+    return paired(headline(group, row), headline(group, untaught(group, row)))
 
 
 def finished(group: dict[str, Any], row: str) -> bool:
@@ -239,8 +163,7 @@ def single(group: dict[str, Any], count: int) -> list[str]:
 
 def against(group: dict[str, Any], row: str, other: str) -> str:
     """One row minus another in words."""
-    name = group["headline"]
-    difference = paired(column(group["rows"][row], name), column(group["rows"][other], name))
+    difference = paired(headline(group, row), headline(group, other))
     word = f"more than {CLEAR:g} standard errors" if difference.clear else "noise"
     probability = "" if math.isnan(difference.p_value) else f" (paired t-test: p = {difference.p_value:.3f})"
     return f"{row} minus {other} {difference.text(signed=True)}, {word}{probability}"
@@ -254,17 +177,13 @@ def marked(estimate: Estimate) -> str:
 
 def best_of(group: dict[str, Any], rows: Iterable[str]) -> str | None:
     """The row with the highest mean headline among those that all seeds have finished."""
-    means = {
-        row: Estimate.of(list(column(group["rows"][row], group["headline"]).values())).mean
-        for row in rows if finished(group, row)
-    }  # fmt: skip
+    means = {row: average(headline(group, row)).mean for row in rows if finished(group, row)}
     return max(means, key=means.__getitem__, default=None)
 
 
 def candidates(group: dict[str, Any]) -> list[Block]:
     """What was tried, best first, against the best single method of as many steps."""
-    name, rows = group["headline"], group["rows"]
-    tried = [row for row in CANDIDATES if row in rows]
+    tried = [row for row in CANDIDATES if row in group["rows"]]
     blocks: list[Block] = [
         Paragraph(
             "What was tried, best first. Steps are those of the student and of what it goes on from; the teacher's are "
@@ -277,11 +196,11 @@ def candidates(group: dict[str, Any]) -> list[Block]:
             continue
         body = []
         for row in (row for row in tried if steps(group, row) == count):
-            values = column(rows[row], name)
-            mean, more = Estimate.of(list(values.values())), paired(values, column(rows[best], name))
+            values = headline(group, row)
+            mean, more = average(values), paired(values, headline(group, best))
             cells = [row, CANDIDATES[row].about, mean.text(), "" if row == best else marked(more)]
             body.append((mean.mean, cells))
-        head = [f"candidate, {count:,} steps", "what it is", f"{name}, validation", f"minus {best}"]
+        head = [f"candidate, {count:,} steps", "what it is", f"{group['headline']}, validation", f"minus {best}"]
         blocks.append(Table(head, [cells for _, cells in sorted(body, reverse=True)]))
     return blocks
 
@@ -354,7 +273,7 @@ def tables(name: str, record: dict[str, Any], key: str, group: dict[str, Any]) -
 
 def means(row: dict[str, Any], names: Sequence[str]) -> list[str]:
     """A row's columns over seeds; errors are small numbers."""
-    return [Estimate.of(list(column(row, n).values())).text(2 if n.endswith("_err") else 1) for n in names]
+    return [average(column(row, n)).text(2 if n.endswith("_err") else 1) for n in names]
 
 
 def costs(group: dict[str, Any]) -> Table:
@@ -416,25 +335,21 @@ def fields(group: dict[str, Any]) -> Table | None:
 def sweep(record: dict[str, Any]) -> list[Block]:
     """How much a teacher helps with few and with many training frames."""
     groups = {
-        record["size"]["frames"]: record["groups"].get("monodle"),
-        **{int(k.removeprefix(FULL_SWEEP)): g for k, g in record["groups"].items() if k.startswith(FULL_SWEEP)},
+        record["size"]["frames"]: record["groups"].get(CONFIRMED_IN),
+        **{int(k.removeprefix(SWEEP)): g for k, g in record["groups"].items() if k.startswith(SWEEP)},
     }
-    known = {
-        frames: g for frames, g in sorted(groups.items()) if g and {"teacher", "baseline", "monoskd"} <= set(g["rows"])
-    }
+    rows = ("teacher", "baseline", CONTROLLED)
+    known = {frames: group for frames, group in sorted(groups.items()) if group and set(rows) <= set(group["rows"])}
     if len(known) < 2:
         return []
     body = []
     for frames, group in known.items():
-        of = [
-            Estimate.of(list(column(group["rows"][r], group["headline"]).values()))
-            for r in ("teacher", "baseline", "monoskd")
-        ]
-        body.append([str(frames), *(e.text() for e in of), gain(group, "monoskd").text(signed=True)])
+        numbers = [average(headline(group, row)).text() for row in rows]
+        body.append([str(frames), *numbers, gain(group, CONTROLLED).text(signed=True)])
     return [
         Heading("With how many training frames does it help?"),
         Paragraph(
             "MonoSKD on MonoDLE at as many steps, whatever the number of frames; car 3D AP|R40 moderate at IoU 0.5."
         ),
-        Table(["training frames", "teacher", "baseline", "monoskd", "monoskd minus baseline"], body),
+        Table(["training frames", *rows, f"{CONTROLLED} minus baseline"], body),
     ]

@@ -10,13 +10,14 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
+from distill3d.distill.methods import MethodConfig
 from distill3d.distill.methods.dense_truth import DenseTruthConfig
 from distill3d.distill.methods.mixed import MixedConfig
 from distill3d.distill.methods.monodistill import MonoDistillConfig
 from distill3d.distill.methods.monoskd import MonoSKDConfig
 from distill3d.distill.methods.monostl import MonoSTLConfig
 from distill3d.distill.methods.trusted import TrustedConfig
-from distill3d.recipes.head_start import NAME, READERS, head_start
+from distill3d.recipes.head_start import NAME, READERS, TERMS, head_start
 from distill3d.recipes.synthetic import FUSION_CHANNELS
 from distill3d.train.recipe import Recipe, StageConfig
 
@@ -31,8 +32,6 @@ class Candidate:
     changes: tuple[Change, ...] = ()
 
 
-#: MonoSKD's relations and correlation without its response, and something else in its place.
-FEATURES = MonoSKDConfig(response_weight=0.0)
 #: Names of the published methods among the candidates.
 PUBLISHED = ("monodistill", "monostl", "monoskd")
 SINGLE = (*PUBLISHED, *(f"{name}_{how}" for name in PUBLISHED for how in ("continued", "longer")))
@@ -42,8 +41,7 @@ OURS = (NAME, f"{NAME}_longer")
 AVERAGE = {"ema": 0.995, "ema_warmup": 100.0}
 
 
-def _with(*parts: MonoSKDConfig | MonoDistillConfig | MonoSTLConfig | TrustedConfig | DenseTruthConfig) -> Change:
-    method = parts[0] if len(parts) == 1 else MixedConfig(parts)
+def _with(method: MethodConfig) -> Change:
     return lambda stage: replace(stage, method=method)
 
 
@@ -72,30 +70,30 @@ def _averaged(stage: StageConfig) -> StageConfig:
     return replace(stage, schedule=replace(stage.schedule, **AVERAGE))
 
 
+#: What several candidates have in common.
+MONODISTILL = _with(MonoDistillConfig(fusion_channels=FUSION_CHANNELS))
+MONOSTL = _with(MonoSTLConfig(fusion_channels=FUSION_CHANNELS))
+PAINTED = _with(TERMS)
+
 #: The single methods, and what this project tries beside them.  "Continued" is as the papers train MonoDLE's students,
 #: which go on from the trained baseline; all others begin untrained unless their words say otherwise.
 CANDIDATES = {
-    "monodistill": Candidate("MonoDistill", (_with(MonoDistillConfig(fusion_channels=FUSION_CHANNELS)),)),
-    "monostl": Candidate("MonoSTL", (_with(MonoSTLConfig(fusion_channels=FUSION_CHANNELS)),)),
+    "monodistill": Candidate("MonoDistill", (MONODISTILL,)),
+    "monostl": Candidate("MonoSTL", (MONOSTL,)),
     "monoskd": Candidate("MonoSKD"),
     "trusted": Candidate(
         "MonoSKD's feature terms; a response only where the teacher's depth is better than the student's; the "
-        "teacher's heat map", (_with(FEATURES, TrustedConfig()),),
+        "teacher's heat map",
+        (_with(MixedConfig((MonoSKDConfig(response_weight=0.0), TrustedConfig()))),),
     ),
     "painted": Candidate(
         "MonoSKD's feature terms; the labels themselves painted around objects as response",
-        (_with(FEATURES, DenseTruthConfig()),),
+        (PAINTED,),
     ),
-    "monodistill_continued": Candidate(
-        "MonoDistill; begins as the baseline", (_with(MonoDistillConfig(fusion_channels=FUSION_CHANNELS)), continued)
-    ),
-    "monostl_continued": Candidate(
-        "MonoSTL; begins as the baseline", (_with(MonoSTLConfig(fusion_channels=FUSION_CHANNELS)), continued)
-    ),
+    "monodistill_continued": Candidate("MonoDistill; begins as the baseline", (MONODISTILL, continued)),
+    "monostl_continued": Candidate("MonoSTL; begins as the baseline", (MONOSTL, continued)),
     "monoskd_continued": Candidate("MonoSKD; begins as the baseline", (continued,)),
-    "painted_continued": Candidate(
-        "painted; begins as the baseline", (_with(FEATURES, DenseTruthConfig()), continued)
-    ),
+    "painted_continued": Candidate("painted; begins as the baseline", (PAINTED, continued)),
     "begun_heads": Candidate("MonoSKD; neck and heads begin as the teacher's", (_begun(READERS),)),
     "begun_dense": Candidate(
         "labels painted around objects, no teacher's features; neck and heads begin as the teacher's",
@@ -106,17 +104,12 @@ CANDIDATES = {
     "begun_alone": Candidate("no teacher's answers; all that fits begins as the teacher's", (_alone, _begun(()))),
     NAME: Candidate("painted; neck and heads begin as the teacher's", (head_start,)),
     f"{NAME}_continued": Candidate("painted; begins as head_start ended", (head_start, _going_on_from(NAME))),
-    "monodistill_longer": Candidate(
-        "MonoDistill, twice as long", (_with(MonoDistillConfig(fusion_channels=FUSION_CHANNELS)), twice_as_long)
-    ),
-    "monostl_longer": Candidate(
-        "MonoSTL, twice as long", (_with(MonoSTLConfig(fusion_channels=FUSION_CHANNELS)), twice_as_long)
-    ),
+    "monodistill_longer": Candidate("MonoDistill, twice as long", (MONODISTILL, twice_as_long)),
+    "monostl_longer": Candidate("MonoSTL, twice as long", (MONOSTL, twice_as_long)),
     "monoskd_longer": Candidate("MonoSKD, twice as long", (twice_as_long,)),
     OURS[1]: Candidate("head_start, twice as long", (head_start, twice_as_long)),
-    "begun_whole_painted": Candidate("painted; all that fits begins as the teacher's",
-                                     (_with(FEATURES, DenseTruthConfig()), _begun(()))),
-}  # fmt: skip
+    "begun_whole_painted": Candidate("painted; all that fits begins as the teacher's", (PAINTED, _begun(()))),
+}
 
 
 def with_candidates(recipe: Recipe) -> Recipe:

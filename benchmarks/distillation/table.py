@@ -30,16 +30,16 @@ RGB_TEACHER = "rgb_teacher"
 CONTROLLED = "monoskd"
 #: Stages of LabelDistill's preset that are its terms one by one.
 LABELDISTILL_PARTS = ("lidar", "label")
-#: The trained teacher is not evaluated before the end: its curve is of no interest here.
+#: Curves are of no interest here.
 ONLY_AT_THE_END = EvaluationConfig(every=10**6)
-
-
 #: A base whose steps take twice as long as the others'.
 SLOW = ("monodetr",)
 #: The group in which the search's outcome stands beside all controls.
 CONFIRMED_IN = "monodle"
 #: The group whose rows are candidates and no results.
 SEARCH = "search"
+#: Groups of the sweep are called so, with their number of frames.
+SWEEP = "frames_"
 
 
 @dataclass(frozen=True)
@@ -62,7 +62,7 @@ def groups(size: Size) -> dict[str, Group]:
         for base, about in BASES.items()
     ]
     sweep = [
-        Group(f"frames_{count}", f"MonoDLE, {count} training frames", partial(_sweep, count), seeds)
+        Group(f"{SWEEP}{count}", f"MonoDLE, {count} training frames", partial(_sweep, count), seeds)
         for count in size.sweep
     ]
     bev = Group("caddn", f"CaDDN on the ground, {size.bev_frames} training frames", _bev, slow)
@@ -115,8 +115,7 @@ def controls(recipe: Recipe) -> tuple[StageConfig, ...]:
 
 def _sweep(frames: int, size: Size, seed: int, out: Path) -> Recipe:
     """Teacher, baseline and MonoSKD's student on more or fewer frames, for as many steps."""
-    name = f"frames_{frames}"
-    recipe = _on_streets(get_recipe("tiny_monodle"), name, size, frames, seed, out)
+    recipe = _on_streets(get_recipe(f"tiny_{CONFIRMED_IN}"), f"{SWEEP}{frames}", size, frames, seed, out)
     stages = tuple(
         replace(s, detector=replace(s.detector, classes=HEAT_CLASSES),
                 schedule=replace(s.schedule, epochs=max(1, round(s.schedule.epochs * size.frames / frames))))
@@ -126,7 +125,7 @@ def _sweep(frames: int, size: Size, seed: int, out: Path) -> Recipe:
 
 
 def _search(size: Size, seed: int, out: Path) -> Recipe:
-    return with_candidates(_camera("monodle", size, seed, out))
+    return with_candidates(_camera(CONFIRMED_IN, size, seed, out))
 
 
 def _bev(size: Size, seed: int, out: Path) -> Recipe:

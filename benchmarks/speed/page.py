@@ -10,7 +10,7 @@ from typing import Any
 
 from distill3d.view.page import write_file
 
-from ..distillation.page import Block, Command, Heading, Paragraph, Points, Table, markdown
+from ..document import Block, Command, Heading, Paragraph, Points, Table, markdown
 
 ROOT = Path(__file__).resolve().parents[2]
 RECORDS = ROOT / "benchmarks" / "results"

@@ -34,9 +34,7 @@ NAME = "head_start"
 
 def head_start(student: StageConfig) -> StageConfig:
     """A taught student's stage with the same budget and this project's way to teach."""
-    return replace(
-        student, name=NAME, method=TERMS, init=None, inherit=student.teachers, inherit_parts=READERS
-    )  # fmt: skip
+    return replace(student, name=NAME, method=TERMS, init=None, inherit=student.teachers, inherit_parts=READERS)
 
 
 def tiny_head_start() -> Recipe:

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from benchmarks import document
 from benchmarks.distillation import page, worlds
 from benchmarks.distillation.cells import run_folder, train_cell
 from benchmarks.distillation.collect import collect
@@ -151,7 +152,7 @@ def made_up_record(gains: dict[str, list[float]]) -> dict[str, Any]:
 
 def test_the_first_lines_say_what_is_larger_than_noise() -> None:
     record = made_up_record({"good": [5.0, 5.1, 5.2], "bad": [-3.0, -2.0, -4.0], "chance": [-4.0, 6.0, 1.0]})
-    text = page.markdown(page.TITLE, page.render({"cpu": record}))
+    text = document.markdown(page.TITLE, page.render({"cpu": record}))
     better, worse, noise = re.findall(r"^- \*\*.*$", text, flags=re.M)
     assert "good on MonoDLE +5.1 ± 0.1*" in better and "bad" not in better
     assert "bad on MonoDLE −3.0 ± 0.6" in worse
@@ -186,7 +187,7 @@ def test_our_recipe_is_judged_against_the_best_single_method(lead: list[float], 
     ours = [a + b for a, b in zip(singles["monoskd"], lead, strict=True)]
     record = made_up_record({**singles, OURS[0]: ours})
     record["groups"][SEARCH] = record["groups"]["monodle"]
-    text = page.markdown(page.TITLE, page.render({"cpu": record}))
+    text = document.markdown(page.TITLE, page.render({"cpu": record}))
     expected = f"{OURS[0]} minus monoskd {Estimate.of(lead).text(signed=True)}, {word} (paired t-test"
     line = next(
         line
@@ -201,11 +202,11 @@ def test_our_recipe_is_judged_against_the_best_single_method(lead: list[float], 
 def test_the_html_says_the_same() -> None:
     record = made_up_record({"a<b": [5.0, 5.1, 5.2]})
     blocks = page.render({"cpu": record})
-    text = page.html(page.TITLE, blocks)
+    text = document.html(page.TITLE, blocks)
     assert "a&lt;b on MonoDLE +5.1 ± 0.1*" in text and "<b>Larger than noise, better than the baseline</b>" in text
-    for cell in re.findall(r"\| ([^|]+) ", page.markdown(page.TITLE, blocks)):
+    for cell in re.findall(r"\| ([^|]+) ", document.markdown(page.TITLE, blocks)):
         if cell.strip("-"):
-            assert page._inline(cell) in text
+            assert document.inline(cell) in text
 
 
 # -------------------------------------------------------------------------------------------------------- the processes
@@ -273,4 +274,5 @@ def test_from_worlds_to_the_page(tmp_path: Path) -> None:
     assert found["fields"]["whole"] == pytest.approx(
         found["values"]["car 3D loose"] - rows["baseline"]["seeds"]["0"]["values"]["car 3D loose"], abs=1e-6
     )
-    assert "Not finished with all seeds: teacher, baseline, monoskd" in page.markdown("", page.render({"cpu": record}))
+    text = document.markdown("", page.render({"cpu": record}))
+    assert "Not finished with all seeds: teacher, baseline, monoskd" in text
