@@ -109,7 +109,7 @@ def render(records: dict[str, dict[str, Any]]) -> list[Block]:
 
 def verdicts(name: str, record: dict[str, Any]) -> list[Block]:
     """Which gains are larger than noise, size by size."""
-    found: dict[str, list[str]] = {"better": [], "worse": [], "noise": []}
+    found: dict[str, dict[str, list[str]]] = {"better": {}, "worse": {}, "noise": {}}
     count, sure = 0, 0
     for key, group in record["groups"].items():
         for row, about in group["rows"].items() if key != SEARCH else ():
@@ -123,23 +123,25 @@ def verdicts(name: str, record: dict[str, Any]) -> list[Block]:
             kind = "noise" if not estimate.clear else "better" if estimate.mean > 0 else "worse"
             base = group["title"] if key.startswith(SWEEP) else group["title"].partition(",")[0]
             mark = "*" if estimate.clear and estimate.p_value < LEVEL else ""
-            found[kind].append(f"{row} on {base} {estimate.text(signed=True)}{mark}")
+            found[kind].setdefault(base, []).append(f"{row} {estimate.text(signed=True)}{mark}")
     seeds = record["size"]["seeds"]
     missing = sum(not finished(group, row) for group in record["groups"].values() for row in group["stages"])
     unfinished = f" **Not finished yet: {missing} rows**, which are not judged here." if missing else ""
     lines = [
-        f"**{words}**: {'; '.join(found[kind])}." for kind, words in (
+        " ".join((f"**{words}.**", *(f"On {base}: {', '.join(gains)}." for base, gains in found[kind].items())))
+        for kind, words in (
             ("better", "Larger than noise, better than the baseline"), ("worse", "Larger than noise, worse"),
             ("noise", "Noise"),
         ) if found[kind]
     ]  # fmt: skip
+    slow = record["size"]["slow_seeds"]
     return [
         Paragraph(
-            f"Size {name}, {seeds} seeds: gains over the baseline, or over the one of as many steps where a row has "
-            "more, paired by seed, in points of the group's headline (car 3D AP|R40 moderate at IoU 0.5; NDS for six "
-            f"cameras). Larger than noise means more than {CLEAR:g} standard errors; of {seeds} seeds that alone is "
-            f"weak evidence, and {sure} of the {count} comparisons, marked *, also pass a paired t-test at "
-            f"{100 * LEVEL:g} %.{unfinished}"
+            f"Size {name}, {seeds} seeds, {slow} where steps take long: gains over the baseline, or over the one of as "
+            "many steps where a row has more, paired by seed, in points of the group's headline (car 3D AP|R40 "
+            f"moderate at IoU 0.5; NDS for six cameras). Larger than noise means more than {CLEAR:g} standard errors; "
+            f"of so few seeds that alone is weak evidence, and {sure} of the {count} comparisons, marked *, also pass "
+            f"a paired t-test at {100 * LEVEL:g} %.{unfinished}"
         ),
         Points([*lines, *conclusion(record["groups"])]),
     ]

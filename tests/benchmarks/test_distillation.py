@@ -146,17 +146,18 @@ def made_up_record(gains: dict[str, list[float]]) -> dict[str, Any]:
     rows |= {name: row("student", [b + g for b, g in zip(base, more, strict=True)]) for name, more in gains.items()}
     group = {"title": "MonoDLE, 400 training frames", "surround": False, "headline": "car 3D loose", "seeds": 3,
              "stages": [*rows, "never_run"], "rows": rows}  # fmt: skip
-    return {"size": {"seeds": 3, "frames": 400}, "data": {"streets": {"hash": "a" * 64}}, "machine": {"cpu": "some"},
-            "groups": {"monodle": group}}  # fmt: skip
+    size = {"seeds": 3, "slow_seeds": 2, "frames": 400}
+    data = {"streets": {"hash": "a" * 64}}
+    return {"size": size, "data": data, "machine": {"cpu": "some"}, "groups": {"monodle": group}}
 
 
 def test_the_first_lines_say_what_is_larger_than_noise() -> None:
     record = made_up_record({"good": [5.0, 5.1, 5.2], "bad": [-3.0, -2.0, -4.0], "chance": [-4.0, 6.0, 1.0]})
     text = document.markdown(page.TITLE, page.render({"cpu": record}))
     better, worse, noise = re.findall(r"^- \*\*.*$", text, flags=re.M)
-    assert "good on MonoDLE +5.1 ± 0.1*" in better and "bad" not in better
-    assert "bad on MonoDLE −3.0 ± 0.6" in worse
-    assert "chance on MonoDLE +1.0" in noise
+    assert "On MonoDLE: good +5.1 ± 0.1*" in better and "bad" not in better
+    assert "On MonoDLE: bad −3.0 ± 0.6" in worse
+    assert "On MonoDLE: chance +1.0" in noise
     assert "**The gpu size has not been run**" in text
     assert "Not finished with all seeds: never_run" in text and "**Not finished yet: 1 rows**" in text
     assert (
@@ -164,7 +165,7 @@ def test_the_first_lines_say_what_is_larger_than_noise() -> None:
         and "| good (student) | 3 | 90 | **+5.1 ± 0.1** |" in text
     )
     assert "    python -m benchmarks.distillation run --size cpu --groups monodle" in text
-    assert text.index("good on MonoDLE") < text.index("## ")
+    assert text.index("On MonoDLE: good") < text.index("## ")
 
 
 def test_rows_that_go_on_from_others_are_compared_with_those_that_trained_as_long() -> None:
@@ -203,7 +204,7 @@ def test_the_html_says_the_same() -> None:
     record = made_up_record({"a<b": [5.0, 5.1, 5.2]})
     blocks = page.render({"cpu": record})
     text = document.html(page.TITLE, blocks)
-    assert "a&lt;b on MonoDLE +5.1 ± 0.1*" in text and "<b>Larger than noise, better than the baseline</b>" in text
+    assert "On MonoDLE: a&lt;b +5.1 ± 0.1*" in text and "<b>Larger than noise, better than the baseline.</b>" in text
     for cell in re.findall(r"\| ([^|]+) ", document.markdown(page.TITLE, blocks)):
         if cell.strip("-"):
             assert document.inline(cell) in text
