@@ -24,11 +24,11 @@ from .limits import measure_limits
 from .loading import loading_tasks
 from .networks import detector_tasks
 from .page import PAGE, RECORDS, ROOT, read, read_records, write_page
-from .paths import variant_tasks
+from .paths import ground_tasks, student_tasks, term_tasks
 from .task import Task, measure
 
 #: Seconds that compiling or exporting one thing may take.
-PATIENCE, SMOKE_PATIENCE = 1800.0, 180.0
+PATIENCE, SMOKE_PATIENCE = 400.0, 60.0
 SMOKE_RECORDS = ROOT / "runs" / "speed_smoke"
 
 
@@ -44,7 +44,9 @@ PARTS = {
     "loading": Part(loading_tasks, ("cpu",)),
     "detectors": Part(detector_tasks),
     "deployed": Part(deployed_tasks, ("cpu",)),
-    "variants": Part(variant_tasks),
+    "terms": Part(term_tasks),
+    "ground": Part(ground_tasks),
+    "students": Part(student_tasks),
 }
 
 

@@ -197,7 +197,8 @@ def grouped(rows: Sequence[Row]) -> dict[str, dict[str, Row]]:
     return found
 
 
-def variants_tables(rows: Sequence[Row]) -> list[Block]:
+def variants_tables(title: str, rows: Sequence[Row]) -> list[Block]:
+    """Groups in all ways, what compiling them took, and what is counted of those that no other table counts."""
     compiled = [row for row in rows if "graph_breaks" in row]
     lines = [[row["group"], row["way"], duration(row["first"]), str(row["graph_breaks"]), row["first_break"]]
              for row in compiled]  # fmt: skip
@@ -205,8 +206,8 @@ def variants_tables(rows: Sequence[Row]) -> list[Block]:
              Table(["", "way", "first run", "breaks", "the first"], lines)]  # fmt: skip
     rest = [row for row in rows if row["usual"]]
     return [
-        *ways_table("The same code in several ways", rows), *(table if lines else []),
-        *operators_table("Terms, lift, pooling and sparse convolution", rest),
+        *ways_table(title, rows), *(table if lines else []),
+        *(operators_table(f"{title}, beside the limits", rest) if rest else []),
     ]  # fmt: skip
 
 
@@ -221,7 +222,9 @@ TABLES = {
     "loading": loading_table,
     "detectors": lambda rows: operators_table("Detectors", rows),
     "deployed": lambda rows: ways_table("Deployed: one moment, from picture to boxes", rows),
-    "variants": variants_tables,
+    "terms": lambda rows: variants_tables("Methods' terms in several ways", rows),
+    "ground": lambda rows: variants_tables("To the ground in several ways: lift, pooling, sparse convolution", rows),
+    "students": lambda rows: variants_tables("Students' forward and backward pass in several ways", rows),
 }
 
 

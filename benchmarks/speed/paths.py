@@ -30,20 +30,27 @@ TO_GROUND = {"lift": (caddn, "lift", "caddn"), "voxel pooling": (bevdepth, "voxe
 SPARSE = ("second", "centerpoint")
 
 
-def variant_tasks(setting: Setting) -> Iterator[Task]:
-    detectors = setting.size.detectors
-    for name in export.RAW:
-        place = detectors[name]
-        tasks = in_all_ways(setting, f"{name}, forward and backward", place, partial(training, setting, place))
-        yield from (replace(task, usual=False) for task in tasks)  # recorded with all detectors
+def term_tasks(setting: Setting) -> Iterator[Task]:
     for name, place in setting.size.methods.items():
         yield from in_all_ways(setting, f"terms of {name}", place, partial(terms, setting, place))
+
+
+def ground_tasks(setting: Setting) -> Iterator[Task]:
+    """From image to ground, and from points to ground."""
+    detectors = setting.size.detectors
     for name, (module, function, detector) in TO_GROUND.items():
         place = detectors[detector]
         yield from in_all_ways(setting, name, place, partial(to_ground, setting, place, module, function))
     for name in SPARSE:
         make = partial(sparse_backbone, setting, detectors[name])
         yield from in_all_ways(setting, f"sparse backbone of {name}", detectors[name], make, WAYS_OF_ROWS)
+
+
+def student_tasks(setting: Setting) -> Iterator[Task]:
+    for name in export.RAW:
+        place = setting.size.detectors[name]
+        tasks = in_all_ways(setting, f"{name}, forward and backward", place, partial(training, setting, place))
+        yield from (replace(task, usual=False) for task in tasks)  # recorded with all detectors
 
 
 def in_all_ways(

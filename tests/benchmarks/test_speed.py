@@ -173,11 +173,11 @@ def run_command(monkeypatch: pytest.MonkeyPatch, folder: Path, parts: dict[str, 
 
 def test_only_named_groups_are_measured_to_compare_with(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     calls: list[str] = []
-    parts = {name: one_task(name, calls) for name in ("detectors", "variants")}
+    parts = {name: one_task(name, calls) for name in ("detectors", "terms")}
     run_command(monkeypatch, tmp_path, parts)
     calls.clear()
-    run_command(monkeypatch, tmp_path, parts, "--before", "vari")
-    assert set(calls) == {"variants"}
+    run_command(monkeypatch, tmp_path, parts, "--before", "ter")
+    assert set(calls) == {"terms"}
     before = json.loads((tmp_path / "speed_cpu_before.json").read_text())["parts"]
     assert [len(part["tasks"]) for part in before.values()] == [0, 1]
     assert "What was mended" in (tmp_path / "speed.md").read_text()
@@ -187,16 +187,16 @@ def test_finished_parts_are_kept_until_they_are_asked_for_again(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     calls: list[str] = []
-    parts = {name: one_task(name, calls) for name in ("detectors", "variants")}
-    only = run_command(monkeypatch, tmp_path, parts, "--only", "variants")
-    assert set(only) == set(calls) == {"variants"}
+    parts = {name: one_task(name, calls) for name in ("detectors", "terms")}
+    only = run_command(monkeypatch, tmp_path, parts, "--only", "terms")
+    assert set(only) == set(calls) == {"terms"}
     calls.clear()
     both = run_command(monkeypatch, tmp_path, parts)
-    assert list(both) == ["detectors", "variants"] and set(calls) == {"detectors"}
-    assert both["variants"] == only["variants"]
+    assert list(both) == ["detectors", "terms"] and set(calls) == {"detectors"}
+    assert both["terms"] == only["terms"]
     calls.clear()
     run_command(monkeypatch, tmp_path, parts, "--again")
-    assert set(calls) == {"detectors", "variants"}
+    assert set(calls) == {"detectors", "terms"}
     assert "detectors, way" in (tmp_path / "speed.md").read_text()
 
 
@@ -220,9 +220,9 @@ def recorded(**parts: list[dict[str, Any]]) -> dict[str, Any]:
 
 def test_the_page_begins_with_the_three_widest_gaps() -> None:
     detectors = [row("a", 2.0), row("b", 9.0), row("c", 4.0), row("d", 3.0, way="bf16"), row("d", 5.0)]
-    variants = [row("e", 50.0, usual=False), row("f", 3.5), {**row("g", 1.0, may_fail=True), "failed": "Error: why"}]
-    del variants[-1]["seconds"]
-    record = recorded(detectors=detectors, variants=variants)
+    terms = [row("e", 50.0, usual=False), row("f", 3.5), {**row("g", 1.0, may_fail=True), "failed": "Error: why"}]
+    del terms[-1]["seconds"]
+    record = recorded(detectors=detectors, terms=terms)
     assert [gap.row["group"] for gap in page.gaps(record)] == ["b", "d", "c", "f", "a"]
     lead = page.render({"cpu": record}, {})[1]
     assert isinstance(lead, page.Points) and len(lead.lines) == 3
@@ -237,7 +237,7 @@ def test_what_is_read_takes_no_less_than_decoding() -> None:
 
 
 def test_what_was_mended_stands_beside_what_it_was(tmp_path: Path) -> None:
-    before, after = recorded(variants=[row("lift", 20.0), row("gone", 1.0)]), recorded(variants=[row("lift", 8.0)])
+    before, after = recorded(terms=[row("lift", 20.0), row("gone", 1.0)]), recorded(terms=[row("lift", 8.0)])
     text = page.write_page({"cpu": after}, {"cpu": before}, tmp_path / "speed.md").read_text()
     assert "| lift | fp32 | 2 s | 800 ms | 2.50 |" in text and "gone" not in text
 
@@ -245,5 +245,5 @@ def test_what_was_mended_stands_beside_what_it_was(tmp_path: Path) -> None:
 def test_failures_stand_on_the_page_with_their_reason(tmp_path: Path) -> None:
     failed = {**row("g", 1.0, way="compiled"), "failed": "Unsupported: a thing"}
     del failed["seconds"]
-    text = page.write_page({"cpu": recorded(variants=[row("g", 2.0), failed])}, {}, tmp_path / "speed.md").read_text()
+    text = page.write_page({"cpu": recorded(terms=[row("g", 2.0), failed])}, {}, tmp_path / "speed.md").read_text()
     assert "g, compiled: Unsupported: a thing" in text and "| failed |" in text
