@@ -348,11 +348,12 @@ def sweep(record: dict[str, Any]) -> list[Block]:
     body = []
     for frames, group in known.items():
         numbers = [average(headline(group, row)).text() for row in rows]
-        body.append([str(frames), *numbers, gain(group, CONTROLLED).text(signed=True)])
+        body.append([f"{frames:,}", f"{steps(group, CONTROLLED):,}", *numbers, marked(gain(group, CONTROLLED))])
     return [
         Heading("With how many training frames does it help?"),
         Paragraph(
-            "MonoSKD on MonoDLE at as many steps, whatever the number of frames; car 3D AP|R40 moderate at IoU 0.5."
+            "MonoSKD on MonoDLE after as many steps, as near as whole epochs come to it; car 3D AP|R40 moderate at IoU "
+            "0.5."
         ),
-        Table(["training frames", *rows, f"{CONTROLLED} minus baseline"], body),
+        Table(["training frames", "steps", *rows, f"{CONTROLLED} minus baseline"], body),
     ]

@@ -15,7 +15,7 @@ class Size:
     search_seeds: int  # of the search, with other training frames than the table's
     frames: int  # that a seed of the camera family learns from
     bev_frames: int  # the same of the bird's-eye-view family, whose steps take longer
-    sweep: tuple[int, ...]  # other training-set sizes, at as many steps
+    sweep: tuple[int, ...]  # other training-set sizes, at about as many steps
     val_frames: int  # for the search
     test_frames: int  # of each half, familiar and unfamiliar
     drives: int  # scenes that a seed of the surround family learns from

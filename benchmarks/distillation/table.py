@@ -118,7 +118,7 @@ def controls(recipe: Recipe) -> tuple[StageConfig, ...]:
 
 
 def _sweep(frames: int, size: Size, seed: int, out: Path) -> Recipe:
-    """Teacher, baseline and MonoSKD's student on more or fewer frames, for as many steps."""
+    """Teacher, baseline and MonoSKD's student on more or fewer frames, for as many steps as whole epochs allow."""
     recipe = _on_streets(get_recipe(f"tiny_{CONFIRMED_IN}"), f"{SWEEP}{frames}", size, frames, seed, out)
     stages = tuple(
         replace(s, detector=replace(s.detector, classes=HEAT_CLASSES),
