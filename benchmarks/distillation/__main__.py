@@ -27,6 +27,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, help="by default runs/distillation/<size>")
     parser.add_argument("--groups", nargs="+", help="by default all of the table, which is all but search")
     parser.add_argument("--side-by-side", type=int, help="processes at a time, by default the size's")
+    parser.add_argument("--all-seeds", action="store_true", help="of every group as many seeds as of MonoDLE's")
     parser.add_argument("--seed", type=int, help="of a cell")
     parser.add_argument("--stage", help="of a cell")
     options = parser.parse_args()
@@ -44,7 +45,7 @@ def main() -> None:
     if options.action == "run":
         write_file(out / DATA, json.dumps(write_worlds(size, out), indent=1) + "\n")
         asked = [known[name] for name in options.groups or known if options.groups or name != SEARCH]
-        train_cells(size, out, asked, options.side_by_side or size.side_by_side)
+        train_cells(size, out, asked, options.side_by_side or size.side_by_side, options.all_seeds)
         measure_latencies(size, out, asked)
     record = collect(size, out, list(known.values()), json.loads((out / DATA).read_text()))
     write_file(RECORDS / f"distillation_{size.name}.json", json.dumps(record, indent=1) + "\n")

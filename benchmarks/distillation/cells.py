@@ -26,12 +26,13 @@ def stage_folder(out: Path, recipe: Recipe, stage: str) -> Path:
     return run_folder(out, recipe.seed) / recipe.name / stage
 
 
-def train_cells(size: Size, out: Path, chosen: Sequence[Group], side_by_side: int) -> None:
-    """Trains every cell that is not finished, seed by seed, group by group."""
+def train_cells(size: Size, out: Path, chosen: Sequence[Group], side_by_side: int, all_seeds: bool = False) -> None:
+    """Trains every cell that is not finished, seed by seed, group by group; of every group the seeds that it is asked
+    for, or all."""
     jobs = []
     for round_ in range(max(len(group.seeds) for group in chosen)):
         for group in chosen:
-            if round_ >= len(group.seeds):
+            if round_ >= (len(group.seeds) if all_seeds else group.asked):
                 continue
             seed = group.seeds[round_]
             recipe = group.recipe(size, seed, out)

@@ -65,7 +65,7 @@ def collect(size: Size, out: Path, chosen: Sequence[Group], data: dict[str, Any]
                     "seeds": cells,
                 }
         found[group.name] = {"title": group.title, "surround": group.surround, "headline": HEADLINE[group.surround],
-                             "seeds": len(group.seeds), "stages": [stage.name for stage in stages],
+                             "seeds": group.asked, "stages": [stage.name for stage in stages],
                              "rows": rows}  # fmt: skip
     return {"size": asdict(size), "data": data, "machine": describe_machine(), "groups": found}
 

@@ -32,8 +32,6 @@ CONTROLLED = "monoskd"
 LABELDISTILL_PARTS = ("lidar", "label")
 #: Curves are of no interest here.
 ONLY_AT_THE_END = EvaluationConfig(every=10**6)
-#: A base whose steps take twice as long as the others'.
-SLOW = ("monodetr",)
 #: Detectors of which a box's score is the product with the confidence in its depth before the threshold looks at it.
 #: After so few steps that confidence is small: at the published threshold of 0.2 they keep next to nothing.
 UNSURE, LEAST_SCORE = ("gupnet",), 0.02
@@ -52,27 +50,34 @@ class Group:
     name: str
     title: str
     recipe: Callable[[Size, int, Path], Recipe]  # size, seed, folder of the data
-    seeds: range
+    seeds: range  # that there can be
+    asked: int  # of these seeds, without which a row is not finished
     surround: bool = False
 
 
 def groups(size: Size) -> dict[str, Group]:
     """All groups by name, the search last."""
-    seeds, slow = range(size.seeds), range(size.slow_seeds)
+    seeds, other = range(size.seeds), size.other_seeds
     frames = f"{size.frames} training frames"
     camera = [
-        Group(base, f"{about.title}, {frames}", partial(_camera, base), slow if base in SLOW else seeds)
+        Group(
+            base,
+            f"{about.title}, {frames}",
+            partial(_camera, base),
+            seeds,
+            size.seeds if base == CONFIRMED_IN else other,
+        )  # fmt: skip
         for base, about in BASES.items()
     ]
     sweep = [
-        Group(f"{SWEEP}{count}", f"MonoDLE, {count} training frames", partial(_sweep, count), seeds)
+        Group(f"{SWEEP}{count}", f"MonoDLE, {count} training frames", partial(_sweep, count), seeds, other)
         for count in size.sweep
     ]
-    bev = Group("caddn", f"CaDDN on the ground, {size.bev_frames} training frames", _bev, slow)
+    bev = Group("caddn", f"CaDDN on the ground, {size.bev_frames} training frames", _bev, seeds, other)
     surround = Group("bevdepth", f"BEVDepth, six cameras, {size.drives * size.drive_frames} training key frames",
-                     _surround, slow, surround=True)  # fmt: skip
+                     _surround, seeds, other, surround=True)  # fmt: skip
     search = Group(SEARCH, f"The search: MonoDLE, {frames}, validation split", _search,
-                   range(size.seeds, size.seeds + size.search_seeds))  # fmt: skip
+                   range(size.seeds, size.seeds + size.search_seeds), size.search_seeds)  # fmt: skip
     return {group.name: group for group in (*camera, *sweep, bev, surround, search)}
 
 

@@ -74,6 +74,7 @@ def test_a_group_has_one_budget_and_one_data_set(size: Size, tmp_path: Path) -> 
         assert first.dataset.eval_split == second.dataset.eval_split == ("val" if group.name == SEARCH else "test")
         assert first.dataset.train_split != second.dataset.train_split
         assert [s.name for s in first.stages] == [s.name for s in second.stages]
+        assert 1 <= group.asked <= len(group.seeds)
         budget = first.stage("baseline").schedule.epochs
         for stage in first.stages:
             if stage.role == "student":
@@ -146,7 +147,7 @@ def made_up_record(gains: dict[str, list[float]]) -> dict[str, Any]:
     rows |= {name: row("student", [b + g for b, g in zip(base, more, strict=True)]) for name, more in gains.items()}
     group = {"title": "MonoDLE, 400 training frames", "surround": False, "headline": "car 3D loose", "seeds": 3,
              "stages": [*rows, "never_run"], "rows": rows}  # fmt: skip
-    size = {"seeds": 3, "slow_seeds": 2, "frames": 400}
+    size = {"seeds": 3, "other_seeds": 2, "frames": 400}
     data = {"streets": {"hash": "a" * 64}}
     return {"size": size, "data": data, "machine": {"cpu": "some"}, "groups": {"monodle": group}}
 
@@ -166,6 +167,17 @@ def test_the_first_lines_say_what_is_larger_than_noise() -> None:
     )
     assert "    python -m benchmarks.distillation run --size cpu --groups monodle" in text
     assert text.index("On MonoDLE: good") < text.index("## ")
+
+
+def test_more_seeds_than_asked_for_are_judged_and_the_command_says_how() -> None:
+    record = made_up_record({"good": [5.0, 5.1, 5.2]})
+    group = record["groups"]["monodle"]
+    command = "    python -m benchmarks.distillation run --size cpu --groups monodle"
+    for asked, finished, ending in ((3, True, ""), (2, True, " --all-seeds"), (4, False, "")):
+        group["seeds"] = asked
+        assert page.finished(group, "good") is finished
+        lines = document.markdown(page.TITLE, page.render({"cpu": record})).splitlines()
+        assert command + ending in lines and (", ".join(group["rows"]) in " ".join(lines)) is not finished
 
 
 def test_rows_that_go_on_from_others_are_compared_with_those_that_trained_as_long() -> None:
@@ -242,7 +254,7 @@ def test_a_failed_job_stops_the_rest_and_is_named(tmp_path: Path) -> None:
 # ------------------------------------------------------------------------------------------------------------ the whole
 
 
-MICRO = Size("micro", seeds=2, slow_seeds=1, search_seeds=1, frames=4, bev_frames=4, sweep=(2, 8), val_frames=1,
+MICRO = Size("micro", seeds=2, other_seeds=1, search_seeds=1, frames=4, bev_frames=4, sweep=(2, 8), val_frames=1,
              test_frames=2, drives=1, drive_frames=2, test_drives=1, epochs=1 / 12, drive_epochs=1 / 12,
              side_by_side=1, promise="")  # fmt: skip
 
