@@ -25,6 +25,8 @@ COMMAND = "python -m benchmarks.distillation run --size {size}"
 TAUGHT = ("student", "control")
 #: Columns of a table of their own begin so.
 OTHER_CLASSES = ("pedestrian", "cyclist")
+#: Points of the headline below which a baseline has learned so little that gains over it say little.
+FLOOR = 6.0
 MILLI, HOUR = 1e-3, 3600.0
 
 
@@ -121,9 +123,8 @@ def verdicts(name: str, record: dict[str, Any]) -> list[Block]:
             count += 1
             sure += estimate.clear and estimate.p_value < LEVEL
             kind = "noise" if not estimate.clear else "better" if estimate.mean > 0 else "worse"
-            base = group["title"] if key.startswith(SWEEP) else group["title"].partition(",")[0]
             mark = "*" if estimate.clear and estimate.p_value < LEVEL else ""
-            found[kind].setdefault(base, []).append(f"{row} {estimate.text(signed=True)}{mark}")
+            found[kind].setdefault(short_title(key, group), []).append(f"{row} {estimate.text(signed=True)}{mark}")
     seeds = record["size"]["seeds"]
     missing = sum(not finished(group, row) for group in record["groups"].values() for row in group["stages"])
     unfinished = f" **Not finished yet: {missing} rows**, which are not judged here." if missing else ""
@@ -143,8 +144,23 @@ def verdicts(name: str, record: dict[str, Any]) -> list[Block]:
             f"errors; of so few seeds that alone is weak evidence, and {sure} of the {count} comparisons, marked *, "
             f"also pass a paired t-test at {100 * LEVEL:g} %.{unfinished}"
         ),
-        Points([*lines, *conclusion(record["groups"])]),
+        Points([*lines, *hardly_trained(record["groups"]), *conclusion(record["groups"])]),
     ]
+
+
+def short_title(key: str, group: dict[str, Any]) -> str:
+    """The base detector alone, but of a group that differs from another's in its training frames."""
+    return group["title"] if key.startswith(SWEEP) else group["title"].partition(",")[0]
+
+
+def hardly_trained(groups: dict[str, dict[str, Any]]) -> list[str]:
+    """Which groups' gains say little."""
+    baselines = {
+        short_title(key, group): average(headline(group, "baseline"))
+        for key, group in groups.items() if finished(group, "baseline")
+    }  # fmt: skip
+    low = [f"on {base} the baseline has {found.text()}" for base, found in baselines.items() if found.mean < FLOOR]
+    return [f"**Too little learned to compare methods**: {', '.join(low)}."] if low else []
 
 
 def conclusion(groups: dict[str, dict[str, Any]]) -> list[str]:

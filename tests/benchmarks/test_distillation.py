@@ -169,6 +169,15 @@ def test_the_first_lines_say_what_is_larger_than_noise() -> None:
     assert text.index("On MonoDLE: good") < text.index("## ")
 
 
+def test_baselines_that_hardly_learned_are_named() -> None:
+    record = made_up_record({"good": [5.0, 5.1, 5.2]})
+    said = "**Too little learned to compare methods**: on MonoDLE the baseline has 1.0 ± 0.0."
+    assert not page.hardly_trained(record["groups"])
+    for cell in record["groups"]["monodle"]["rows"]["baseline"]["seeds"].values():
+        cell["values"]["car 3D loose"] = 1.0
+    assert page.hardly_trained(record["groups"]) == [said]
+
+
 def test_more_seeds_than_asked_for_are_judged_and_the_command_says_how() -> None:
     record = made_up_record({"good": [5.0, 5.1, 5.2]})
     group = record["groups"]["monodle"]
