@@ -61,12 +61,16 @@ def average(values: dict[str, float]) -> Estimate:
     return Estimate.of(list(values.values()))
 
 
+def own_steps(row: dict[str, Any]) -> int:
+    """Of the row alone; all its seeds take as many."""
+    return next(iter(row["seeds"].values()))["cost"]["steps"]
+
+
 def steps(group: dict[str, Any], row: str) -> int:
     """Training steps of a row and of those that it goes on from; a teacher's are not counted, for it is trained once,
     whatever is then made of it."""
     about = group["rows"][row]
-    own = next(iter(about["seeds"].values()))["cost"]["steps"]
-    return own + sum(steps(group, before) for before in about["goes_on_from"] if before in group["rows"])
+    return own_steps(about) + sum(steps(group, before) for before in about["goes_on_from"] if before in group["rows"])
 
 
 def untaught(group: dict[str, Any], row: str) -> str:
@@ -120,11 +124,11 @@ def verdicts(name: str, record: dict[str, Any]) -> list[Block]:
             estimate = gain(group, row)
             if not finished(group, row) or estimate.n < 2:
                 continue
-            count += 1
-            sure += estimate.clear and estimate.p_value < LEVEL
+            certain = estimate.clear and estimate.p_value < LEVEL
+            count, sure = count + 1, sure + certain
             kind = "noise" if not estimate.clear else "better" if estimate.mean > 0 else "worse"
-            mark = "*" if estimate.clear and estimate.p_value < LEVEL else ""
-            found[kind].setdefault(short_title(key, group), []).append(f"{row} {estimate.text(signed=True)}{mark}")
+            words = f"{row} {estimate.text(signed=True)}{'*' if certain else ''}"
+            found[kind].setdefault(short_title(key, group), []).append(words)
     seeds = record["size"]["seeds"]
     missing = sum(not finished(group, row) for group in record["groups"].values() for row in group["stages"])
     unfinished = f" **Not finished yet: {missing} rows**, which are not judged here." if missing else ""
@@ -319,7 +323,7 @@ def costs(group: dict[str, Any]) -> Table:
         ]  # fmt: skip
         deployed = about["latency"] or {}
         times = [f"{deployed[of] / MILLI:.1f}" if of in deployed else "" for of in ("onnx_seconds", "torch_seconds")]
-        body.append([row, f"{next(iter(about['seeds'].values()))['cost']['steps']:,}", *ratios, *times])
+        body.append([row, f"{own_steps(about):,}", *ratios, *times])
     return Table(
         [
             "row",

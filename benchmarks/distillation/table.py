@@ -32,9 +32,9 @@ CONTROLLED = "monoskd"
 LABELDISTILL_PARTS = ("lidar", "label")
 #: Curves are of no interest here.
 ONLY_AT_THE_END = EvaluationConfig(every=10**6)
-#: Detectors of which a box's score is the product with the confidence in its depth before the threshold looks at it.
-#: After so few steps that confidence is small: at the published threshold of 0.2 they keep next to nothing.
-UNSURE, LEAST_SCORE = ("gupnet",), 0.02
+#: What a base's detectors have otherwise than in its preset.  GUPNet's threshold looks at the product of the score and
+#: the confidence in the depth, which is small after so few steps: at the published 0.2 it keeps next to nothing.
+OTHERWISE = {"gupnet": {"score_threshold": 0.02}}
 #: The group in which the search's outcome stands beside all controls.
 CONFIRMED_IN = "monodle"
 #: The group whose rows are candidates and no results.
@@ -66,7 +66,7 @@ def groups(size: Size) -> dict[str, Group]:
             partial(_camera, base),
             seeds,
             size.seeds if base == CONFIRMED_IN else other,
-        )  # fmt: skip
+        )
         for base, about in BASES.items()
     ]
     sweep = [
@@ -84,7 +84,7 @@ def groups(size: Size) -> dict[str, Group]:
 def _camera(base: str, size: Size, seed: int, out: Path) -> Recipe:
     """The preset of a base with all classes; on MonoDLE with the controls."""
     recipe = _on_streets(get_recipe(f"tiny_{base}"), base, size, size.frames, seed, out)
-    changed = {"classes": HEAT_CLASSES, **({"score_threshold": LEAST_SCORE} if base in UNSURE else {})}
+    changed = {"classes": HEAT_CLASSES, **OTHERWISE.get(base, {})}
     stages = tuple(replace(s, detector=replace(s.detector, **changed)) for s in recipe.stages)
     recipe = replace(recipe, stages=stages)
     return replace(recipe, stages=recipe.stages + more(recipe)) if base == CONFIRMED_IN else recipe
