@@ -10,7 +10,7 @@ from distill3d.view.page import write_file
 
 from . import __doc__ as about
 from .cells import train_cell, train_cells
-from .collect import collect
+from .collect import collect, with_others
 from .latency import measure_latencies
 from .page import RECORDS, write_pages
 from .sizes import SIZES
@@ -48,7 +48,13 @@ def main() -> None:
         train_cells(size, out, asked, options.side_by_side or size.side_by_side, options.all_seeds)
         measure_latencies(size, out, asked)
     record = collect(size, out, list(known.values()), json.loads((out / DATA).read_text()))
-    write_file(RECORDS / f"distillation_{size.name}.json", json.dumps(record, indent=1) + "\n")
+    path = RECORDS / f"distillation_{size.name}.json"
+    if path.exists():
+        try:
+            record = with_others(record, json.loads(path.read_text()))
+        except ValueError as error:
+            print(f"{path.name}: {error}")
+    write_file(path, json.dumps(record, indent=1) + "\n")
     print(*write_pages(), sep="\n")
 
 

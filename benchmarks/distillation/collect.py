@@ -48,8 +48,11 @@ EXCHANGED: dict[str, tuple[Field, ...]] = {
 
 
 def collect(size: Size, out: Path, chosen: Sequence[Group], data: dict[str, Any]) -> dict[str, Any]:
-    """The record of what is finished: settings, data, machine, and by group and row the values of every seed."""
-    found, latencies = {}, read_latencies(out)
+    """The record of what is finished: settings, data, and by group its machine with its files' hash, and by row the
+    values of every seed."""
+    found, latencies, machine = {}, read_latencies(out), describe_machine()
+    hashes = {kind: about["hash"] for kind, about in data.items()}
+    made = {kind: {what: value for what, value in about.items() if what != "hash"} for kind, about in data.items()}
     for group in chosen:
         recipes = {seed: group.recipe(size, seed, out) for seed in group.seeds}
         stages = recipes[group.seeds[0]].stages
@@ -66,8 +69,25 @@ def collect(size: Size, out: Path, chosen: Sequence[Group], data: dict[str, Any]
                 }
         found[group.name] = {"title": group.title, "surround": group.surround, "headline": HEADLINE[group.surround],
                              "seeds": group.asked, "stages": [stage.name for stage in stages],
+                             "machine": machine, "hash": hashes[worlds.KINDS[group.surround]],
                              "rows": rows}  # fmt: skip
-    return {"size": asdict(size), "data": data, "machine": describe_machine(), "groups": found}
+    return {"size": asdict(size), "data": made, "groups": found}
+
+
+def with_others(record: dict[str, Any], earlier: dict[str, Any]) -> dict[str, Any]:
+    """The record with an earlier one's groups of which it has no row, so that one group can be trained anew without the
+    others; rows of one group are compared with each other, and always come from one folder.
+
+    record, earlier: as ``collect`` makes them.
+
+    Raises:
+        ValueError: the earlier record is of another size or of other data.
+    """
+    if any(record[what] != earlier[what] for what in ("size", "data")):
+        raise ValueError("the earlier record is of another size or of other data, and its groups are left out")
+    kept = {name: group for name, group in earlier["groups"].items() if name in record["groups"]}
+    groups = {name: group if group["rows"] else kept.get(name, group) for name, group in record["groups"].items()}
+    return record | {"groups": groups}
 
 
 def about(recipe: Recipe, stage: StageConfig) -> dict[str, Any]:

@@ -15,6 +15,7 @@ from .estimates import CLEAR, LEVEL, Estimate, paired
 from .search import CANDIDATES, OURS, SINGLE
 from .sizes import SIZES
 from .table import CONFIRMED_IN, CONTROLLED, SEARCH, SWEEP
+from .worlds import KINDS
 
 ROOT = Path(__file__).resolve().parents[2]
 RECORDS = ROOT / "benchmarks" / "results"
@@ -230,22 +231,38 @@ def candidates(group: dict[str, Any]) -> list[Block]:
 
 def conditions(name: str, record: dict[str, Any]) -> list[Block]:
     """How the numbers came about."""
-    data, groups = record["data"], record["groups"]
+    groups = record["groups"]
     table = sum(hours(group) for key, group in groups.items() if key != SEARCH)
     search = f", the search {hours(groups[SEARCH]):.1f}" if SEARCH in groups else ""
-    machine = ", ".join(f"{key} {value}" for key, value in record["machine"].items())
-    hashes = "; ".join(f"{kind} sha256 {about['hash'][:16]}" for kind, about in data.items())
+    made = "; ".join(f"{kind}, settings {about['settings'][:16]}" for kind, about in record["data"].items())
     return [
         Heading(f"Size {name}: how it was measured"),
         Paragraph(
-            f"One generated data set for all rows ({hashes}). Each seed has its own training frames and its own "
+            f"One generated data set for all rows ({made}). Each seed has its own training frames and its own "
             "initial weights; all are judged on the same test frames, half of which show car bodies that no training "
             "frame holds, in thicker haze and dimmer light. All rows of a group train for the same number of steps "
             f"unless the table says otherwise. Training the table took {table:.1f} hours{search}, summed over "
-            f"processes of one thread. {machine}."
+            "processes of one thread."
         ),
         Command(COMMAND.format(size=name)),
+        Paragraph(
+            "Every group was trained on one machine. Processors round differently: the same frames then differ in the "
+            "last bits, and the files' sums with them."
+        ),
+        machines(groups),
     ]
+
+
+def machines(groups: dict[str, dict[str, Any]]) -> Table:
+    """Where the groups were trained, and the sum of the files that they saw there."""
+    found: dict[tuple[str, str, str], list[str]] = {}
+    for group in groups.values():
+        if group["rows"]:
+            words = ", ".join(f"{what} {value}" for what, value in group["machine"].items())
+            found.setdefault((words, KINDS[group["surround"]], group["hash"][:16]), []).append(group["title"])
+    return Table(
+        ["groups", "machine", "data", "sha256"], [["; ".join(titles), *about] for about, titles in found.items()]
+    )
 
 
 def hours(group: dict[str, Any]) -> float:

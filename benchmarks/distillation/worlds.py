@@ -7,11 +7,12 @@ spread over seeds is that of weights *and* training data; all are judged on the 
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import replace
 from pathlib import Path
 
 from distill3d.recipes.demo import STREETS as EASY_STREETS
-from distill3d.synth.folder import content_hash
+from distill3d.synth.folder import RECORD, content_hash
 from distill3d.synth.nuscenes_writer import write_nuscenes
 from distill3d.synth.settings import CAR_BODIES, StreetConfig, SurroundStreetConfig
 from distill3d.synth.writer import write_kitti
@@ -37,6 +38,8 @@ STREETS = replace(
 )  # fmt: skip
 DRIVES = SurroundStreetConfig(car_bodies=SEEN_BODIES, lidar_beam_strides=(1, 2), **SIGHT)
 
+#: From which data a group's frames are, of one camera and of six.
+KINDS = {False: "streets", True: "drives"}
 #: Splits of either layout; "test" is both of these together.
 FAMILIAR, UNFAMILIAR = "test_familiar", "test_unfamiliar"
 
@@ -47,7 +50,11 @@ def harsh(config: StreetConfig | SurroundStreetConfig) -> StreetConfig | Surroun
 
 
 def write_worlds(size: Size, out: Path) -> dict[str, dict[str, object]]:
-    """Writes what is missing of both data sets; how each was made, and its hash, by layout."""
+    """Writes what is missing of both data sets; how each was made, and its hash, by layout.
+
+    The hash is that of the files, which another processor rounds otherwise; that of the settings and the generator's
+    source says that they are the same.
+    """
     pool = {"pool": size.pool, "val": size.val_frames}
     streets = {**pool, FAMILIAR: size.test_frames, UNFAMILIAR: size.test_frames}
     folder = streets_folder(out)
@@ -61,9 +68,13 @@ def write_worlds(size: Size, out: Path) -> dict[str, dict[str, object]]:
         folder / "splits", {drive_split(seed): (seed * size.drives, size.drives) for seed in range(size.seeds)}
     )
     return {
-        "streets": {"splits": streets, "hash": content_hash(streets_folder(out))},
-        "drives": {"splits": scenes, "hash": content_hash(drives_folder(out))},
+        kind: {"splits": splits, "settings": hash_of(folder / RECORD), "hash": content_hash(folder)}
+        for kind, splits, folder in (("streets", streets, streets_folder(out)), ("drives", scenes, drives_folder(out)))
     }
+
+
+def hash_of(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def streets_folder(out: Path) -> Path:

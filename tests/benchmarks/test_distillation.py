@@ -13,7 +13,7 @@ import pytest
 from benchmarks import document
 from benchmarks.distillation import page, worlds
 from benchmarks.distillation.cells import run_folder, train_cell
-from benchmarks.distillation.collect import collect
+from benchmarks.distillation.collect import collect, with_others
 from benchmarks.distillation.estimates import Estimate, paired
 from benchmarks.distillation.latency import measure_latencies
 from benchmarks.distillation.search import OURS
@@ -146,10 +146,11 @@ def made_up_record(gains: dict[str, list[float]]) -> dict[str, Any]:
     rows = {"baseline": row("baseline", base)}
     rows |= {name: row("student", [b + g for b, g in zip(base, more, strict=True)]) for name, more in gains.items()}
     group = {"title": "MonoDLE, 400 training frames", "surround": False, "headline": "car 3D loose", "seeds": 3,
-             "stages": [*rows, "never_run"], "rows": rows}  # fmt: skip
+             "stages": [*rows, "never_run"], "machine": {"cpu": "some"}, "hash": "a" * 64,
+             "rows": rows}  # fmt: skip
     size = {"seeds": 3, "other_seeds": 2, "frames": 400}
-    data = {"streets": {"hash": "a" * 64}}
-    return {"size": size, "data": data, "machine": {"cpu": "some"}, "groups": {"monodle": group}}
+    data = {"streets": {"settings": "b" * 64}}
+    return {"size": size, "data": data, "groups": {"monodle": group}}
 
 
 def test_the_first_lines_say_what_is_larger_than_noise() -> None:
@@ -167,6 +168,26 @@ def test_the_first_lines_say_what_is_larger_than_noise() -> None:
     )
     assert "    python -m benchmarks.distillation run --size cpu --groups monodle" in text
     assert text.index("On MonoDLE: good") < text.index("## ")
+
+
+def test_a_group_trained_anew_leaves_the_others_as_they_were() -> None:
+    earlier, record = made_up_record({"good": [5.0, 5.1, 5.2]}), made_up_record({"good": [1.0, 1.1, 1.2]})
+    for one, cpu in ((earlier, "old"), (record, "new")):
+        again = one["groups"]["monodle"]
+        one["groups"]["gupnet"] = {**again, "title": "GUPNet, 400 training frames"}
+        one["groups"]["monodetr"] = {**again, "rows": {}}
+        for group in one["groups"].values():
+            group["machine"], group["hash"] = {"cpu": cpu}, 64 * cpu[0]
+    record["groups"]["monodle"] = {**record["groups"]["monodle"], "rows": {}}
+    merged = with_others(record, earlier)
+    assert merged["groups"]["monodle"] == earlier["groups"]["monodle"]
+    assert merged["groups"]["gupnet"] == record["groups"]["gupnet"]
+    assert not merged["groups"]["monodetr"]["rows"]
+    text = document.markdown(page.TITLE, page.render({"cpu": merged}))
+    assert f"| MonoDLE, 400 training frames | cpu old | streets | {16 * 'o'} |" in text
+    assert f"| GUPNet, 400 training frames | cpu new | streets | {16 * 'n'} |" in text
+    with pytest.raises(ValueError, match="other data"):
+        with_others(record, earlier | {"data": {"streets": {"settings": "c" * 64}}})
 
 
 def test_baselines_that_hardly_learned_are_named() -> None:
