@@ -53,7 +53,7 @@ def main() -> None:
         try:
             record = with_others(record, json.loads(path.read_text()))
         except ValueError as error:
-            print(f"{path.name}: {error}")
+            raise SystemExit(f"{path} {error}: move it away, then collect; what is trained is kept") from error
     write_file(path, json.dumps(record, indent=1) + "\n")
     print(*write_pages(), sep="\n")
 

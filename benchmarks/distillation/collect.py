@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import statistics
 from collections.abc import Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +38,8 @@ APS = {"3D loose": ("3d", "loose"), "3D strict": ("3d", "strict"), "BEV loose": 
        "BEV strict": ("bev", "strict")}  # fmt: skip
 #: By which rows are compared, of streets and of drives.
 HEADLINE = {False: "car 3D loose", True: "NDS"}
+#: What of a group's record is not asked for but found.
+FOUND = ("machine", "hash", "rows")
 #: Of car, on each half of the test frames.
 HALVES = {"familiar": worlds.FAMILIAR, "unfamiliar": worlds.UNFAMILIAR}
 #: What exchanged fields are told of: the place in space and its two parts, the rest, all.  Image boxes change nothing.
@@ -71,7 +72,7 @@ def collect(size: Size, out: Path, chosen: Sequence[Group], data: dict[str, Any]
                              "seeds": group.asked, "stages": [stage.name for stage in stages],
                              "machine": machine, "hash": hashes[worlds.KINDS[group.surround]],
                              "rows": rows}  # fmt: skip
-    return {"size": asdict(size), "data": made, "groups": found}
+    return {"size": to_plain(size), "data": made, "groups": found}
 
 
 def with_others(record: dict[str, Any], earlier: dict[str, Any]) -> dict[str, Any]:
@@ -84,9 +85,11 @@ def with_others(record: dict[str, Any], earlier: dict[str, Any]) -> dict[str, An
         ValueError: the earlier record is of another size or of other data.
     """
     if any(record[what] != earlier[what] for what in ("size", "data")):
-        raise ValueError("the earlier record is of another size or of other data, and its groups are left out")
-    kept = {name: group for name, group in earlier["groups"].items() if name in record["groups"]}
-    groups = {name: group if group["rows"] else kept.get(name, group) for name, group in record["groups"].items()}
+        raise ValueError("holds the numbers of another size or of other data")
+    groups = {}
+    for name, group in record["groups"].items():
+        kept = earlier["groups"].get(name, group)
+        groups[name] = group if group["rows"] else group | {what: kept[what] for what in FOUND}
     return record | {"groups": groups}
 
 

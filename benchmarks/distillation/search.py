@@ -11,7 +11,6 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from distill3d.distill.methods import MethodConfig
-from distill3d.distill.methods.dense_truth import DenseTruthConfig
 from distill3d.distill.methods.mixed import MixedConfig
 from distill3d.distill.methods.monodistill import MonoDistillConfig
 from distill3d.distill.methods.monoskd import MonoSKDConfig
@@ -95,17 +94,11 @@ CANDIDATES = {
     "monoskd_continued": Candidate("MonoSKD; begins as the baseline", (continued,)),
     "painted_continued": Candidate("painted; begins as the baseline", (PAINTED, continued)),
     "begun_heads": Candidate("MonoSKD; neck and heads begin as the teacher's", (_begun(READERS),)),
-    "begun_dense": Candidate(
-        "labels painted around objects, no teacher's features; neck and heads begin as the teacher's",
-        (_alone, _with(DenseTruthConfig()), _begun(READERS)),
-    ),
     "begun_whole": Candidate("MonoSKD; all that fits begins as the teacher's", (_begun(()),)),
     "averaged": Candidate("MonoSKD; weights averaged over training", (_averaged,)),
     "begun_alone": Candidate("no teacher's answers; all that fits begins as the teacher's", (_alone, _begun(()))),
     NAME: Candidate("painted; neck and heads begin as the teacher's", (head_start,)),
     f"{NAME}_continued": Candidate("painted; begins as head_start ended", (head_start, _going_on_from(NAME))),
-    "monodistill_longer": Candidate("MonoDistill, twice as long", (MONODISTILL, twice_as_long)),
-    "monostl_longer": Candidate("MonoSTL, twice as long", (MONOSTL, twice_as_long)),
     "monoskd_longer": Candidate("MonoSKD, twice as long", (twice_as_long,)),
     OURS[1]: Candidate("head_start, twice as long", (head_start, twice_as_long)),
     "begun_whole_painted": Candidate("painted; all that fits begins as the teacher's", (PAINTED, _begun(()))),

@@ -28,7 +28,7 @@ from .paths import ground_tasks, student_tasks, term_tasks
 from .task import Task, measure
 
 #: Seconds that compiling or exporting one thing may take.
-PATIENCE, SMOKE_PATIENCE = 400.0, 60.0
+PATIENCE, SMOKE_PATIENCE = 300.0, 60.0
 SMOKE_RECORDS = ROOT / "runs" / "speed_smoke"
 
 

@@ -130,7 +130,8 @@ def measure(task: Task, limits: Limits, device: torch.device, repeats: int, pati
         with at_most(patience if task.may_fail else None):
             work = task.make()
             first = seconds(work.run, device)  # compiles, fills caches, and does not count
-        return row | {"first": first} | _measure(work, limits, device, repeats)
+        counted = work.counted if task.usual else None  # other ways do the same
+        return row | {"first": first} | _measure(replace(work, counted=counted), limits, device, repeats)
     except Exception as error:
         if not task.may_fail:
             raise

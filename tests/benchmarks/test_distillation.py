@@ -134,7 +134,8 @@ def made_up_record(gains: dict[str, list[float]]) -> dict[str, Any]:
     """A record of one group in which the baseline has 10, 20, 30."""
 
     def row(role: str, values: list[float]) -> dict[str, Any]:
-        cost = {"step_seconds": 0.2 if role == "student" else 0.1, "steps": 90, "peak_memory": 2e9, "device": "cpu"}
+        cost = {"step_seconds": 0.2 if role == "student" else 0.1, "steps": 90, "peak_memory": 2e9, "device": "cpu",
+                "precision": "bf16"}  # fmt: skip
         return {
             "role": role,
             "goes_on_from": [],
@@ -184,8 +185,8 @@ def test_a_group_trained_anew_leaves_the_others_as_they_were() -> None:
     assert merged["groups"]["gupnet"] == record["groups"]["gupnet"]
     assert not merged["groups"]["monodetr"]["rows"]
     text = document.markdown(page.TITLE, page.render({"cpu": merged}))
-    assert f"| MonoDLE, 400 training frames | cpu old | streets | {16 * 'o'} |" in text
-    assert f"| GUPNet, 400 training frames | cpu new | streets | {16 * 'n'} |" in text
+    assert f"| MonoDLE, 400 training frames | cpu old | bf16 | streets | {16 * 'o'} |" in text
+    assert f"| GUPNet, 400 training frames | cpu new | bf16 | streets | {16 * 'n'} |" in text
     with pytest.raises(ValueError, match="other data"):
         with_others(record, earlier | {"data": {"streets": {"settings": "c" * 64}}})
 
@@ -305,6 +306,7 @@ def test_from_worlds_to_the_page(tmp_path: Path) -> None:
     assert (run_folder(tmp_path, 0) / "monodle" / "monoskd" / "card.json").exists()
     measure_latencies(MICRO, tmp_path, [group])
     record = json.loads(json.dumps({**collect(MICRO, tmp_path, [group], data)}))
+    assert with_others(collect(MICRO, tmp_path, [group], data), record) == record
     rows = record["groups"]["monodle"]["rows"]
     assert list(rows) == ["teacher", "baseline", "monoskd"] and list(rows["teacher"]["seeds"]) == ["0"]
     found = rows["monoskd"]["seeds"]["0"]
