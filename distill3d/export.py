@@ -349,14 +349,17 @@ def export_checkpoint(checkpoint: Path, path: Path) -> Exported:
 
 
 def export_detector(
-    detector: Detector, path: Path, examples: Sequence[dict[str, Tensor]], card: dict[str, Any] | None = None
-) -> Exported:
+    detector: Detector, path: Path, examples: Sequence[dict[str, Tensor]], card: dict[str, Any] | None = None,
+    sure_score: float = SURE_SCORE,
+) -> Exported:  # fmt: skip
     """A student as an ONNX file, written only if it answers as PyTorch does.
 
     Args:
         examples: inputs as ``inputs_of`` or ``example_inputs`` give them, of one shape; the first is traced, all are
             compared.
         card: the checkpoint's, for the metadata.
+        sure_score: slots of this score must be found again; to be raised for untrained weights, whose scores are nearly
+            the same everywhere.
 
     Raises:
         UserError: a package is missing, the detector is no student, or the file's answers differ by more than
@@ -377,7 +380,7 @@ def export_detector(
         graph.save(str(temporary), external_data=False)
         session = open_session(temporary)
         for inputs, answers in zip(examples, expected, strict=True):
-            found, count = compare(answers, run(session, inputs))
+            found, count = compare(answers, run(session, inputs), sure_score)
             compared += count
             differences.update({name: max(found[name], differences.get(name, found[name])) for name in found})
         if not compared:
@@ -394,15 +397,17 @@ def export_detector(
     return Exported(path, path.stat().st_size, shapes, differences, compared)
 
 
-def compare(expected: dict[str, Tensor], found: dict[str, Tensor]) -> tuple[dict[str, Difference], int]:
+def compare(
+    expected: dict[str, Tensor], found: dict[str, Tensor], sure_score: float = SURE_SCORE
+) -> tuple[dict[str, Difference], int]:
     """How far outputs differ by name, and how many slots were compared.
 
     Slots are ranked by score, and equal scores may change places: each is compared with the one that is nearest to it,
-    those of less than ``SURE_SCORE`` only where there is one.
+    those of less than ``sure_score`` only where there is one.
     """
     rows, others = _slot_rows(expected), _slot_rows(found).nan_to_num(torch.inf)
     distance, partner = torch.cdist(rows, others, p=torch.inf).min(1)
-    sure = expected["score"][0] >= SURE_SCORE
+    sure = expected["score"][0] >= sure_score
     chosen = rows.isfinite().all(1) & (sure | (distance <= TOLERANCE * rows.abs().amax(1)))
     differences = {}
     for name, value in expected.items():

@@ -256,16 +256,15 @@ def conditions(name: str, record: dict[str, Any]) -> list[Block]:
 
 def machines(groups: dict[str, dict[str, Any]]) -> Table:
     """Where and in which arithmetic the groups were trained, and the sum of the files that they saw there."""
-    found: dict[tuple[str, ...], list[str]] = {}
-    for group in groups.values():
-        if group["rows"]:
-            words = ", ".join(f"{what} {value}" for what, value in group["machine"].items())
-            costs = (cell["cost"] for row in group["rows"].values() for cell in row["seeds"].values())
-            precisions = " and ".join(sorted({cost["precision"] for cost in costs}))
-            about = words, precisions, KINDS[group["surround"]], group["hash"][:16]
-            found.setdefault(about, []).append(group["title"])
-    head = ["groups", "machine", "precision", "data", "sha256"]
-    return Table(head, [["; ".join(titles), *about] for about, titles in found.items()])
+    rows = []
+    for key, group in groups.items():
+        costs = (cell["cost"] for row in group["rows"].values() for cell in row["seeds"].values())
+        precisions = sorted({cost["precision"] for cost in costs})
+        if precisions:
+            machine = ", ".join(f"{what} {value}" for what, value in group["machine"].items())
+            data = f"{KINDS[group['surround']]} {group['hash'][:16]}"
+            rows.append([short_title(key, group), data, " and ".join(precisions), machine])
+    return Table(["group", "data, sha256", "precision", "machine"], rows)
 
 
 def hours(group: dict[str, Any]) -> float:
