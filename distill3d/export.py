@@ -75,6 +75,8 @@ BOXES = {
     "alpha": "KITTI's observation angle, rad",
 }
 ANGLES = ("yaw", "alpha")
+#: Of a slot, whether it is a detection; where scores tie, rounding decides that, too.
+KEPT = "kept"
 #: What the metadata repeats of a checkpoint's card.
 OF_THE_CARD = ("recipe", "stage", "focal", "file_focal", "placement", "past", "lidar_to_camera")
 
@@ -403,7 +405,7 @@ def compare(
     """How far outputs differ by name, and how many slots were compared.
 
     Slots are ranked by score, and equal scores may change places: each is compared with the one that is nearest to it,
-    those of less than ``sure_score`` only where there is one.
+    those of less than ``sure_score`` only where there is one, and not whether it is kept.
     """
     rows, others = _slot_rows(expected), _slot_rows(found).nan_to_num(torch.inf)
     distance, partner = torch.cdist(rows, others, p=torch.inf).min(1)
@@ -413,7 +415,8 @@ def compare(
     for name, value in expected.items():
         other = found[name]
         if name in BOXES or name.startswith("roi_"):
-            value, other = value[0][chosen], other[0][partner[chosen]]
+            taken = chosen & sure if name == KEPT else chosen
+            value, other = value[0][taken], other[0][partner[taken]]
         distance = (value.double() - other.double()).abs()
         if name in ANGLES:
             distance = torch.minimum(distance, (2 * math.pi - distance).abs())

@@ -185,6 +185,15 @@ def test_order_of_slots_and_whole_turns_are_no_difference() -> None:
     assert count == 9 and max(d.absolute for d in differences.values()) < 1e-6
 
 
+def test_of_unsure_slots_rounding_decides_which_come_up_and_are_kept() -> None:
+    found = answers()
+    found["kept"], found["centre"] = ~found["kept"], found["centre"].index_fill(1, torch.tensor([0]), 99.0)
+    differences, count = ex.compare(answers(), found, sure_score=2.0)
+    assert count == 8 and max(d.absolute for d in differences.values()) == 0
+    differences, count = ex.compare(answers(), found)
+    assert count == 9 and min(differences[name].absolute for name in ("kept", "centre")) >= 1
+
+
 WRONG = {
     "centre": lambda v: v + 0.1,
     "yaw": lambda v: v + 0.1,

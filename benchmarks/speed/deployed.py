@@ -14,9 +14,9 @@ from distill3d import export
 from .inputs import Place, Setting, described
 from .task import Task, Work
 
-#: More than heads answer that are not trained, which all begin at a hundredth: rounding decides which boxes suppress
-#: which.
-UNTRAINED_SCORE = 0.05
+#: More than heads answer that are not trained, which begin at a hundredth or a tenth: rounding decides which of their
+#: boxes suppress which.
+UNTRAINED_SCORE = 0.5
 
 
 def deployed_tasks(setting: Setting) -> Iterator[Task]:

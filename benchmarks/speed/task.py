@@ -24,6 +24,7 @@ aten = torch.ops.aten
 EMPTY = ("empty", "empty_like", "empty_strided", "new_empty", "new_empty_strided")
 LONGEST_REASON = 200  # characters of why something failed
 MIB = 2**20
+AGAIN = 5.0  # s between alarms, or sooner where patience is short
 
 
 @dataclass(frozen=True)
@@ -167,7 +168,8 @@ def at_most(patience: float | None) -> Iterator[None]:
         raise TimeoutError(f"had not run once after {patience:g} s")
 
     before = signal.signal(signal.SIGALRM, stop)
-    signal.setitimer(signal.ITIMER_REAL, patience)
+    # Compilers may take the first alarm for a failure of their own, and go on.
+    signal.setitimer(signal.ITIMER_REAL, patience, min(patience, AGAIN))
     try:
         yield
     finally:

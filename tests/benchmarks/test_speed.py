@@ -2,6 +2,7 @@
 
 import json
 import signal
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -95,6 +96,19 @@ def test_what_never_ends_is_stopped() -> None:
             pass
 
     row = measure(Task("g", "s", lambda: Work(forever), may_fail=True), LIMITS, CPU, 1, 0.05)
+    assert row["failed"] == "TimeoutError: had not run once after 0.05 s"
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGALRM"), reason="the system has no alarms")
+def test_what_takes_an_alarm_for_its_own_failure_is_stopped_by_the_next() -> None:
+    def stubborn() -> None:
+        with suppress(TimeoutError):
+            while True:
+                pass
+        while True:
+            pass
+
+    row = measure(Task("g", "s", lambda: Work(stubborn), may_fail=True), LIMITS, CPU, 1, 0.05)
     assert row["failed"] == "TimeoutError: had not run once after 0.05 s"
 
 
