@@ -7,6 +7,7 @@ import json
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -46,7 +47,8 @@ PARTS = {
     "deployed": Part(deployed_tasks, ("cpu",)),
     "terms": Part(term_tasks),
     "ground": Part(ground_tasks),
-    "students": Part(student_tasks),
+    "students": Part(partial(student_tasks, on_ground=False)),
+    "students_above": Part(partial(student_tasks, on_ground=True)),
 }
 
 

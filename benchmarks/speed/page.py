@@ -225,6 +225,7 @@ TABLES = {
     "terms": lambda rows: variants_tables("Methods' terms in several ways", rows),
     "ground": lambda rows: variants_tables("To the ground in several ways: lift, pooling, sparse convolution", rows),
     "students": lambda rows: variants_tables("Students' forward and backward pass in several ways", rows),
+    "students_above": lambda rows: variants_tables("The same of students that look from above", rows),
 }
 
 

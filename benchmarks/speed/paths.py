@@ -46,8 +46,10 @@ def ground_tasks(setting: Setting) -> Iterator[Task]:
         yield from in_all_ways(setting, f"sparse backbone of {name}", detectors[name], make, WAYS_OF_ROWS)
 
 
-def student_tasks(setting: Setting) -> Iterator[Task]:
-    for name in export.RAW:
+def student_tasks(setting: Setting, on_ground: bool) -> Iterator[Task]:
+    """Of the students that look at the ground from above, or of the others."""
+    above = [detector for *_, detector in TO_GROUND.values()]
+    for name in (name for name in export.RAW if (name in above) is on_ground):
         place = setting.size.detectors[name]
         tasks = in_all_ways(setting, f"{name}, forward and backward", place, partial(training, setting, place))
         yield from (replace(task, usual=False) for task in tasks)  # recorded with all detectors

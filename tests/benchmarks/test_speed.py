@@ -19,8 +19,9 @@ from benchmarks.speed import page
 from benchmarks.speed.inputs import PAPER, SMOKE, Setting
 from benchmarks.speed.limits import Limits
 from benchmarks.speed.networks import Way, forward, training
-from benchmarks.speed.paths import WAYS_OF_ROWS, sparse_backbone, terms, to_ground
+from benchmarks.speed.paths import WAYS_OF_ROWS, sparse_backbone, student_tasks, terms, to_ground
 from benchmarks.speed.task import Task, Work, count, limit_of, measure
+from distill3d import export
 from distill3d.detectors import DETECTORS, caddn
 from distill3d.distill.methods import METHODS
 from distill3d.errors import UserError
@@ -130,6 +131,18 @@ def test_every_detector_and_method_is_measured(size: Any) -> None:
     assert set(size.detectors) == set(DETECTORS)
     in_no_recipe = {"dense_truth", "trusted"}  # that stands alone: a control without a teacher, terms on trial
     assert set(size.methods) == set(METHODS) - in_no_recipe
+
+
+def test_every_student_is_measured_in_one_of_the_parts(setting: Setting) -> None:
+    names = [{t.group.partition(",")[0] for t in student_tasks(setting, above)} for above in (False, True)]
+    assert names[1] == {"caddn", "bevdepth"} and not names[0] & names[1] and names[0] | names[1] == set(export.RAW)
+    assert set(page.TABLES) == set(command.PARTS)
+
+
+def test_only_the_usual_way_is_counted() -> None:
+    work = Work(lambda: None, lambda: F.relu(torch.ones(1000)))
+    rows = [measure(Task("g", "s", lambda: work, usual=usual), LIMITS, CPU, 1, 60.0) for usual in (True, False)]
+    assert "limit" in rows[0] and "limit" not in rows[1]
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
