@@ -180,4 +180,5 @@ def at_most(patience: float | None) -> Iterator[None]:
 def one_line(error: Exception) -> str:
     """What went wrong, in short."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return f"{type(error).__name__}: {lines[0] if lines else ''}"[:LONGEST_REASON]
+    told = 2 if lines and lines[0].endswith(":") else 1  # the next line says what was raised
+    return f"{type(error).__name__}: {' '.join(lines[:told])}"[:LONGEST_REASON]

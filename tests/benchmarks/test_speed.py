@@ -20,7 +20,7 @@ from benchmarks.speed.inputs import PAPER, SMOKE, Setting
 from benchmarks.speed.limits import Limits
 from benchmarks.speed.networks import Way, forward, training
 from benchmarks.speed.paths import WAYS_OF_ROWS, sparse_backbone, student_tasks, terms, to_ground
-from benchmarks.speed.task import Task, Work, count, limit_of, measure
+from benchmarks.speed.task import Task, Work, count, limit_of, measure, one_line
 from distill3d import export
 from distill3d.detectors import DETECTORS, caddn
 from distill3d.distill.methods import METHODS
@@ -88,6 +88,14 @@ def test_a_failure_is_a_result_only_where_it_may_be() -> None:
     assert row["failed"] == "UserError: first line" and "seconds" not in row
     with pytest.raises(UserError):
         measure(Task("g", "s", fail), LIMITS, CPU, 1, 60.0)
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [("", "ValueError: "), ("one\ntwo", "ValueError: one"), ("it raised:\n\n why\nmore", "ValueError: it raised: why")],
+)
+def test_a_failure_is_told_in_one_line(text: str, told: str) -> None:
+    assert one_line(ValueError(text)) == told
 
 
 @pytest.mark.skipif(not hasattr(signal, "SIGALRM"), reason="the system has no alarms")
