@@ -21,7 +21,7 @@ from ..machine import describe_machine
 from . import __doc__ as about
 from .deployed import deployed_tasks
 from .inputs import PAPER, SMOKE, Setting
-from .limits import measure_limits
+from .limits import DTYPES, measure_limits
 from .loading import loading_tasks
 from .networks import detector_tasks
 from .page import PAGE, RECORDS, ROOT, read, read_records, write_page
@@ -41,6 +41,14 @@ class Part:
     devices: tuple[str, ...] = ("cpu", "cuda")
 
 
+@dataclass(frozen=True)
+class Wanted:
+    """Of which tasks: those whose groups' names begin with one of these words, in these precisions."""
+
+    begins: tuple[str, ...]
+    precisions: tuple[str, ...]
+
+
 PARTS = {
     "loading": Part(loading_tasks, ("cpu",)),
     "detectors": Part(detector_tasks),
@@ -58,6 +66,7 @@ def main() -> None:
     parser.add_argument("--only", nargs="+", choices=PARTS, help="by default all")
     parser.add_argument("--threads", type=int, help="of PyTorch, by default its own choice")
     parser.add_argument("--repeats", type=int, default=5, help="timed runs of each task, of which the fastest counts")
+    parser.add_argument("--precisions", nargs="+", choices=DTYPES, default=list(DTYPES), help="by default all")
     parser.add_argument("--before", nargs="+", metavar="GROUP",
                         help="measure groups whose names begin so into a record with which the page compares: run it "
                         "before you make something faster")  # fmt: skip
@@ -85,23 +94,21 @@ def record_parts(names: list[str], path: Path, options: argparse.Namespace) -> N
         setting = Setting(SMOKE if smoke else PAPER, Path(folder), device, torch.get_num_threads(),
                           "aot_eager" if smoke else "inductor")  # fmt: skip
         for name in names:
-            begins = tuple(options.before or ("",))
-            found = measure_part(PARTS[name], setting, 1 if smoke else options.repeats, smoke, begins)
+            wanted = Wanted(tuple(options.before or ("",)), tuple(options.precisions))
+            found = measure_part(PARTS[name], setting, 1 if smoke else options.repeats, smoke, wanted)
             record = read(path) or {"parts": {}}
             record["parts"] = {n: found if n == name else record["parts"].get(n) for n in PARTS}
             record["parts"] = {n: part for n, part in record["parts"].items() if part is not None}
             write_file(path, json.dumps(record, indent=1) + "\n")
 
 
-def measure_part(
-    part: Part, setting: Setting, repeats: int, smoke: bool, begins: tuple[str, ...] = ("",)
-) -> dict[str, Any]:
-    """A part's record, of the groups whose names begin with one of these words."""
+def measure_part(part: Part, setting: Setting, repeats: int, smoke: bool, wanted: Wanted) -> dict[str, Any]:
+    """A part's record, of the tasks that are wanted."""
     begun = time.perf_counter()
     limits = measure_limits(setting.device, smoke)
     rows = []
     for task in part.tasks(setting):
-        if not task.group.startswith(begins):
+        if not task.group.startswith(wanted.begins) or task.precision not in wanted.precisions:
             continue
         rows.append(measure(task, limits, setting.device, repeats, SMOKE_PATIENCE if smoke else PATIENCE))
         told = rows[-1].get("failed") or f"{rows[-1]['seconds']:.4g} s"

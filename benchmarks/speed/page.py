@@ -26,8 +26,9 @@ READING = (
     "inputs and writing its outputs once, at the machine's best rate of copying, summed; but no less than as many "
     "calls take as there are operators. These rates are measured in the same run, with the same threads. The sum "
     "assumes that nothing stays in a cache from one operator to the next and that no two are fused, so a time can be "
-    "below it. Of the lift and of pooling the traffic is that of their inputs, outputs and gradients alone. "
-    "Look-ups in tables, sampling and element-wise arithmetic are not counted as arithmetic."
+    "below it. Of the lift and of pooling the traffic is that of their inputs, outputs and gradients alone, though "
+    "they look each row up many times. Look-ups in tables, sampling and element-wise arithmetic are not counted as "
+    "arithmetic."
 )
 
 Row = dict[str, Any]

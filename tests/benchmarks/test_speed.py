@@ -218,6 +218,13 @@ def test_only_named_groups_are_measured_to_compare_with(monkeypatch: pytest.Monk
     assert "What was mended" in (tmp_path / "speed.md").read_text()
 
 
+def test_only_the_wanted_precisions_are_measured(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    parts = {"detectors": one_task("detectors", [])}
+    for precision, count_of_tasks in (("bf16", 0), ("fp32", 1)):
+        found = run_command(monkeypatch, tmp_path, parts, "--again", "--precisions", precision)
+        assert len(found["detectors"]["tasks"]) == count_of_tasks
+
+
 def test_finished_parts_are_kept_until_they_are_asked_for_again(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
