@@ -20,7 +20,7 @@ from distill3d.distill.methods.cmkd import BACKGROUND_WEIGHT, CMKDConfig, anchor
 from distill3d.distill.methods.mixed import MixedConfig
 from distill3d.distill.methods.monodistill import MonoDistillConfig
 from distill3d.distill.methods.monoskd import MonoSKDConfig
-from distill3d.distill.methods.monotakd import MonoTAKDConfig, frames_with_depth, normalised, residual
+from distill3d.distill.methods.monotakd import MonoTAKDConfig, frames_with_depth, normalised, of_frames, residual
 from distill3d.distill.style import StyledConfig
 from distill3d.distill.term import Term
 from distill3d.errors import UserError
@@ -245,6 +245,12 @@ def test_frames_without_depth_do_not_count(name: str) -> None:
 def test_without_any_depth_features_teach_nothing(name: str, scene: str) -> None:
     said = values(CONFIGS[name], make_context(scene=scene))
     assert {term for term, value in said.items() if value == 0} == {"imd", "cmrd"}
+
+
+def test_maps_are_copied_only_where_a_frame_is_left_out() -> None:
+    maps = torch.arange(6.0).view(3, 1, 2, 1)
+    assert of_frames(torch.tensor([True] * 3), maps, maps)[1] is maps
+    torch.testing.assert_close(of_frames(torch.tensor([True, False, True]), maps)[0], maps[[0, 2]])
 
 
 def test_one_known_pixel_is_depth() -> None:
