@@ -254,12 +254,16 @@ def conditions(name: str, record: dict[str, Any]) -> list[Block]:
     ]
 
 
+def costs_of_cells(group: dict[str, Any]) -> list[dict[str, Any]]:
+    """Of all its finished cells."""
+    return [cell["cost"] for row in group["rows"].values() for cell in row["seeds"].values()]
+
+
 def machines(groups: dict[str, dict[str, Any]]) -> Table:
     """Where and in which arithmetic the groups were trained, and the sum of the files that they saw there."""
     rows = []
     for key, group in groups.items():
-        costs = (cell["cost"] for row in group["rows"].values() for cell in row["seeds"].values())
-        precisions = sorted({cost["precision"] for cost in costs})
+        precisions = sorted({cost["precision"] for cost in costs_of_cells(group)})
         if precisions:
             machine = ", ".join(f"{what} {value}" for what, value in group["machine"].items())
             data = f"{KINDS[group['surround']]} {group['hash'][:16]}"
@@ -269,8 +273,7 @@ def machines(groups: dict[str, dict[str, Any]]) -> Table:
 
 def hours(group: dict[str, Any]) -> float:
     """That the steps of all its finished cells took."""
-    costs = (cell["cost"] for row in group["rows"].values() for cell in row["seeds"].values())
-    return sum(cost["step_seconds"] * cost["steps"] for cost in costs) / HOUR
+    return sum(cost["step_seconds"] * cost["steps"] for cost in costs_of_cells(group)) / HOUR
 
 
 def tables(name: str, record: dict[str, Any], key: str, group: dict[str, Any]) -> list[Block]:

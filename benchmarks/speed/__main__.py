@@ -93,8 +93,8 @@ def record_parts(names: list[str], path: Path, options: argparse.Namespace) -> N
     with TemporaryDirectory() as folder:
         setting = Setting(SMOKE if smoke else PAPER, Path(folder), device, torch.get_num_threads(),
                           "aot_eager" if smoke else "inductor")  # fmt: skip
+        wanted = Wanted(tuple(options.before or ("",)), tuple(options.precisions))
         for name in names:
-            wanted = Wanted(tuple(options.before or ("",)), tuple(options.precisions))
             found = measure_part(PARTS[name], setting, 1 if smoke else options.repeats, smoke, wanted)
             record = read(path) or {"parts": {}}
             record["parts"] = {n: found if n == name else record["parts"].get(n) for n in PARTS}
