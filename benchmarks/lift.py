@@ -25,8 +25,8 @@ from torchvision.ops import deform_conv2d
 
 from distill3d.camera import Camera
 from distill3d.detectors.caddn import STRIDE, CaDDNConfig
-from distill3d.layers.bev_blocks import TAPS, deform_conv3
-from distill3d.layers.lift import depth_probability, frustum_volume, lift, sample_volume, sampling_grid
+from distill3d.layers.ground.bev_blocks import TAPS, deform_conv3
+from distill3d.layers.ground.lift import depth_probability, frustum_volume, lift, sample_volume, sampling_grid
 
 RESULT = Path(__file__).resolve().parent / "results" / "lift.json"
 #: A KITTI frame's left colour camera, its canvas (width, height) in px, and the way from the LiDAR to the camera.

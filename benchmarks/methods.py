@@ -24,7 +24,7 @@ import torch
 from machine import describe_machine
 
 from distill3d.data.collate import batches
-from distill3d.data.kitti import KittiDataset
+from distill3d.data.kitti.dataset import KittiDataset
 from distill3d.data.sample import Batch
 from distill3d.detectors import DetectorConfig, build_detector, detector_name
 from distill3d.detectors.caddn import DepthTrunkConfig

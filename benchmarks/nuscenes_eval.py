@@ -27,7 +27,8 @@ import torch
 from machine import describe_machine
 
 from distill3d.boxes import Boxes3D
-from distill3d.evaluate.nuscenes import CLASSES, OFFICIAL, BicycleRacks, DetectionBoxes, evaluate
+from distill3d.evaluate.nuscenes import OFFICIAL, BicycleRacks, evaluate
+from distill3d.evaluate.nuscenes_boxes import CLASSES, DetectionBoxes
 from distill3d.evaluate.nuscenes_submission import read_submission, write_submission
 
 RESULT = Path(__file__).resolve().parent / "results" / "nuscenes_eval.json"

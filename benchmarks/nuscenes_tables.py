@@ -167,7 +167,7 @@ def measure(way: str, root: Path) -> dict[str, float]:
         with timed() as figures:
             tables = {path.stem: json.loads(path.read_text()) for path in sorted((root / VERSION).glob("*.json"))}
         return figures | {"peak_mb": peak_mb(), "records": sum(map(len, tables.values()))}
-    from distill3d.data.nuscenes_tables import load_tables
+    from distill3d.data.nuscenes.tables import load_tables
 
     with timed() as figures:
         tables = load_tables(root, VERSION)

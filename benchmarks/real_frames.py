@@ -17,7 +17,7 @@ from pathlib import Path
 
 from machine import describe_machine
 
-from distill3d.data.kitti import read_split
+from distill3d.data.splits import read_split
 from distill3d.evaluate.kitti import Annotations, evaluate
 from distill3d.recipes import get_recipe
 from distill3d.train.loop import RunOptions

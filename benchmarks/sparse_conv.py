@@ -24,7 +24,7 @@ import torch.nn.functional as F
 from machine import describe_machine
 from torch import Tensor, nn
 
-from distill3d.layers.sparse_conv import (
+from distill3d.layers.points.sparse_conv import (
     Kernel,
     SparseConv3d,
     SparseResNet,
@@ -32,7 +32,7 @@ from distill3d.layers.sparse_conv import (
     SparseTensor,
     SubMConv3d,
 )
-from distill3d.layers.voxels import VoxelGrid, mean_of_points, voxelise
+from distill3d.layers.points.voxels import VoxelGrid, mean_of_points, voxelise
 from distill3d.synth import StreetConfig, render_frame
 from distill3d.train.memory import keep_freed_memory
 

@@ -23,7 +23,7 @@ from machine import describe_machine
 from methods import REMEMBERED, Stepper, alternate
 
 from distill3d.data.collate import batches
-from distill3d.data.kitti import KittiDataset
+from distill3d.data.kitti.dataset import KittiDataset
 from distill3d.detectors import build_detector
 from distill3d.recipes.demo import STREETS, demo
 from distill3d.settings import to_plain

@@ -28,7 +28,7 @@ from methods import resident
 from torch import Tensor
 
 from distill3d.detectors.bevdepth import STRIDE, BEVDepthConfig
-from distill3d.layers.voxel_pooling import frustum, frustum_points, ground_cells, splat, voxel_pool
+from distill3d.layers.ground.voxel_pooling import frustum, frustum_points, ground_cells, splat, voxel_pool
 from distill3d.train.memory import keep_freed_memory
 
 RESULT = Path(__file__).resolve().parent / "results" / "voxel_pooling.json"

@@ -12,9 +12,9 @@ from jaxtyping import Float
 from torch import Tensor
 
 from distill3d.boxes import IGNORE, KITTI_CLASSES
+from distill3d.data.augment.lidar import carry
 from distill3d.data.collate import batches, collate
-from distill3d.data.kitti import KittiDataset
-from distill3d.data.lidar_augment import carry
+from distill3d.data.kitti.dataset import KittiDataset
 from distill3d.data.sample import Sample
 from distill3d.detectors.base import BevGeometry, Detector, Outputs
 from distill3d.distill.context import comparable

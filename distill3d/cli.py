@@ -320,8 +320,8 @@ def raw_list(arguments: list[str]) -> None:
         out: Path = Path("raw_frames.txt")
 
     options = _parse(Options, "raw-list", arguments)
-    from distill3d.data.kitti import read_split
-    from distill3d.data.kitti_raw import RawMapping, list_raw_frames, write_list
+    from distill3d.data.kitti.raw import RawMapping, list_raw_frames, write_list
+    from distill3d.data.splits import read_split
 
     frames = list_raw_frames(options.folder)
     drives = RawMapping.read(options.mapping).drives(read_split(options.split))

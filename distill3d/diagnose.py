@@ -14,7 +14,7 @@ import numpy as np
 from jaxtyping import Float
 
 from distill3d.answers import depth_log_scales, ground_maps
-from distill3d.data.kitti import KittiDataset
+from distill3d.data.kitti.dataset import KittiDataset
 from distill3d.errors import UserError
 from distill3d.evaluate.kitti import CLASSES, Annotations
 from distill3d.evaluate.transfer import (

@@ -27,14 +27,15 @@ from torch import Tensor, nn
 
 from distill3d.boxes import KITTI_CLASSES
 from distill3d.camera import Camera, ImageAffine
-from distill3d.data.augment import place
-from distill3d.data.nuscenes import CAMERAS
+from distill3d.data.augment.image import place
+from distill3d.data.nuscenes.dataset import CAMERAS
 from distill3d.data.sample import Batch
 from distill3d.data.surround import SurroundBatch
 from distill3d.detectors.base import Detector
 from distill3d.errors import UserError
+from distill3d.files import write_atomically
 from distill3d.settings import fingerprint
-from distill3d.train.checkpoint import load_detector, write_atomically
+from distill3d.train.checkpoint import load_detector
 
 #: Of the operators; GridSample and DeformConv want 19 or more.
 OPSET = 20

@@ -12,9 +12,11 @@ import torch
 
 from distill3d.boxes import KITTI_CLASSES, Boxes3D
 from distill3d.camera import Camera, ImageAffine
-from distill3d.data.augment import place, resample
+from distill3d.data.augment.image import place, resample
 from distill3d.data.collate import collate
-from distill3d.data.kitti import read_calibration, read_image, write_results
+from distill3d.data.kitti.calibration import read_calibration
+from distill3d.data.kitti.labels import write_results
+from distill3d.data.pictures import read_image
 from distill3d.data.sample import Sample
 from distill3d.detectors.base import Detector
 from distill3d.errors import UserError

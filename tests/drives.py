@@ -4,15 +4,15 @@ from dataclasses import replace
 from pathlib import Path
 
 from distill3d.camera import DepthBins
-from distill3d.data.nuscenes import SweepConfig
+from distill3d.data.nuscenes.dataset import SweepConfig
 from distill3d.detectors import DetectorConfig
 from distill3d.detectors.bevdepth import BEVDepthConfig
 from distill3d.detectors.centerpoint import CenterPointConfig, PillarEncoderConfig
 from distill3d.detectors.label_encoder import LabelEncoderConfig
-from distill3d.layers.bev_second import SECONDBlocksConfig, SECONDFPNConfig
-from distill3d.layers.centre_head import CentreHeadConfig, tiny_head
-from distill3d.layers.resnet import ResNetConfig
-from distill3d.layers.voxels import VoxelGrid
+from distill3d.layers.ground.bev_second import SECONDBlocksConfig, SECONDFPNConfig
+from distill3d.layers.heads.centre_head import CentreHeadConfig, tiny_head
+from distill3d.layers.image.resnet import ResNetConfig
+from distill3d.layers.points.voxels import VoxelGrid
 from distill3d.recipes import get_recipe
 from distill3d.synth.nuscenes_writer import write_nuscenes
 from distill3d.synth.settings import SurroundStreetConfig

@@ -6,11 +6,11 @@ from pathlib import Path
 from distill3d.camera import DepthBins
 from distill3d.detectors.caddn import CaDDNConfig, DepthTrunkConfig
 from distill3d.detectors.second import SECONDConfig
-from distill3d.layers.anchor_head import BevBackboneConfig
-from distill3d.layers.dla import DLAConfig
-from distill3d.layers.resnet import ResNetConfig
-from distill3d.layers.sparse_conv import SparseResNetConfig
-from distill3d.layers.voxels import VoxelGrid
+from distill3d.layers.heads.anchor_head import BevBackboneConfig
+from distill3d.layers.image.dla import DLAConfig
+from distill3d.layers.image.resnet import ResNetConfig
+from distill3d.layers.points.sparse_conv import SparseResNetConfig
+from distill3d.layers.points.voxels import VoxelGrid
 from distill3d.recipes import get_recipe
 from distill3d.recipes.demo import demo
 from distill3d.synth.writer import StreetConfig, write_kitti

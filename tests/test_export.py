@@ -19,9 +19,9 @@ from distill3d.cli import main
 from distill3d.detectors import bevdepth, build_detector, caddn, did_m3d, gupnet, monodetr, monodle, second
 from distill3d.detectors.base import Detector
 from distill3d.errors import UserError
-from distill3d.layers.anchor_head import SLOTS
-from distill3d.layers.centre_head import tiny_head
-from distill3d.layers.voxels import VoxelGrid
+from distill3d.layers.heads.anchor_head import SLOTS
+from distill3d.layers.heads.centre_head import tiny_head
+from distill3d.layers.points.voxels import VoxelGrid
 from distill3d.settings import fingerprint, to_plain
 from distill3d.train.checkpoint import save_weights
 

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from distill3d.data.kitti import read_split
+from distill3d.data.splits import read_split
 from distill3d.evaluate.fields import (
     FIELDS,
     LOCATION,

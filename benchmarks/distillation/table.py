@@ -13,7 +13,7 @@ from pathlib import Path
 from distill3d.detectors.monodle import HEAT_CLASSES
 from distill3d.distill.methods.dense_truth import DenseTruthConfig
 from distill3d.distill.methods.monoskd import MonoSKDConfig
-from distill3d.layers.anchors import KITTI_ANCHORS
+from distill3d.layers.heads.anchors import KITTI_ANCHORS
 from distill3d.recipes import get_recipe
 from distill3d.recipes.head_start import head_start
 from distill3d.recipes.kitti import BASES

@@ -12,9 +12,9 @@ from typing import Any
 
 from PIL import Image
 
-from distill3d.data.augment import frame_generator
-from distill3d.data.kitti import KittiDataset
-from distill3d.data.nuscenes import NuScenesDataset
+from distill3d.data.augment.image import frame_generator
+from distill3d.data.kitti.dataset import KittiDataset
+from distill3d.data.nuscenes.dataset import NuScenesDataset
 from distill3d.data.sample import Dataset
 from distill3d.synth.nuscenes_writer import write_nuscenes
 from distill3d.synth.settings import StreetConfig, SurroundStreetConfig

@@ -17,7 +17,7 @@ from distill3d.detectors.base import FeatureMap, Outputs
 from distill3d.distill.context import Context, detached
 from distill3d.distill.methods import build_terms
 from distill3d.distill.term import Term
-from distill3d.layers.sparse_conv import SparseResNet, SparseTensor
+from distill3d.layers.points.sparse_conv import SparseResNet, SparseTensor
 
 from .inputs import SEED, Place, Setting, described
 from .networks import WAYS, Way, in_this_way, training

@@ -11,7 +11,7 @@ from torch.utils.data import DataLoader
 from torch.utils.data import Dataset as MapDataset
 
 from distill3d.camera import Camera, ImageAffine
-from distill3d.data.augment import frame_generator
+from distill3d.data.augment.image import frame_generator
 from distill3d.data.batching import given_by_all
 from distill3d.data.sample import Batch, Dataset, ObjectBatch, Sample
 from distill3d.data.surround import SurroundBatch, SurroundSample, collate_surround

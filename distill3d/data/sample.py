@@ -31,7 +31,7 @@ class Objects:
     boxes: Boxes3D
     truncation: Float[Tensor, "n"]  # share outside the image, 0..1; -1 unknown
     occlusion: Int[Tensor, "n"]  # 0 visible, 1 partly, 2 largely, 3 unknown
-    difficulty: Int[Tensor, "n"]  # EASY, MODERATE, HARD or UNKNOWN, judged on the image file (data/kitti.py)
+    difficulty: Int[Tensor, "n"]  # EASY, MODERATE, HARD or UNKNOWN, judged on the image file (data/kitti/labels.py)
 
     def __len__(self) -> int:
         return len(self.boxes)

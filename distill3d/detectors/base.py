@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from distill3d.boxes import Boxes3D, BoxSlots
 from distill3d.data.sample import Batch
 from distill3d.data.surround import SurroundBatch
-from distill3d.layers.roi import RoISlots
-from distill3d.layers.voxels import VoxelGrid
+from distill3d.layers.image.roi import RoISlots
+from distill3d.layers.points.voxels import VoxelGrid
 
 #: What a detector is given: the images of single cameras, or surround views.
 BatchT = TypeVar("BatchT", Batch, SurroundBatch)

@@ -26,31 +26,11 @@ from distill3d.detectors.base import BevGeometry, Detector, FeatureMap, Modality
 from distill3d.detectors.centerpoint import check_head
 from distill3d.detectors.monodle import RGB_MEAN, RGB_STD
 from distill3d.errors import UserError
-from distill3d.layers.bev_blocks import FeatureFusion, PointwiseBlock, SpatialAlignment
-from distill3d.layers.bev_second import SECONDFPN, SECONDFPNConfig
-from distill3d.layers.bev_trunk import MAP_STRIDES, STEM_STRIDE, BevTrunk
-from distill3d.layers.centre_head import (
-    TINY_TASKS,
-    CentreHead,
-    CentreHeadConfig,
-    CentreTargets,
-    centre_losses,
-    centre_slots,
-    centre_targets,
-    tiny_head,
-)
-from distill3d.layers.depth_net import (
-    DepthAggregation,
-    DepthNet,
-    camera_vector,
-    depth_distribution,
-    depth_log_scales,
-    depth_loss,
-    nearest_depth_bins,
-)
-from distill3d.layers.lift import frustum_volume, one_hot_depth
-from distill3d.layers.resnet import ResNet, ResNetConfig
-from distill3d.layers.voxel_pooling import (
+from distill3d.layers.ground.bev_blocks import FeatureFusion, PointwiseBlock, SpatialAlignment
+from distill3d.layers.ground.bev_second import SECONDFPN, SECONDFPNConfig
+from distill3d.layers.ground.bev_trunk import MAP_STRIDES, STEM_STRIDE, BevTrunk
+from distill3d.layers.ground.lift import frustum_volume, one_hot_depth
+from distill3d.layers.ground.voxel_pooling import (
     CellRounding,
     PixelPositions,
     camera_pixels,
@@ -61,7 +41,27 @@ from distill3d.layers.voxel_pooling import (
     splat,
     voxel_pool,
 )
-from distill3d.layers.voxels import VoxelGrid
+from distill3d.layers.heads.centre_head import (
+    TINY_TASKS,
+    CentreHead,
+    CentreHeadConfig,
+    CentreTargets,
+    centre_losses,
+    centre_slots,
+    centre_targets,
+    tiny_head,
+)
+from distill3d.layers.image.depth_net import (
+    DepthAggregation,
+    DepthNet,
+    camera_vector,
+    depth_distribution,
+    depth_log_scales,
+    depth_loss,
+    nearest_depth_bins,
+)
+from distill3d.layers.image.resnet import ResNet, ResNetConfig
+from distill3d.layers.points.voxels import VoxelGrid
 
 #: Pixels per cell of the map that is lifted, and by how much the trunk's maps, from fine to coarse, grow for it.
 STRIDE = 16

@@ -22,9 +22,8 @@ from distill3d.camera import DepthBins, ImageAffine
 from distill3d.data.sample import Batch
 from distill3d.detectors.base import BevGeometry, Detector, FeatureMap, Modality, Outputs, Style, bev_geometry
 from distill3d.detectors.monodle import RGB_MEAN, RGB_STD
-from distill3d.layers.anchor_head import TINY_BACKBONE, AnchorHead, AnchorHeadConfig, AnchorTargets
-from distill3d.layers.anchors import KITTI_ANCHORS
-from distill3d.layers.bev_blocks import (
+from distill3d.layers.distributed import mean_over_processes
+from distill3d.layers.ground.bev_blocks import (
     AlignedCollapse,
     FeatureFusion,
     HeightCollapse,
@@ -32,8 +31,7 @@ from distill3d.layers.bev_blocks import (
     PooledBatchNorm,
     SCNet,
 )
-from distill3d.layers.distributed import mean_over_processes
-from distill3d.layers.lift import (
+from distill3d.layers.ground.lift import (
     Normalisation,
     depth_probability,
     lift,
@@ -41,9 +39,11 @@ from distill3d.layers.lift import (
     sampling_grid,
     sparse_average_pool,
 )
+from distill3d.layers.heads.anchor_head import TINY_BACKBONE, AnchorHead, AnchorHeadConfig, AnchorTargets
+from distill3d.layers.heads.anchors import KITTI_ANCHORS
+from distill3d.layers.image.resnet import ResNet, ResNetConfig
+from distill3d.layers.points.voxels import STUDENT_RANGE, VoxelGrid
 from distill3d.layers.readout import Readout
-from distill3d.layers.resnet import ResNet, ResNetConfig
-from distill3d.layers.voxels import STUDENT_RANGE, VoxelGrid
 
 #: Pixels per cell of the map that is lifted, in the published networks.
 STRIDE = 8
@@ -350,5 +350,5 @@ class CaDDN(Detector):
         return self.head.detections(outputs.predictions, batch)
 
     def decode_slots(self, outputs: Outputs, batch: Batch) -> BoxSlots:
-        """``decode`` of the best ``SLOTS`` of layers/anchor_head.py, without ``box2d`` and ``alpha``."""
+        """``decode`` of the best ``SLOTS`` of layers/heads/anchor_head.py, without ``box2d`` and ``alpha``."""
         return self.head.detection_slots(outputs.predictions, batch)

@@ -20,14 +20,14 @@ from distill3d.data.surround import SurroundBatch
 from distill3d.detectors.base import BevGeometry, Detector, FeatureMap, Outputs, bev_geometry
 from distill3d.detectors.pointpillars import PillarFeatures, picture
 from distill3d.errors import UserError
-from distill3d.layers.bev_second import (
+from distill3d.layers.ground.bev_second import (
     SECONDFPN,
     SECONDBlocks,
     SECONDBlocksConfig,
     SECONDFPNConfig,
     norm_relu,
 )
-from distill3d.layers.centre_head import (
+from distill3d.layers.heads.centre_head import (
     TINY_TASKS,
     CentreHead,
     CentreHeadConfig,
@@ -37,8 +37,8 @@ from distill3d.layers.centre_head import (
     centre_targets,
     tiny_head,
 )
-from distill3d.layers.sparse_conv import SparseResNet, SparseResNetConfig, SparseTensor
-from distill3d.layers.voxels import VoxelGrid, mean_of_points, voxelise
+from distill3d.layers.points.sparse_conv import SparseResNet, SparseResNetConfig, SparseTensor
+from distill3d.layers.points.voxels import VoxelGrid, mean_of_points, voxelise
 
 #: Where the networks look (m, key ego frame).
 RANGE = (-51.2, -51.2, -5.0, 51.2, 51.2, 3.0)

@@ -28,7 +28,7 @@ from distill3d.detectors.gupnet import (
     shared_losses,
 )
 from distill3d.detectors.monodle import HEADING_BINS, HEAT_CLASSES, STRIDE, TINY_TRUNK, MonoDLETargets, Peaks
-from distill3d.layers.roi import COORDINATE_CHANNELS, ROI_SIZE, RoIs, grid_head, pooled_head, sample_boxes
+from distill3d.layers.image.roi import COORDINATE_CHANNELS, ROI_SIZE, RoIs, grid_head, pooled_head, sample_boxes
 
 POOLED_HEADS = {"offset_3d": 2, "size_3d": 3, "heading": 2 * HEADING_BINS}
 GRID_HEADS = ("vis_depth", "att_depth", "vis_depth_uncer", "att_depth_uncer")

@@ -38,8 +38,8 @@ from distill3d.detectors.monodle import (
     wrap_once,
 )
 from distill3d.layers.distributed import mean_over_processes
-from distill3d.layers.heatmap import clamped_sigmoid, focal_heatmap_loss, gather_cells
-from distill3d.layers.roi import COORDINATE_CHANNELS, MapWindow, RoIs, RoISlots, look_at, pooled_head
+from distill3d.layers.image.heatmap import clamped_sigmoid, focal_heatmap_loss, gather_cells
+from distill3d.layers.image.roi import COORDINATE_CHANNELS, MapWindow, RoIs, RoISlots, look_at, pooled_head
 
 #: Mean (height, width, length) in m of ``HEAT_CLASSES``, from which sizes are regressed.
 MEAN_SIZE = (

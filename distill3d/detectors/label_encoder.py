@@ -25,12 +25,12 @@ from distill3d.detectors.base import BevGeometry, FeatureMap, Outputs, Style
 from distill3d.detectors.centerpoint import CenterPointConfig, CentreDetector, check_head
 from distill3d.detectors.centerpoint import tiny as tiny_centerpoint
 from distill3d.errors import UserError
-from distill3d.layers.bev_second import SECONDFPN, SECONDFPNConfig
-from distill3d.layers.centre_head import (
+from distill3d.layers.ground.bev_second import SECONDFPN, SECONDFPNConfig
+from distill3d.layers.ground.label_raster import BOX_NUMBERS, LabelRaster, paint
+from distill3d.layers.heads.centre_head import (
     CentreHead,
     CentreHeadConfig,
 )
-from distill3d.layers.label_raster import BOX_NUMBERS, LabelRaster, paint
 
 #: Of the head's box loss: half on the velocity.
 CODE_WEIGHTS = (*(1.0,) * 8, 0.5, 0.5)

@@ -37,11 +37,11 @@ from distill3d.detectors.monodle import (
     laplace_loss,
     wrap_once,
 )
-from distill3d.layers.deformable_attention import DeformableAttention, Sizes, cell_centres
 from distill3d.layers.distributed import across_processes, world_size
-from distill3d.layers.matching import UNMATCHED, assign
+from distill3d.layers.heads.matching import UNMATCHED, assign
+from distill3d.layers.image.deformable_attention import DeformableAttention, Sizes, cell_centres
+from distill3d.layers.image.resnet import STRIDES, ResNet, ResNetConfig
 from distill3d.layers.readout import LinearReadout, Readout
-from distill3d.layers.resnet import STRIDES, ResNet, ResNetConfig
 
 #: Channels of the classification, whatever classes are trained.
 CLASSES = HEAT_CLASSES

@@ -21,8 +21,8 @@ from distill3d.camera import Camera
 from distill3d.data.sample import UNKNOWN, Batch
 from distill3d.detectors.base import Detector, FeatureMap, ImageGeometry, Outputs, Style
 from distill3d.layers.distributed import across_processes, mean_over_processes
-from distill3d.layers.dla import NECK_STRIDES, UNUSED_IN_RELEASED, DLAConfig, DLAUp, dla_trunk
-from distill3d.layers.heatmap import (
+from distill3d.layers.image.dla import NECK_STRIDES, UNUSED_IN_RELEASED, DLAConfig, DLAUp, dla_trunk
+from distill3d.layers.image.heatmap import (
     cells_inside,
     clamped_sigmoid,
     draw_gaussians,

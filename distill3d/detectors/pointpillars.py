@@ -17,10 +17,10 @@ from torch import Tensor, nn
 from distill3d.data.sample import Batch
 from distill3d.detectors.base import FeatureMap, Outputs, bev_geometry
 from distill3d.detectors.second import LidarDetector, lidar_scans
-from distill3d.layers.anchor_head import TINY_BACKBONE, AnchorHead, AnchorHeadConfig, focal_head
-from distill3d.layers.anchors import KITTI_ANCHORS
-from distill3d.layers.sparse_conv import normalise_rows, row_norm
-from distill3d.layers.voxels import STUDENT_RANGE, VoxelGrid, Voxels, voxelise
+from distill3d.layers.heads.anchor_head import TINY_BACKBONE, AnchorHead, AnchorHeadConfig, focal_head
+from distill3d.layers.heads.anchors import KITTI_ANCHORS
+from distill3d.layers.points.sparse_conv import normalise_rows, row_norm
+from distill3d.layers.points.voxels import STUDENT_RANGE, VoxelGrid, Voxels, voxelise
 
 #: Values of a point: x, y, z, intensity.
 POINT_VALUES = 4

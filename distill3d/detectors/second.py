@@ -16,13 +16,13 @@ from jaxtyping import Float
 from torch import Tensor
 
 from distill3d.boxes import Boxes3D
-from distill3d.data.lidar_augment import carry
+from distill3d.data.augment.lidar import carry
 from distill3d.data.sample import Batch
 from distill3d.detectors.base import Detector, FeatureMap, Outputs, bev_geometry
-from distill3d.layers.anchor_head import TINY_BACKBONE, AnchorHead, AnchorHeadConfig, AnchorTargets
-from distill3d.layers.anchors import KITTI_ANCHORS
-from distill3d.layers.sparse_conv import SparseResNet, SparseResNetConfig, SparseTensor
-from distill3d.layers.voxels import STUDENT_RANGE, VoxelGrid, mean_of_points, voxelise
+from distill3d.layers.heads.anchor_head import TINY_BACKBONE, AnchorHead, AnchorHeadConfig, AnchorTargets
+from distill3d.layers.heads.anchors import KITTI_ANCHORS
+from distill3d.layers.points.sparse_conv import SparseResNet, SparseResNetConfig, SparseTensor
+from distill3d.layers.points.voxels import STUDENT_RANGE, VoxelGrid, mean_of_points, voxelise
 
 
 @dataclass(frozen=True)

@@ -15,8 +15,8 @@ from torch import Tensor
 from distill3d.distill.context import Context, same_grid
 from distill3d.distill.precision import full_precision
 from distill3d.errors import UserError
-from distill3d.layers.centre_head import BOX_BRANCHES, CODE, CentreHeadConfig
-from distill3d.layers.heatmap import clamped_sigmoid
+from distill3d.layers.heads.centre_head import BOX_BRANCHES, CODE, CentreHeadConfig
+from distill3d.layers.image.heatmap import clamped_sigmoid
 
 #: Leading numbers of a box that are compared: offset, height, log size, sine and cosine of the yaw.
 COMPARED = CODE - BOX_BRANCHES["vel"]

@@ -11,8 +11,8 @@ from torch import Tensor
 
 from distill3d.data.surround import SurroundObjectBatch
 from distill3d.detectors.base import BevGeometry, FeatureMap, ImageGeometry
-from distill3d.layers.centre_nms import footprint_extent
-from distill3d.layers.heatmap import draw_gaussians, gaussian_radius
+from distill3d.layers.heads.centre_nms import footprint_extent
+from distill3d.layers.image.heatmap import draw_gaussians, gaussian_radius
 
 #: How box edges index a map.  ``python`` slices as Python does: a negative edge counts from the end, so objects cut by
 #: the left or top border usually select nothing (released MonoDistill).  ``clamp`` keeps the part on the map.

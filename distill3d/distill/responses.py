@@ -19,7 +19,7 @@ from distill3d.distill.masks import ObjectTargets, gaussian_mask, gaussian_weigh
 from distill3d.distill.precision import full_precision
 from distill3d.distill.term import Term
 from distill3d.errors import UserError
-from distill3d.layers.heatmap import gather_cells
+from distill3d.layers.image.heatmap import gather_cells
 
 #: Head maps compared cell by cell, and how many of their leading channels: of depth the value, not the log scale.
 DENSE_HEADS = {"offset_2d": 2, "size_2d": 2, "offset_3d": 2, "size_3d": 3, "depth": 1}

@@ -36,7 +36,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 
 from distill3d.camera import Camera
-from distill3d.data.kitti import read_calibration
+from distill3d.data.kitti.calibration import read_calibration
 from distill3d.evaluate.greedy import match_in_order
 from distill3d.evaluate.iou import image_coverage, image_iou, iou_3d, pairs_within_groups
 from distill3d.evaluate.kitti import (

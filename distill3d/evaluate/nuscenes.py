@@ -24,7 +24,7 @@ from __future__ import annotations
 
 import json as jsonlib
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -34,23 +34,23 @@ from jaxtyping import Bool, Float, Int
 from distill3d.errors import UserError
 from distill3d.evaluate.greedy import match_in_order
 from distill3d.evaluate.iou import pairs_within_groups
+from distill3d.evaluate.nuscenes_boxes import (
+    ATTRIBUTES,
+    CLASS_RANGE,
+    CLASSES,
+    MAX_BOXES,
+    NO_ATTRIBUTE,
+    DetectionBoxes,
+    norm_of_rows,
+    yaw_of,
+)
+from distill3d.evaluate.nuscenes_submission import read_submission
 
 if TYPE_CHECKING:  # the command line must start fast, and the maths needs neither tables nor a terminal
     from rich.table import Table
 
-    from distill3d.data.nuscenes_tables import Tables
+    from distill3d.data.nuscenes.tables import Tables
 
-#: Official range of evaluation by class, m from the vehicle; the order is that of ``boxes.NUSCENES_CLASSES``.
-CLASS_RANGE: dict[str, float] = {
-    "car": 50, "truck": 50, "construction_vehicle": 50, "bus": 50, "trailer": 50, "barrier": 30, "motorcycle": 40,
-    "bicycle": 40, "pedestrian": 40, "traffic_cone": 30,
-}  # fmt: skip
-CLASSES = tuple(CLASS_RANGE)
-ATTRIBUTES = (
-    "vehicle.moving", "vehicle.stopped", "vehicle.parked", "cycle.with_rider", "cycle.without_rider",
-    "pedestrian.sitting_lying_down", "pedestrian.standing", "pedestrian.moving",
-)  # fmt: skip
-NO_ATTRIBUTE = -1
 #: Errors of true positives: translation (m), scale (1 - IoU), orientation (rad), velocity (m/s), attribute (share).
 TP_ERRORS = ("trans_err", "scale_err", "orient_err", "vel_err", "attr_err")
 #: A cone looks the same from all sides, a barrier from two; neither moves nor has an attribute.
@@ -59,7 +59,6 @@ HALF_TURN_CLASSES = ("barrier",)
 RACKED_CLASSES = ("bicycle", "motorcycle")
 RACK_CATEGORY = "static_object.bicycle_rack"
 RECALL_POINTS = 101
-PREDICTED_POINTS = -1  # number of points of a prediction: not counted
 
 _PAIRS_AT_ONCE = 1 << 20  # bounds memory: some 60 MB of candidate pairs
 
@@ -77,7 +76,7 @@ class DetectionConfig:
     tp_distance: float = 2.0  # m, the distance at which true positives' errors are measured
     min_recall: float = 0.1
     min_precision: float = 0.1
-    max_boxes: int = 500  # predictions in a sample
+    max_boxes: int = MAX_BOXES  # predictions in a sample
     map_weight: float = 5  # of mAP in NDS; each of the five errors weighs 1
 
     def __post_init__(self) -> None:
@@ -94,57 +93,6 @@ OFFICIAL = DetectionConfig()
 
 
 # ------------------------------------------------------------------------------------------------------------- boxes
-
-
-@dataclass(frozen=True)
-class DetectionBoxes:
-    """N annotations or predictions in the global frame, column by column.
-
-    Rows keep the order of their list, sample after sample: predictions of equal score are told apart by it.
-
-    Raises:
-        ValueError: columns of different length, or an index outside what it indexes.
-    """
-
-    samples: tuple[str, ...]  # tokens, also of samples without a box
-    classes: tuple[str, ...]
-    sample: Int[np.ndarray, " n"]  # index into ``samples``
-    label: Int[np.ndarray, " n"]  # index into ``classes``
-    translation: Float[np.ndarray, "n 3"]  # m, centre
-    wlh: Float[np.ndarray, "n 3"]  # m, (width, length, height)
-    yaw: Float[np.ndarray, " n"]  # rad, of the length axis on the ground
-    velocity: Float[np.ndarray, "n 2"]  # m/s; NaN where an annotation's is unknown
-    score: Float[np.ndarray, " n"]  # of annotations -1, never looked at
-    attribute: Int[np.ndarray, " n"]  # index into ATTRIBUTES, or NO_ATTRIBUTE
-    num_pts: Int[np.ndarray, " n"]  # LiDAR and radar points of an annotation; PREDICTED_POINTS of a prediction
-    ego_distance: Float[np.ndarray, " n"]  # m, from the vehicle on the ground
-
-    def __post_init__(self) -> None:
-        widths = {"translation": (3,), "wlh": (3,), "velocity": (2,)}
-        for name in _COLUMNS:
-            shape = (len(self.sample), *widths.get(name, ()))
-            if getattr(self, name).shape != shape:
-                raise ValueError(f"{name} must have shape {shape}, not {getattr(self, name).shape}")
-        limits = {"sample": (0, len(self.samples)), "label": (0, len(self.classes)), "attribute": (-1, len(ATTRIBUTES))}
-        for name, (low, high) in limits.items():
-            values = getattr(self, name)
-            if len(values) and not low <= values.min() <= values.max() < high:
-                raise ValueError(f"{name} must lie in {low}..{high - 1}, not {values.min()}..{values.max()}")
-
-    def __len__(self) -> int:
-        return len(self.sample)
-
-    def __getitem__(self, index: np.ndarray) -> DetectionBoxes:
-        """The chosen rows (mask or indices), with all samples kept."""
-        return replace(self, **{name: getattr(self, name)[index] for name in _COLUMNS})
-
-    def seen_from(self, ego_position: Float[np.ndarray, "s 3"]) -> DetectionBoxes:
-        """The same boxes with their distances from the vehicle, given where it is in each of the S samples."""
-        offset = self.translation[:, :2] - ego_position[self.sample, :2]
-        return replace(self, ego_distance=_norm(offset))
-
-
-_COLUMNS = tuple(column.name for column in fields(DetectionBoxes) if column.name not in ("samples", "classes"))
 
 
 @dataclass(frozen=True)
@@ -176,8 +124,8 @@ def ground_truth(tables: Tables, tokens: Sequence[str]) -> GroundTruth:
         UserError: an unknown sample, one without a LiDAR scan, tables without annotations or with an unknown attribute,
             or an object with more than one.
     """
-    from distill3d.data.nuscenes import CLASS_OF_CATEGORY, LIDAR
-    from distill3d.data.nuscenes_tables import pose_matrices
+    from distill3d.data.nuscenes.dataset import CLASS_OF_CATEGORY, LIDAR
+    from distill3d.data.nuscenes.tables import pose_matrices
 
     if not tables.annotated:
         raise UserError(f"{tables.folder} has no annotations, so there is nothing to evaluate against")
@@ -226,12 +174,6 @@ def ground_truth(tables: Tables, tokens: Sequence[str]) -> GroundTruth:
     racks = rows[is_rack]
     poses = pose_matrices(table.translation[racks], table.rotation[racks])
     return GroundTruth(boxes, BicycleRacks(index[is_rack], poses, table.wlh[racks]), ego_position)
-
-
-def yaw_of(rotation: Float[np.ndarray, "n 4"]) -> Float[np.ndarray, " n"]:
-    """Yaw (n,) in rad of the rotated x axis on the ground, of quaternions w, x, y, z of any length."""
-    w, x, y, z = rotation.T
-    return np.arctan2(2 * (x * y + w * z), w * w + x * x - y * y - z * z)
 
 
 # ----------------------------------------------------------------------------------------------------------- filters
@@ -454,11 +396,6 @@ def evaluate(
     )
 
 
-def _norm(offset: Float[np.ndarray, "n 2"]) -> Float[np.ndarray, " n"]:
-    """Euclidean length. Not hypot, which rounds otherwise than the official program next to a threshold."""
-    return np.sqrt(offset[:, 0] ** 2 + offset[:, 1] ** 2)
-
-
 def _by_descending_score(score: Float[np.ndarray, " n"]) -> Int[np.ndarray, " n"]:
     """Rows by descending score; of equal ones the later first, as the official program sorts them."""
     return np.argsort(score, kind="stable")[::-1]
@@ -501,7 +438,7 @@ def _candidates(
     for start, stop in zip([0, *cuts], [*cuts, len(det_group)], strict=True):
         d, g = pairs_within_groups(det_group[start:stop], gt_group, groups)
         d += start
-        distance = _norm(det_xy[d] - gt_xy[g])
+        distance = norm_of_rows(det_xy[d] - gt_xy[g])
         near = distance < reach
         d, g, distance = d[near], g[near], distance[near]
         order = np.lexsort((distance, d))
@@ -536,10 +473,10 @@ def _pair_errors(name: str, gt: DetectionBoxes, det: DetectionBoxes) -> dict[str
     period = np.pi if name in HALF_TURN_CLASSES else 2 * np.pi
     turn = np.remainder(gt.yaw - det.yaw + period / 2, period) - period / 2
     return {
-        "trans_err": _norm(det.translation[:, :2] - gt.translation[:, :2]),
+        "trans_err": norm_of_rows(det.translation[:, :2] - gt.translation[:, :2]),
         "scale_err": 1 - smallest / union,
         "orient_err": np.abs(turn),
-        "vel_err": _norm(det.velocity - gt.velocity),
+        "vel_err": norm_of_rows(det.velocity - gt.velocity),
         "attr_err": np.where(gt.attribute == NO_ATTRIBUTE, np.nan, gt.attribute != det.attribute),
     }
 
@@ -610,7 +547,7 @@ def evaluated_tokens(tables: Tables, data_root: Path, split: str | Path | None) 
     Raises:
         UserError: there is no such split, or the file names something that the tables do not have.
     """
-    from distill3d.data.nuscenes import listed_samples, split_samples
+    from distill3d.data.nuscenes.dataset import listed_samples, split_samples
 
     if split is None:
         rows = list(range(len(tables.samples)))
@@ -644,8 +581,7 @@ def run_eval_nuscenes(
     """
     from rich.console import Console
 
-    from distill3d.data.nuscenes_tables import load_tables
-    from distill3d.evaluate.nuscenes_submission import read_submission
+    from distill3d.data.nuscenes.tables import load_tables
 
     tables = load_tables(data_root, version)
     truth = ground_truth(tables, evaluated_tokens(tables, data_root, split))

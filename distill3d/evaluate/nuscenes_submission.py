@@ -30,11 +30,11 @@ from torch import Tensor
 
 from distill3d.boxes import NUSCENES_CLASSES, Boxes3D, to_nuscenes
 from distill3d.errors import UserError
-from distill3d.evaluate.nuscenes import (
+from distill3d.evaluate.nuscenes_boxes import (
     ATTRIBUTES,
     CLASSES,
+    MAX_BOXES,
     NO_ATTRIBUTE,
-    OFFICIAL,
     PREDICTED_POINTS,
     DetectionBoxes,
     yaw_of,
@@ -156,7 +156,7 @@ def sample_records(
         raise ValueError(f"sample {token}: expected boxes of the ego frame with scores")
     if not ((boxes.score >= 0) & (boxes.score <= 1)).all():
         raise ValueError(f"sample {token}: scores must lie in 0..1")
-    kept = boxes.score.argsort(descending=True, stable=True)[: OFFICIAL.max_boxes]
+    kept = boxes.score.argsort(descending=True, stable=True)[:MAX_BOXES]
     boxes, score = boxes[kept].to(torch.float64), boxes.score[kept]
     pose = ego_to_global.to(boxes.centre)
     centre, wlh, turn = to_nuscenes(boxes)
@@ -288,8 +288,8 @@ def _sample_boxes(path: Path, token: str, entries: msgspec.Raw) -> list[Submissi
         boxes = _BOXES.decode(entries)
     except msgspec.ValidationError as error:
         raise UserError(f"{path}: sample {token}: {_sentence(error)}") from None
-    if len(boxes) > OFFICIAL.max_boxes:
-        raise UserError(f"{path}: sample {token} has {len(boxes)} boxes, expected at most {OFFICIAL.max_boxes}")
+    if len(boxes) > MAX_BOXES:
+        raise UserError(f"{path}: sample {token} has {len(boxes)} boxes, expected at most {MAX_BOXES}")
     return boxes
 
 

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from distill3d.data.augment import AugmentConfig
-from distill3d.data.lidar_augment import LidarAugmentConfig
+from distill3d.data.augment.image import AugmentConfig
+from distill3d.data.augment.lidar import LidarAugmentConfig
 from distill3d.detectors.caddn import CaDDNConfig, DepthTrunkConfig
 from distill3d.detectors.pointpillars import PointPillarsConfig
 from distill3d.detectors.pointpillars import tiny as pointpillars_tiny
@@ -16,7 +16,7 @@ from distill3d.detectors.second import SECONDConfig
 from distill3d.detectors.second import tiny as second_tiny
 from distill3d.distill.methods.cmkd import CMKDConfig
 from distill3d.distill.methods.monotakd import MonoTAKDConfig
-from distill3d.layers.anchor_head import focal_head
+from distill3d.layers.heads.anchor_head import focal_head
 from distill3d.train.recipe import DatasetConfig, EvaluationConfig, Recipe, StageConfig, UnlabelledConfig
 from distill3d.train.schedules import Schedule
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from distill3d.data.augment import AugmentConfig
+from distill3d.data.augment.image import AugmentConfig
 from distill3d.detectors.monodle import tiny
 from distill3d.distill.methods.monodistill import MonoDistillConfig
 from distill3d.distill.methods.monoskd import MonoSKDConfig

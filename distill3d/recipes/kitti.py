@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
-from distill3d.data.augment import AugmentConfig
+from distill3d.data.augment.image import AugmentConfig
 from distill3d.detectors import DetectorConfig
 from distill3d.detectors.did_m3d import DIDM3DConfig
 from distill3d.detectors.gupnet import GUPNetConfig
@@ -18,8 +18,8 @@ from distill3d.distill.methods.mixed import MixedConfig
 from distill3d.distill.methods.monodistill import MonoDistillConfig
 from distill3d.distill.methods.monoskd import MonoSKDConfig
 from distill3d.distill.methods.monostl import MonoSTLConfig
-from distill3d.layers.dla import DLAConfig
-from distill3d.layers.resnet import ResNetConfig
+from distill3d.layers.image.dla import DLAConfig
+from distill3d.layers.image.resnet import ResNetConfig
 from distill3d.train.htl import HTLConfig
 from distill3d.train.recipe import DatasetConfig, EvaluationConfig, Recipe, StageConfig
 from distill3d.train.schedules import Schedule

@@ -6,8 +6,8 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-from distill3d.data.nuscenes import SweepConfig
-from distill3d.data.surround_augment import BevAugmentConfig, ImageAugmentConfig
+from distill3d.data.augment.surround import BevAugmentConfig, ImageAugmentConfig
+from distill3d.data.nuscenes.dataset import SweepConfig
 from distill3d.detectors import bevdepth, centerpoint, label_encoder
 from distill3d.detectors.bevdepth import BEVDepthConfig
 from distill3d.detectors.centerpoint import CenterPointConfig
@@ -16,8 +16,8 @@ from distill3d.distill.methods.cmkd import CENTRE_RESPONSE, CMKDConfig
 from distill3d.distill.methods.labeldistill import LabelDistillConfig
 from distill3d.distill.methods.monostl import GROUND, MonoSTLConfig
 from distill3d.distill.methods.monotakd import MonoTAKDConfig
-from distill3d.layers.centre_head import TINY_TASKS, CentreHeadConfig
-from distill3d.layers.resnet import RESNET101, ResNetConfig
+from distill3d.layers.heads.centre_head import TINY_TASKS, CentreHeadConfig
+from distill3d.layers.image.resnet import RESNET101, ResNetConfig
 from distill3d.train.recipe import EvaluationConfig, Recipe, StageConfig, SurroundDatasetConfig
 from distill3d.train.schedules import Schedule
 

@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable
 from dataclasses import replace
 
-from distill3d.data.lidar_augment import LidarAugmentConfig
+from distill3d.data.augment.lidar import LidarAugmentConfig
 from distill3d.detectors import DetectorConfig, caddn, did_m3d, gupnet, monodetr, monodle, pointpillars, second
 from distill3d.distill.methods.cmkd import CMKDConfig
 from distill3d.distill.methods.monodistill import MonoDistillConfig

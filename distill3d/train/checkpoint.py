@@ -7,10 +7,7 @@
 from __future__ import annotations
 
 import json
-import os
 import pickle
-import tempfile
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -22,34 +19,10 @@ from torch import Tensor
 from distill3d.detectors import build_detector, detector_entry
 from distill3d.detectors.base import Detector
 from distill3d.errors import UserError
+from distill3d.files import write_atomically, write_text
 from distill3d.settings import from_plain
 
 WEIGHTS, CARD, STATE = "model.safetensors", "card.json", "last.ckpt"
-
-
-def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
-    """Lets ``write`` fill a temporary neighbour, flushes it to disk and renames it over ``path``: a reader, or a run
-    killed at any moment, sees the old file or the new one, never a part."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    os.close(handle)
-    temporary = Path(name)
-    try:
-        write(temporary)
-        with temporary.open("rb") as file:
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def write_text(path: Path, text: str) -> None:
-    """``path`` with this content, atomically."""
-    write_atomically(path, lambda p: _write(p, text))
-
-
-def _write(path: Path, text: str) -> None:
-    path.write_text(text, encoding="utf-8")
 
 
 def save_state(path: Path, state: dict[str, Any]) -> None:

@@ -12,14 +12,15 @@ import torch
 
 from distill3d.boxes import Boxes3D
 from distill3d.data.collate import batches
-from distill3d.data.kitti import KittiDataset, format_results
-from distill3d.data.nuscenes import NuScenesDataset
+from distill3d.data.kitti.dataset import KittiDataset
+from distill3d.data.kitti.labels import format_results
+from distill3d.data.nuscenes.dataset import NuScenesDataset
 from distill3d.data.sample import Dataset
 from distill3d.detectors.base import Detector
 from distill3d.evaluate import nuscenes
 from distill3d.evaluate.kitti import Annotations, Result, evaluate
 from distill3d.evaluate.nuscenes_submission import SubmissionMeta, read_submission, write_submission
-from distill3d.train.checkpoint import write_text
+from distill3d.files import write_text
 from distill3d.train.precision import Precision
 
 EVALUATION, PREDICTIONS = "evaluation.json", "predictions"

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 import distill3d
 from distill3d.data.collate import EpochSampler, batches
-from distill3d.data.kitti_raw import RawMapping
+from distill3d.data.kitti.raw import RawMapping
 from distill3d.data.sample import Batch, Dataset
 from distill3d.data.surround import SurroundBatch
 from distill3d.detectors import build_detector, detector_name
@@ -25,6 +25,7 @@ from distill3d.distill.context import Context
 from distill3d.distill.methods import build_terms, method_name
 from distill3d.distill.term import Term
 from distill3d.errors import UserError
+from distill3d.files import write_text
 from distill3d.layers.distributed import share_batch_norm, world_size
 from distill3d.settings import to_plain
 from distill3d.train.checkpoint import (
@@ -35,7 +36,6 @@ from distill3d.train.checkpoint import (
     load_weights,
     save_state,
     save_weights,
-    write_text,
 )
 from distill3d.train.cost import Stopwatch
 from distill3d.train.ema import WeightAverage

@@ -8,10 +8,10 @@ from typing import Literal
 
 from distill3d.boxes import NUSCENES_CLASSES
 from distill3d.camera import Divide
-from distill3d.data.augment import AugmentConfig, Placement
-from distill3d.data.lidar_augment import LidarAugmentConfig
-from distill3d.data.nuscenes import SweepConfig
-from distill3d.data.surround_augment import BevAugmentConfig, ImageAugmentConfig
+from distill3d.data.augment.image import AugmentConfig, Placement
+from distill3d.data.augment.lidar import LidarAugmentConfig
+from distill3d.data.augment.surround import BevAugmentConfig, ImageAugmentConfig
+from distill3d.data.nuscenes.dataset import SweepConfig
 from distill3d.detectors import DetectorConfig
 from distill3d.distill.methods import MethodConfig
 from distill3d.errors import UserError
@@ -53,7 +53,7 @@ class DatasetConfig:
 
 @dataclass(frozen=True)
 class SurroundDatasetConfig:
-    """The data of a recipe on nuScenes' layout; see data/nuscenes.py."""
+    """The data of a recipe on nuScenes' layout; see data/nuscenes/dataset.py."""
 
     root: Path | None = None  # given on the command line as --data-root
     identity: str = "nuscenes"

@@ -12,10 +12,10 @@ from typing import Any
 
 import torch
 
-from distill3d.data.class_balance import ClassBalanced
-from distill3d.data.kitti import FrameConfig, KittiConfig, KittiDataset
-from distill3d.data.kitti_raw import KittiRawConfig, KittiRawDataset, RawMapping
-from distill3d.data.nuscenes import NuScenesConfig, NuScenesDataset
+from distill3d.data.kitti.dataset import FrameConfig, KittiConfig, KittiDataset
+from distill3d.data.kitti.raw import KittiRawConfig, KittiRawDataset, RawMapping
+from distill3d.data.nuscenes.class_balance import ClassBalanced
+from distill3d.data.nuscenes.dataset import NuScenesConfig, NuScenesDataset
 from distill3d.data.sample import Dataset, JointDataset
 from distill3d.detectors import DETECTORS, detector_name
 from distill3d.detectors.base import Detector

@@ -12,8 +12,9 @@ import yaml
 from lightning_fabric import Fabric
 
 from distill3d.errors import UserError
+from distill3d.files import write_text
 from distill3d.settings import to_plain
-from distill3d.train.checkpoint import CARD, write_text
+from distill3d.train.checkpoint import CARD
 from distill3d.train.loop import CONFIG, RunOptions, train_stage
 from distill3d.train.memory import keep_freed_memory
 from distill3d.train.recipe import Recipe, StageConfig

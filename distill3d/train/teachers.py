@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from distill3d.camera import Camera, ImageAffine
-from distill3d.data.augment import AugmentConfig
-from distill3d.data.kitti_raw import OBJECT_ID, RAW_IDENTITY, RawMapping, drive_of, is_raw_id
+from distill3d.data.augment.image import AugmentConfig
+from distill3d.data.kitti.raw import OBJECT_ID, RAW_IDENTITY, RawMapping, drive_of, is_raw_id
 from distill3d.data.sample import Batch
 from distill3d.data.surround import SurroundBatch
 from distill3d.detectors.base import Detector, FeatureMap, Outputs
@@ -76,7 +76,7 @@ def refuse_overlap(
         raise UserError(
             f"{where} was trained on drives from which evaluation frames come ({len(leaks)} of its {len(raw)} raw "
             f"frames, such as {RAW_PREFIX}{leaks[0]}): leave these drives out of the list of raw frames (clean_frames "
-            "in distill3d.data.kitti_raw does), or allow it with --allow-overlap"
+            "in distill3d.data.kitti.raw does), or allow it with --allow-overlap"
         )
 
 

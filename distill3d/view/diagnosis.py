@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from distill3d.boxes import KITTI_CLASSES, Boxes3D, from_kitti
-from distill3d.data.kitti import KittiDataset
+from distill3d.data.kitti.dataset import KittiDataset
 from distill3d.errors import UserError
 from distill3d.evaluate.transfer import (
     NEGATIVE,

@@ -15,7 +15,8 @@ from jaxtyping import Float, Int
 from PIL import Image
 
 from distill3d.boxes import KITTI_CLASSES, Boxes3D
-from distill3d.data.kitti import KittiConfig, KittiDataset, read_labels
+from distill3d.data.kitti.dataset import KittiConfig, KittiDataset
+from distill3d.data.kitti.labels import read_labels
 from distill3d.data.sample import Sample
 from distill3d.errors import UserError
 from distill3d.evaluate.kitti import CLASSES, Annotations

@@ -16,11 +16,12 @@ from torch import Tensor
 
 from distill3d.boxes import Boxes3D
 from distill3d.camera import Camera
-from distill3d.data.lidar_augment import carry
-from distill3d.data.nuscenes import CAMERAS, NuScenesConfig, NuScenesDataset, SweepConfig, carry_boxes
+from distill3d.data.augment.lidar import carry
+from distill3d.data.nuscenes.dataset import CAMERAS, NuScenesConfig, NuScenesDataset, SweepConfig, carry_boxes
 from distill3d.data.surround import SurroundSample
 from distill3d.errors import UserError
-from distill3d.evaluate.nuscenes import CLASS_RANGE, CLASSES, DetectionBoxes, filtered, ground_truth
+from distill3d.evaluate.nuscenes import filtered, ground_truth
+from distill3d.evaluate.nuscenes_boxes import CLASS_RANGE, CLASSES, DetectionBoxes
 from distill3d.evaluate.nuscenes_submission import read_submission
 from distill3d.view.distance import LEAST_SCORE, frame_errors, nearest_partners
 from distill3d.view.draw import (

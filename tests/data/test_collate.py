@@ -9,9 +9,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from distill3d.data.augment import AugmentConfig
+from distill3d.data.augment.image import AugmentConfig
 from distill3d.data.collate import EpochSampler, batches, collate
-from distill3d.data.kitti import KittiConfig, KittiDataset
+from distill3d.data.kitti.dataset import KittiConfig, KittiDataset
 from distill3d.data.sample import Batch
 from distill3d.errors import UserError
 

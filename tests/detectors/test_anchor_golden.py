@@ -11,9 +11,9 @@ import torch
 from golden import golden_file
 from torch import Tensor, nn
 
-from distill3d.layers import anchors as A
-from distill3d.layers.anchor_head import CODE, AnchorHead, AnchorHeadConfig, BevBackbone, BevBackboneConfig
-from distill3d.layers.anchors import KITTI_ANCHORS
+from distill3d.layers.heads import anchors as A
+from distill3d.layers.heads.anchor_head import CODE, AnchorHead, AnchorHeadConfig, BevBackbone, BevBackboneConfig
+from distill3d.layers.heads.anchors import KITTI_ANCHORS
 
 pytestmark = pytest.mark.golden
 

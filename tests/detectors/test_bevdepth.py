@@ -12,9 +12,9 @@ from torch import Tensor
 
 from distill3d.boxes import Boxes3D
 from distill3d.camera import DepthBins
-from distill3d.data.nuscenes import NuScenesConfig, NuScenesDataset, SweepConfig
+from distill3d.data.augment.surround import BevAugmentConfig, ImageAugmentConfig
+from distill3d.data.nuscenes.dataset import NuScenesConfig, NuScenesDataset, SweepConfig
 from distill3d.data.surround import SurroundBatch, SurroundObjects, SurroundSample, collate_surround
-from distill3d.data.surround_augment import BevAugmentConfig, ImageAugmentConfig
 from distill3d.detectors.base import BevGeometry, Outputs
 from distill3d.detectors.bevdepth import (
     STRIDE,
@@ -25,11 +25,11 @@ from distill3d.detectors.bevdepth import (
     tiny,
 )
 from distill3d.errors import UserError
-from distill3d.layers.centre_head import CentreHeadConfig, CentreTargets, tiny_head
-from distill3d.layers.depth_net import depth_log_scales
-from distill3d.layers.resnet import ResNetConfig
-from distill3d.layers.voxel_pooling import camera_pixels, frustum, frustum_points, ground_cells
-from distill3d.layers.voxels import VoxelGrid
+from distill3d.layers.ground.voxel_pooling import camera_pixels, frustum, frustum_points, ground_cells
+from distill3d.layers.heads.centre_head import CentreHeadConfig, CentreTargets, tiny_head
+from distill3d.layers.image.depth_net import depth_log_scales
+from distill3d.layers.image.resnet import ResNetConfig
+from distill3d.layers.points.voxels import VoxelGrid
 from distill3d.settings import from_plain, to_plain
 from distill3d.train.teachers import slots_of
 

@@ -8,7 +8,7 @@ from made_up import CAMERA, CANVAS, LIDAR_TO_CAMERA, SIZE, cars, make_batch
 from torch import Tensor
 
 from distill3d.camera import Camera, ImageAffine
-from distill3d.data.augment import mirror_pose
+from distill3d.data.augment.image import mirror_pose
 from distill3d.data.sample import Batch, ObjectBatch
 from distill3d.detectors.base import BevGeometry, Outputs
 from distill3d.detectors.caddn import (

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 from distill3d.camera import Camera, DepthBins
 from distill3d.detectors.caddn import STRIDE, depth_bins
-from distill3d.layers.bev_blocks import AlignedCollapse, FeatureFusion, HeightCollapse, SCNet, SpatialAlignment
-from distill3d.layers.lift import (
+from distill3d.layers.ground.bev_blocks import AlignedCollapse, FeatureFusion, HeightCollapse, SCNet, SpatialAlignment
+from distill3d.layers.ground.lift import (
     OUTSIDE,
     depth_probability,
     frustum_volume,
@@ -22,7 +22,7 @@ from distill3d.layers.lift import (
     sampling_grid,
     sparse_average_pool,
 )
-from distill3d.layers.voxels import VoxelGrid
+from distill3d.layers.points.voxels import VoxelGrid
 
 pytestmark = pytest.mark.golden
 

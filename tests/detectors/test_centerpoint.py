@@ -23,9 +23,9 @@ from distill3d.detectors.centerpoint import (
     with_pillars,
 )
 from distill3d.errors import UserError
-from distill3d.layers.bev_second import SECONDFPN, SECONDBlocksConfig, SECONDFPNConfig
-from distill3d.layers.centre_head import tiny_head
-from distill3d.layers.voxels import VoxelGrid
+from distill3d.layers.ground.bev_second import SECONDFPN, SECONDBlocksConfig, SECONDFPNConfig
+from distill3d.layers.heads.centre_head import tiny_head
+from distill3d.layers.points.voxels import VoxelGrid
 from distill3d.settings import from_plain, to_plain
 
 CONFIGS = {

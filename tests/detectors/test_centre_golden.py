@@ -12,8 +12,8 @@ from torch.nn.utils.rnn import pad_sequence
 
 from distill3d.boxes import IGNORE, NUSCENES_CLASSES
 from distill3d.data.surround import SurroundObjectBatch
-from distill3d.layers.centre_head import CentreHeadConfig, centre_targets, task_candidates
-from distill3d.layers.centre_nms import circles_near, first_kept, footprints_near
+from distill3d.layers.heads.centre_head import CentreHeadConfig, centre_targets, task_candidates
+from distill3d.layers.heads.centre_nms import circles_near, first_kept, footprints_near
 
 pytestmark = pytest.mark.golden
 

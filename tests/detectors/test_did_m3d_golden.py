@@ -23,7 +23,7 @@ from test_monodle_golden import close, load
 from distill3d.detectors import did_m3d, gupnet
 from distill3d.detectors.did_m3d import GRID_HEADS, POOLED_HEADS, DIDM3DConfig, DIDM3DTargets
 from distill3d.detectors.gupnet import Trained
-from distill3d.layers.roi import grid_head, pooled_head
+from distill3d.layers.image.roi import grid_head, pooled_head
 
 pytestmark = pytest.mark.golden
 

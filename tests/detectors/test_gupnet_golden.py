@@ -10,13 +10,13 @@ from torch import Tensor, nn
 
 from distill3d.boxes import KITTI_CLASSES, Boxes3D
 from distill3d.camera import Camera, ImageAffine
-from distill3d.data.kitti import format_results
+from distill3d.data.kitti.labels import format_results
 from distill3d.data.sample import Batch
 from distill3d.detectors import gupnet
 from distill3d.detectors.base import Outputs
 from distill3d.detectors.gupnet import GUPNetConfig, Trained
 from distill3d.detectors.monodle import HEAT_CLASSES, STRIDE, MonoDLETargets
-from distill3d.layers.roi import COORDINATE_CHANNELS, MapWindow, RoIs, RoISlots, look_at, pooled_head
+from distill3d.layers.image.roi import COORDINATE_CHANNELS, MapWindow, RoIs, RoISlots, look_at, pooled_head
 
 pytestmark = pytest.mark.golden
 

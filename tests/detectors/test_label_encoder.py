@@ -12,8 +12,8 @@ from distill3d.detectors import centerpoint
 from distill3d.detectors.base import BevGeometry
 from distill3d.detectors.label_encoder import LabelEncoder, LabelEncoderConfig, inverse_of, tiny
 from distill3d.errors import UserError
-from distill3d.layers.bev_second import SECONDFPNConfig
-from distill3d.layers.centre_head import tiny_head
+from distill3d.layers.ground.bev_second import SECONDFPNConfig
+from distill3d.layers.heads.centre_head import tiny_head
 
 #: Released network without neck and head.
 PAPER_SIZE = 8_626_304

@@ -11,7 +11,7 @@ from distill3d.data.sample import Batch
 from distill3d.detectors import build_detector, caddn, pointpillars, second
 from distill3d.detectors.base import Detector
 from distill3d.distill.context import comparable
-from distill3d.layers.voxels import VoxelGrid
+from distill3d.layers.points.voxels import VoxelGrid
 
 CONFIGS = {
     "second": second.tiny(),

@@ -9,13 +9,13 @@ from torch import Tensor
 
 from distill3d.boxes import wrap_angle
 from distill3d.camera import Camera, ImageAffine
-from distill3d.data.augment import place_objects
+from distill3d.data.augment.image import place_objects
 from distill3d.data.sample import Batch, ObjectBatch, Objects
 from distill3d.detectors import monodetr
 from distill3d.detectors.base import Outputs
 from distill3d.detectors.monodetr import HEADS, MonoDETR, MonoDETRConfig, MonoDETRTargets, tiny
 from distill3d.detectors.monodle import HEADING_BINS
-from distill3d.layers.resnet import ResNetConfig
+from distill3d.layers.image.resnet import ResNetConfig
 
 
 def placed_batch(objects: Objects, canvas: tuple[int, int], zoom: float, flip: bool) -> Batch:

@@ -12,12 +12,12 @@ from torch.nn.utils.rnn import pad_sequence
 
 from distill3d.boxes import KITTI_CLASSES
 from distill3d.camera import Camera, DepthBins, ImageAffine
-from distill3d.data.kitti import format_results
+from distill3d.data.kitti.labels import format_results
 from distill3d.data.sample import Batch
 from distill3d.detectors import monodetr
 from distill3d.detectors.base import Outputs
 from distill3d.detectors.monodetr import MonoDETR, MonoDETRConfig, MonoDETRTargets
-from distill3d.layers.matching import UNMATCHED
+from distill3d.layers.heads.matching import UNMATCHED
 
 pytestmark = pytest.mark.golden
 

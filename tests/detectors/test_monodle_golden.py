@@ -12,12 +12,12 @@ from torch import Tensor
 
 from distill3d.boxes import KITTI_CLASSES
 from distill3d.camera import Camera, ImageAffine
-from distill3d.data.kitti import format_results, read_labels
+from distill3d.data.kitti.labels import format_results, read_labels
 from distill3d.data.sample import Batch, ObjectBatch
 from distill3d.detectors import monodle
 from distill3d.detectors.base import Outputs
 from distill3d.detectors.monodle import MonoDLE, MonoDLEConfig, MonoDLETargets
-from distill3d.layers.heatmap import draw_gaussians, focal_heatmap_loss, gaussian_radius
+from distill3d.layers.image.heatmap import draw_gaussians, focal_heatmap_loss, gaussian_radius
 
 pytestmark = pytest.mark.golden
 
@@ -199,7 +199,7 @@ def test_targets(path: Path, tmp_path: Path) -> None:
 
 def one_frame_batch(labels: Path, source: Camera, affine: ImageAffine) -> Batch:
     """A batch with one blank image whose objects went through the mirror and the affine as a data set does it."""
-    from distill3d.data.augment import place_objects
+    from distill3d.data.augment.image import place_objects
 
     objects = place_objects(read_labels(labels), affine)
     stacked = ImageAffine.stack([affine])

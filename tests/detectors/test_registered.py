@@ -8,7 +8,7 @@ from made_up import CAMERA, CANVAS, SIZE, cars, make_batch
 
 from distill3d.boxes import Boxes3D, wrap_angle
 from distill3d.camera import Camera, ImageAffine
-from distill3d.data.augment import place_objects
+from distill3d.data.augment.image import place_objects
 from distill3d.data.sample import ObjectBatch
 from distill3d.detectors import DETECTORS, build_detector, caddn, did_m3d, gupnet, monodetr, pointpillars, second
 from distill3d.detectors.base import Outputs

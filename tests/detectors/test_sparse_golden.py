@@ -9,7 +9,7 @@ from golden import constants, formula_state, golden_file
 from test_gupnet_golden import group
 from test_monodle_golden import close, load
 
-from distill3d.layers.sparse_conv import (
+from distill3d.layers.points.sparse_conv import (
     Kernel,
     SparseBasicBlock,
     SparseConv3d,
@@ -19,7 +19,7 @@ from distill3d.layers.sparse_conv import (
     SparseTensor,
     Triple,
 )
-from distill3d.layers.voxels import Voxels, mean_of_points
+from distill3d.layers.points.voxels import Voxels, mean_of_points
 
 pytestmark = pytest.mark.golden
 

@@ -13,13 +13,13 @@ from torch import Tensor
 
 from distill3d.boxes import wrap_angle
 from distill3d.camera import Camera, ImageAffine
-from distill3d.data.augment import place_objects
+from distill3d.data.augment.image import place_objects
 from distill3d.data.sample import Batch, ObjectBatch, Objects
 from distill3d.detectors import build_detector, did_m3d, gupnet
 from distill3d.detectors.base import Outputs
 from distill3d.detectors.gupnet import MAP_HEADS, file_camera
 from distill3d.detectors.monodle import HEADING_BINS, HEAT_CLASSES, STRIDE, MonoDLETargets
-from distill3d.layers.roi import ROI_SIZE, MapWindow, RoISlots, look_at
+from distill3d.layers.image.roi import ROI_SIZE, MapWindow, RoISlots, look_at
 
 MAP_SIZE = (CANVAS[0] // STRIDE, CANVAS[1] // STRIDE)
 AFFINES = [(1.0, False), (0.8, False), (1.2, True), (1.0, True)]

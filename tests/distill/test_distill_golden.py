@@ -21,8 +21,8 @@ from distill3d.distill.methods.monoskd import MonoSKDConfig
 from distill3d.distill.methods.monostl import MonoSTLConfig
 from distill3d.distill.relations import affinity_loss
 from distill3d.distill.softrank import is_one_block, soft_rank
-from distill3d.layers.heatmap import gather_cells
-from distill3d.layers.roi import RoISlots
+from distill3d.layers.image.heatmap import gather_cells
+from distill3d.layers.image.roi import RoISlots
 
 pytestmark = pytest.mark.golden
 

@@ -23,8 +23,8 @@ from distill3d.distill.methods.labeldistill import (
     terms,
 )
 from distill3d.errors import UserError
-from distill3d.layers.bev_second import SECONDFPNConfig
-from distill3d.layers.centre_head import CentreTargets, tiny_head
+from distill3d.layers.ground.bev_second import SECONDFPNConfig
+from distill3d.layers.heads.centre_head import CentreTargets, tiny_head
 
 #: Adaptors of one target in the released 4-key configuration: 750 and 300 channels of the student.
 FOUR_KEY_ADAPTORS = 1_995_648

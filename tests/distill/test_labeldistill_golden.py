@@ -20,8 +20,8 @@ from distill3d.distill.methods.labeldistill import (
     response_losses,
     terms,
 )
-from distill3d.layers.bev_second import SECONDFPNConfig
-from distill3d.layers.centre_head import BOX_BRANCHES, CentreHeadConfig, CentreTargets, centre_losses
+from distill3d.layers.ground.bev_second import SECONDFPNConfig
+from distill3d.layers.heads.centre_head import BOX_BRANCHES, CentreHeadConfig, CentreTargets, centre_losses
 
 pytestmark = pytest.mark.golden
 #: Of networks in float64; of features in float64 under masks in float32; of losses in float32.

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from distill3d.detectors.base import BevGeometry, FeatureMap, ImageGeometry
 from distill3d.distill.masks import SliceRule, box_mask, gaussian_mask, gaussian_weight, image_stride
-from distill3d.layers.heatmap import gaussian_radius
+from distill3d.layers.image.heatmap import gaussian_radius
 
 SIZE = (6, 9)  # cells
 STRIDE = 8

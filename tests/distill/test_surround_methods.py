@@ -34,10 +34,10 @@ from distill3d.distill.methods.monotakd import MonoTAKDConfig, cmrd_loss, frames
 from distill3d.distill.style import StyledConfig
 from distill3d.distill.term import Term
 from distill3d.errors import UserError
-from distill3d.layers.bev_second import SECONDBlocksConfig, SECONDFPNConfig
-from distill3d.layers.centre_head import tiny_head
-from distill3d.layers.resnet import ResNetConfig
-from distill3d.layers.voxels import VoxelGrid
+from distill3d.layers.ground.bev_second import SECONDBlocksConfig, SECONDFPNConfig
+from distill3d.layers.heads.centre_head import tiny_head
+from distill3d.layers.image.resnet import ResNetConfig
+from distill3d.layers.points.voxels import VoxelGrid
 
 #: Two tasks, one of two classes; 16 x 16 cells of 1.6 m.
 REACH, CELL = 12.8, 1.6

@@ -12,16 +12,9 @@ import numpy as np
 import pytest
 from golden import constants, golden_files, stem
 
-from distill3d.data.nuscenes_tables import pose_matrices
-from distill3d.evaluate.nuscenes import (
-    ATTRIBUTES,
-    NO_ATTRIBUTE,
-    BicycleRacks,
-    DetectionBoxes,
-    DetectionConfig,
-    evaluate,
-    yaw_of,
-)
+from distill3d.data.nuscenes.tables import pose_matrices
+from distill3d.evaluate.nuscenes import BicycleRacks, DetectionConfig, evaluate
+from distill3d.evaluate.nuscenes_boxes import ATTRIBUTES, NO_ATTRIBUTE, DetectionBoxes, yaw_of
 
 TOLERANCE = 1e-6  # of the index, absolute
 FILES = golden_files("nuscenes")

@@ -13,24 +13,20 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from distill3d.boxes import NUSCENES_CLASSES
-from distill3d.data.nuscenes_tables import pose_matrices
+from distill3d.data.nuscenes.tables import pose_matrices
 from distill3d.errors import UserError
 from distill3d.evaluate.nuscenes import (
-    ATTRIBUTES,
-    CLASSES,
-    NO_ATTRIBUTE,
     OFFICIAL,
     TP_ERRORS,
     UNDEFINED_ERRORS,
     BicycleRacks,
-    DetectionBoxes,
     DetectionConfig,
     NuScenesResult,
     cumulative_mean,
     evaluate,
     in_racks,
-    yaw_of,
 )
+from distill3d.evaluate.nuscenes_boxes import ATTRIBUTES, CLASSES, NO_ATTRIBUTE, DetectionBoxes, yaw_of
 
 NO_RACKS = BicycleRacks(np.zeros(0, dtype=np.int64), np.zeros((0, 4, 4)), np.zeros((0, 3)))
 CAR, BARRIER, BICYCLE, PEDESTRIAN, CONE = map(

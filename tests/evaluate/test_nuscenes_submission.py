@@ -18,18 +18,11 @@ from hypothesis import strategies as st
 from made_up_tables import Records, annotation, made_up_tables, token, write_tables
 
 from distill3d.boxes import NUSCENES_CLASSES, Boxes3D
-from distill3d.data.nuscenes import CLASS_OF_CATEGORY
-from distill3d.data.nuscenes_tables import NONE, Tables, load_tables, pose_matrices
+from distill3d.data.nuscenes.dataset import CLASS_OF_CATEGORY
+from distill3d.data.nuscenes.tables import NONE, Tables, load_tables, pose_matrices
 from distill3d.errors import UserError
-from distill3d.evaluate.nuscenes import (
-    ATTRIBUTES,
-    CLASSES,
-    NO_ATTRIBUTE,
-    evaluate,
-    evaluated_tokens,
-    ground_truth,
-    run_eval_nuscenes,
-)
+from distill3d.evaluate.nuscenes import evaluate, evaluated_tokens, ground_truth, run_eval_nuscenes
+from distill3d.evaluate.nuscenes_boxes import ATTRIBUTES, CLASSES, NO_ATTRIBUTE
 from distill3d.evaluate.nuscenes_submission import (
     SubmissionMeta,
     attribute_name,

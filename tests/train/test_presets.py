@@ -9,7 +9,7 @@ from streets import small_preset
 from torch.utils.flop_counter import FlopCounterMode
 
 from distill3d.data.collate import batches
-from distill3d.data.kitti import KittiDataset
+from distill3d.data.kitti.dataset import KittiDataset
 from distill3d.data.sample import Batch
 from distill3d.detectors import build_detector
 from distill3d.distill.methods.mixed import MixedConfig

@@ -14,7 +14,7 @@ import torch
 from streets import small_recipe
 
 from distill3d.data.collate import batches
-from distill3d.data.kitti import KittiDataset
+from distill3d.data.kitti.dataset import KittiDataset
 from distill3d.data.sample import Batch
 from distill3d.detectors import build_detector
 from distill3d.errors import UserError
@@ -186,7 +186,7 @@ from dataclasses import replace
 from pathlib import Path
 from streets import small_preset
 from distill3d.data.collate import EpochSampler, batches
-from distill3d.data.kitti import KittiDataset
+from distill3d.data.kitti.dataset import KittiDataset
 from distill3d.data.sample import Batch
 from distill3d.layers.distributed import share_batch_norm
 from distill3d.train.htl import HTLConfig

@@ -9,7 +9,7 @@ import torch
 import yaml
 
 from distill3d.boxes import Boxes3D
-from distill3d.data.nuscenes import NuScenesConfig, NuScenesDataset
+from distill3d.data.nuscenes.dataset import NuScenesConfig, NuScenesDataset
 from distill3d.evaluate import nuscenes
 from distill3d.evaluate.nuscenes_submission import read_submission, write_submission
 from distill3d.synth import SurroundStreetConfig, write_nuscenes

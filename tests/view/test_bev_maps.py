@@ -17,7 +17,7 @@ from streets import small_bev_preset
 from distill3d.answers import ground_maps, open_inputs
 from distill3d.boxes import KITTI_CLASSES, lidar_rows
 from distill3d.data.collate import collate
-from distill3d.data.kitti import KittiDataset
+from distill3d.data.kitti.dataset import KittiDataset
 from distill3d.detectors import build_detector
 from distill3d.detectors.base import BevGeometry
 from distill3d.diagnose import diagnose, mapped_frames

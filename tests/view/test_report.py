@@ -287,7 +287,7 @@ def test_figures_are_written(make_run: MakeRun, tmp_path: Path) -> None:
 
 @pytest.mark.real
 def test_real_frames(real_data: Path, tmp_path: Path) -> None:
-    from distill3d.data.kitti import KittiConfig, KittiDataset
+    from distill3d.data.kitti.dataset import KittiConfig, KittiDataset
     from distill3d.view.draw import frame_figure
 
     dataset = KittiDataset(KittiConfig(real_data / "kitti_mini", "trainval", points=True))

@@ -19,7 +19,7 @@ from surround_run import CANVAS, STAGES, open_drive, write_predictions, write_ru
 
 from distill3d.answers import depth_log_scales, ground_maps
 from distill3d.boxes import Boxes3D
-from distill3d.data.nuscenes import CAMERAS
+from distill3d.data.nuscenes.dataset import CAMERAS
 from distill3d.diagnose import diagnose
 from distill3d.errors import UserError
 from distill3d.evaluate.nuscenes import TP_ERRORS

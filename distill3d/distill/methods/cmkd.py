@@ -31,8 +31,8 @@ from distill3d.distill.precision import full_precision
 from distill3d.distill.style import StyledConfig, option
 from distill3d.distill.term import Term
 from distill3d.errors import UserError
-from distill3d.layers.anchors import quality_focal, sine_difference, smooth_l1
-from distill3d.layers.centre_head import CentreHeadConfig
+from distill3d.layers.heads.anchors import quality_focal, sine_difference, smooth_l1
+from distill3d.layers.heads.centre_head import CentreHeadConfig
 
 #: Weight of empty cells where occupied ones are weighted (``use_nonzero_mask``).
 BACKGROUND_WEIGHT = 0.05

@@ -35,8 +35,8 @@ from distill3d.distill.precision import full_precision
 from distill3d.distill.style import StyledConfig, option
 from distill3d.distill.term import Term
 from distill3d.errors import UserError
-from distill3d.layers.anchors import quality_focal
-from distill3d.layers.centre_head import (
+from distill3d.layers.heads.anchors import quality_focal
+from distill3d.layers.heads.centre_head import (
     CentreHeadConfig,
     CentreTargets,
     box_loss,
@@ -45,7 +45,7 @@ from distill3d.layers.centre_head import (
     heat_loss,
     heat_normaliser,
 )
-from distill3d.layers.heatmap import clamped_sigmoid
+from distill3d.layers.image.heatmap import clamped_sigmoid
 
 #: Whom the student's channels imitate; ``free`` ones are left to the student.
 Part = Literal["label", "lidar", "free"]

@@ -24,7 +24,7 @@ from distill3d.distill.responses import response_losses
 from distill3d.distill.style import StyledConfig
 from distill3d.distill.term import Term
 from distill3d.errors import UserError
-from distill3d.layers.heatmap import gather_cells
+from distill3d.layers.image.heatmap import gather_cells
 
 #: Exponent of the quality focal loss (Li et al., "Generalized Focal Loss", arXiv:2006.04388, section 4.1).
 QUALITY_POWER = 2.0

@@ -1,0 +1,171 @@
+"""Every problem of a data set in KITTI's layout, with file and line."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
+
+from distill3d.data.depth import read_depth
+from distill3d.data.faults import Fault
+from distill3d.data.kitti.calibration import parse_calibration
+from distill3d.data.kitti.labels import LABEL_FIELDS, parse_labels
+from distill3d.data.kitti.scans import read_points
+from distill3d.data.pictures import read_image
+from distill3d.errors import UserError
+from distill3d.files import read_text
+
+#: The principal point may lie this far from the image centre, as shares of width and height.  KITTI's lie within 0.015
+#: and 0.04; an image scaled to half or double size without its calibration is off by 0.25 or more across.
+CENTRE_TOLERANCE = (0.15, 0.25)
+#: Files of a frame: folder and ending.  The labels are the training folder's only; depth_2 is optional.
+FRAME_FILES = {"image_2": "png", "calib": "txt", "velodyne": "bin", "label_2": "txt"}
+T = TypeVar("T")
+#: The split whose frames lie in the testing folder.
+TEST_SPLIT = "test"
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One thing that is wrong with a data set."""
+
+    file: Path
+    line: int | None  # from 1; None where the file as a whole is meant
+    sentence: str
+
+    def __str__(self) -> str:
+        return f"{self.file}:{self.line}: {self.sentence}" if self.line else f"{self.file}: {self.sentence}"
+
+
+def check_kitti(root: Path, splits: list[str] | None = None) -> list[Problem]:
+    """All problems of a data set in KITTI's layout; empty where it is sound.
+
+    Args:
+        root: the folder that holds ``training`` and ``ImageSets``.
+        splits: names of split files; None for all, where ``test`` counts only if there is a ``testing`` folder.
+
+    Raises:
+        UserError: the folder is absent.
+    """
+    if not root.is_dir():
+        raise UserError(f"{root}: no such folder")
+    return list(_problems(root, splits))
+
+
+def _problems(root: Path, splits: list[str] | None) -> Iterator[Problem]:
+    if not (root / "training").is_dir():
+        yield Problem(root / "training", None, "no such folder, expected KITTI's layout (training/image_2, ...)")
+    if splits is None:
+        found = sorted(p.stem for p in (root / "ImageSets").glob("*.txt"))
+        splits = [s for s in found if s != TEST_SPLIT or (root / "testing").is_dir()]
+        if not found:
+            yield Problem(root / "ImageSets", None, "holds no split file (train.txt, val.txt, ...)")
+    for part in ("training", "testing"):
+        folder = root / part
+        if not folder.is_dir():
+            continue
+        kinds = {kind: end for kind, end in FRAME_FILES.items() if part == "training" or kind != "label_2"}
+        for kind in [k for k in kinds if not (folder / k).is_dir()]:
+            del kinds[kind]
+            yield Problem(folder / kind, None, "no such folder")
+        present = {kind: {p.stem for p in (folder / kind).glob(f"*.{end}")} for kind, end in kinds.items()}
+        frames = sorted(set().union(*present.values()))
+        for split in splits:
+            if (split == TEST_SPLIT) == (part == "testing"):
+                yield from _split_problems(root / "ImageSets" / f"{split}.txt", set(frames), folder)
+        for frame in frames:
+            yield from _frame_problems(folder, frame, {k: end for k, end in kinds.items() if frame in present[k]})
+            for kind in [k for k in kinds if frame not in present[k]]:
+                yield Problem(folder / kind / f"{frame}.{kinds[kind]}", None, f"frame {frame} lacks this file")
+
+
+def _split_problems(path: Path, frames: set[str], folder: Path) -> Iterator[Problem]:
+    try:
+        lines = read_text(path).splitlines()
+    except UserError as error:
+        yield _from_error(path, error)
+        return
+    seen: Counter[str] = Counter()
+    for number, frame in enumerate((line.strip() for line in lines), 1):
+        if not frame:
+            continue
+        seen[frame] += 1
+        if seen[frame] == 2:
+            yield Problem(path, number, f"names frame {frame} twice")
+        if frame not in frames and seen[frame] == 1:
+            yield Problem(path, number, f"names frame {frame}, of which {folder} holds no file")
+    if not seen:
+        yield Problem(path, None, "names no frame")
+
+
+def _frame_problems(folder: Path, frame: str, kinds: dict[str, str]) -> Iterator[Problem]:
+    """Problems inside the files that the frame has."""
+    paths = {kind: folder / kind / f"{frame}.{end}" for kind, end in kinds.items()}
+    size = None
+    if "image_2" in paths:
+        image, problems = _attempt(read_image, paths["image_2"])
+        yield from problems
+        size = None if image is None else (image.shape[2], image.shape[1])
+    if "velodyne" in paths:
+        yield from _attempt(read_points, paths["velodyne"])[1]
+    if "label_2" in paths:
+        yield from _text_problems(paths["label_2"], _label_faults)
+    if "calib" in paths:
+        yield from _text_problems(paths["calib"], lambda text: _calibration_faults(text, size))
+    depth_path = folder / "depth_2" / f"{frame}.png"
+    if depth_path.is_file():
+        depth, problems = _attempt(read_depth, depth_path)
+        yield from problems
+        if depth is not None and size is not None and tuple(depth.shape) != size[::-1]:
+            sentence = f"is {depth.shape[1]} x {depth.shape[0]} px, its image {size[0]} x {size[1]}"
+            yield Problem(depth_path, None, sentence)
+
+
+def _label_faults(text: str) -> list[Fault]:
+    """Faults of the lines, and objects behind the camera (well-formed, but no detector can learn from them)."""
+    lines, faults = parse_labels(text)
+    for line in lines:
+        z = line.numbers[LABEL_FIELDS.index("z")]
+        if line.name != "DontCare" and z <= 0:
+            faults.append(Fault(line.line, f"the {line.name} lies behind the camera (z = {z:g} m)"))
+    return faults
+
+
+def _calibration_faults(text: str, size: tuple[int, int] | None) -> list[Fault]:
+    """Faults of the file itself, and a principal point that does not belong to an image of ``size`` px."""
+    matrices, faults = parse_calibration(text)
+    if "P2" in matrices and size is not None:
+        line = next(n for n, text_line in enumerate(text.splitlines(), 1) if text_line.startswith("P2:"))
+        for axis, length, tolerance in zip((0, 1), size, CENTRE_TOLERANCE, strict=True):
+            centre = matrices["P2"][axis, 2].item()
+            if abs(centre / length - 0.5) > tolerance:
+                faults.append(Fault(line, (
+                    f"the principal point ({'xy'[axis]} = {centre:g} px) does not fit an image of "
+                    f"{size[0]} x {size[1]} px"
+                )))  # fmt: skip
+                break
+    return faults
+
+
+def _text_problems(path: Path, faults: Callable[[str], list[Fault]]) -> Iterator[Problem]:
+    text, problems = _attempt(read_text, path)
+    yield from problems
+    if text is not None:
+        yield from (
+            Problem(path, fault.line, fault.sentence) for fault in sorted(faults(text), key=lambda f: f.line or 0)
+        )
+
+
+def _attempt(read: Callable[[Path], T], path: Path) -> tuple[T | None, list[Problem]]:
+    """What a reader gives, or the problem that it met."""
+    try:
+        return read(path), []
+    except UserError as error:
+        return None, [_from_error(path, error)]
+
+
+def _from_error(path: Path, error: UserError) -> Problem:
+    """A reader's sentence, which begins with the path, as a problem."""
+    return Problem(path, None, str(error).removeprefix(f"{path}: "))

@@ -1,0 +1,294 @@
+"""KITTI's 3D object data, straight from the official folders (layout: KITTI devkit readme).
+
+<root>/training/{image_2,label_2,calib,velodyne[,depth_2]}/NNNNNN.{png,txt,txt,bin,png}
+<root>/testing/...                     the same without labels
+<root>/ImageSets/<split>.txt           one frame per line
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Generic, Literal, NamedTuple, TypeVar
+
+import torch
+from jaxtyping import Float, UInt8
+from torch import Tensor
+
+from distill3d.boxes import KITTI_CLASSES
+from distill3d.camera import Camera, Divide, ImageAffine
+from distill3d.data.augment.image import AugmentConfig, Placement, to_canvas
+from distill3d.data.augment.lidar import (
+    LidarAugmentConfig,
+    LidarScene,
+    ObjectDatabase,
+    augment_lidar,
+    carry,
+    field_of_view,
+    lidar_objects,
+)
+from distill3d.data.cache import cache_folder, cache_key
+from distill3d.data.depth import CompletionConfig, cached_depth, complete_depth, project_depth, read_depth
+from distill3d.data.kitti.calibration import Calibration, read_calibration
+from distill3d.data.kitti.labels import read_labels
+from distill3d.data.kitti.scans import read_plane, read_points
+from distill3d.data.pictures import read_image
+from distill3d.data.sample import Objects, Sample
+from distill3d.data.splits import read_split
+from distill3d.errors import UserError
+from distill3d.files import reason_of
+
+#: Endings of a frame's files by folder.
+ENDINGS = {
+    "image_2": "png", "calib": "txt", "velodyne": "bin", "label_2": "txt", "depth_2": "png", "planes": "txt",
+}  # fmt: skip
+
+
+@dataclass(frozen=True, kw_only=True)
+class FrameConfig:
+    """How KITTI's frames come out, those of the object data and those of the raw drives alike.
+
+    ``divide`` chooses the projection that ``Sample.camera`` stands for.  KITTI's P2[2, 3] is about 3 mm.  MonoDLE and
+    its descendants divide by the point's own z; crops and mirrors then only commute with the projection where P2[2, 3]
+    is taken as 0, which ``rect_z`` does.  ``homogeneous`` keeps P2 as it is (CaDDN, CMKD).
+
+    ``placement``: see ``Placement`` in data/augment/image.py.
+    ``depth``: ``lidar`` is the sparse projection of the scan, ``completed`` the same made dense, ``png`` the folder
+    ``depth_2`` (16-bit PNG, metres * 256; object data only).
+    ``field_of_view``: of a scan's points only those that the camera sees are kept, augmented or not, for networks that
+    look at points (see ``field_of_view`` in data/augment/lidar.py).
+    """
+
+    canvas: tuple[int, int] = (1280, 384)  # (width, height) px
+    depth: Literal["none", "lidar", "completed", "png"] = "none"
+    points: bool = False
+    field_of_view: bool = False
+    divide: Divide = "rect_z"
+    placement: Placement = "fit"
+    augment: AugmentConfig | None = None
+    completion: CompletionConfig = field(default_factory=CompletionConfig)
+    cache: Path | None = None  # folder of what is computed from the files; None: see data/cache.py
+    in_memory: bool = False  # keep decoded frames: for small sets (each worker process keeps its own)
+
+
+@dataclass(frozen=True)
+class KittiConfig(FrameConfig):
+    """Which frames of a KITTI folder are read, and how they come out.
+
+    ``lidar_augment`` moves and adds to points and objects where a generator is given, for networks that look at points
+    alone; the picture, its depth and the camera stay as they are, and ``augment`` is not applied.
+
+    Raises:
+        UserError: points are to be augmented, but not read.
+    """
+
+    root: Path
+    split: str
+    folder: Literal["training", "testing"] = "training"
+    min_height_scale: float = 1.0  # of the training difficulties; see training_difficulty
+    lidar_augment: LidarAugmentConfig | None = None
+
+    def __post_init__(self) -> None:
+        if self.lidar_augment is not None and not self.points:
+            raise UserError("lidar_augment is set but points is not: there would be nothing to augment")
+
+
+C = TypeVar("C", bound=FrameConfig)
+
+
+class FrameDataset(ABC, Generic[C]):
+    """Frames of one camera and one LiDAR as samples; what the readers of object data and of raw drives share."""
+
+    classes: tuple[str, ...] = KITTI_CLASSES
+
+    def __init__(self, config: C, root: Path, frame_ids: list[str]) -> None:
+        self.config, self.root, self.frame_ids = config, root, frame_ids
+        self._memory: dict[int, _Frame] = {}
+        self._image_augment = config.augment
+        if config.depth == "completed":
+            _ = self._cache  # a folder that cannot be written is told before the first frame is read
+
+    def __len__(self) -> int:
+        return len(self.frame_ids)
+
+    def get(self, index: int, generator: torch.Generator | None = None) -> Sample:
+        """Frame ``index`` on the canvas; augmented only with both a generator and a setting that asks for it."""
+        frame = self._memory.get(index) or self._read(index)
+        if self.config.in_memory:
+            self._memory[index] = frame
+        image = frame.pixels.float().div_(255)
+        size = (image.shape[-1], image.shape[-2])
+        canvas = self.config.canvas
+        if self.config.placement == "corner" and (size[0] > canvas[0] or size[1] > canvas[1]):
+            raise UserError(
+                f"frame {self.frame_ids[index]} is {size[0]} x {size[1]} px, too large for the canvas of "
+                f"{canvas[0]} x {canvas[1]} px that it is to be placed on unscaled"
+            )
+        source = Sample(self.frame_ids[index], image, frame.camera, ImageAffine.crop(size, size), *frame[2:])
+        if generator is not None:
+            source = self._augment_scan(source, generator)
+        depth_mode = "nearest" if self.config.depth == "lidar" else "bilinear"
+        sample = to_canvas(source, canvas, self._image_augment, generator, depth_mode, self.config.placement)
+        return sample if sample.objects is None else replace(sample, objects=_single(sample.objects))
+
+    @abstractmethod
+    def _read(self, index: int) -> _Frame:
+        """The files of frame ``index``."""
+
+    def _augment_scan(self, source: Sample, generator: torch.Generator) -> Sample:
+        """A frame in its file's own pixels with its points and objects augmented; by default as it is."""
+        return source
+
+    def _frame(
+        self, frame_id: str, image: Path, calibration: Calibration, scan: Path, objects: Objects | None = None,
+        depth_image: Path | None = None,
+    ) -> _Frame:  # fmt: skip
+        """What a frame's files hold, as far as the settings ask for it; ``depth_image`` is read with depth ``png``.
+
+        Raises:
+            UserError: a file is absent or malformed.
+        """
+        config = self.config
+        pixels = read_image(image)
+        size = (pixels.shape[-1], pixels.shape[-2])
+        projection = calibration.p2.clone()
+        if config.divide == "rect_z":
+            projection[2, 3] = 0
+        camera = Camera(projection)
+        points = depth = None
+        if config.points or config.depth in ("lidar", "completed"):
+            points = carry(read_points(scan), calibration.lidar_to_rect)
+        if config.depth == "png" and depth_image is not None:
+            depth = read_depth(depth_image)
+            if tuple(depth.shape) != size[::-1]:
+                raise UserError(
+                    f"{depth_image}: is {depth.shape[1]} x {depth.shape[0]} px, its image {size[0]} x {size[1]}"
+                )
+        elif points is not None and config.depth != "none":
+            depth = self._depth(frame_id, points, camera, size)
+        if points is not None and config.field_of_view:
+            points = points[field_of_view(points, camera, size)]
+        return _Frame(
+            pixels, camera, objects, None if depth is None else depth[None], points if config.points else None,
+            calibration.lidar_to_rect,
+        )  # fmt: skip
+
+    def _depth(
+        self, frame_id: str, points: Float[Tensor, "m 4"], camera: Camera, size: tuple[int, int]
+    ) -> Float[Tensor, "h w"]:
+        """The scan in the image file's pixels, completed if the settings ask for it."""
+        if self.config.depth == "lidar":
+            return project_depth(points, camera, size)
+        # Everything that the map depends on is in the key, so a changed scan, calibration or setting is seen.
+        key = cache_key(points, camera.projection, size, self.config.completion)
+        return cached_depth(
+            self._cache, frame_id.replace("/", "-"), key,
+            lambda: complete_depth(project_depth(points, camera, size), self.config.completion),
+        )  # fmt: skip
+
+    @cached_property
+    def _cache(self) -> Path:
+        """The folder of what is computed from the files."""
+        return cache_folder(self.root, self.config.cache)
+
+
+class KittiDataset(FrameDataset[KittiConfig]):
+    """KITTI frames as samples; labels index ``KITTI_CLASSES``, and every labelled class is kept.
+
+    Frames have no objects (None) where the folder ``label_2`` is absent.
+
+    Raises:
+        UserError: a folder or the split file is absent, or (when a frame is read) one of its files is malformed.
+    """
+
+    def __init__(self, config: KittiConfig) -> None:
+        root = Path(config.root)
+        self.folder = root / config.folder
+        if not self.folder.is_dir():
+            raise UserError(f"{self.folder}: no such folder, expected KITTI's layout (training/image_2, ...)")
+        super().__init__(config, root, read_split(root / "ImageSets" / f"{config.split}.txt"))
+        self._labelled = (self.folder / "label_2").is_dir()
+        self._planes = (self.folder / "planes").is_dir()
+        if config.lidar_augment is not None:
+            self._image_augment = None
+
+    @cached_property
+    def object_database(self) -> ObjectDatabase:
+        """The objects of this split's frames with their points, to be pasted into other frames.
+
+        Built when first asked for, and kept in a file of the cache folder unless the frames are ``in_memory``.  Ask
+        before worker processes are started, or each of them reads the file anew.
+
+        Raises:
+            UserError: a file is absent or malformed.
+        """
+        config = self.config.lidar_augment or LidarAugmentConfig()
+        scenes = (self._scene(frame) for frame in self.frame_ids)
+        if self.config.in_memory or not self._labelled:
+            return ObjectDatabase.build(scenes, config.least_points)
+        # Files are told apart by size and time of change: to read all scans would take as long as to build.
+        paths = [self._path(kind, frame) for kind in ("velodyne", "calib", "label_2") for frame in self.frame_ids]
+        stamps = [_stamp(path) for path in paths]
+        key = cache_key(self.frame_ids, stamps, self.config.min_height_scale, config.least_points)
+        path = self._cache / f"objects-{self.config.split}-{key}.npz"
+        return ObjectDatabase.cached(path, scenes, config.least_points)
+
+    def _augment_scan(self, source: Sample, generator: torch.Generator) -> Sample:
+        config = self.config.lidar_augment
+        if config is None:
+            return source
+        database = self.object_database if self._labelled and config.counts else None
+        on_plane = self._planes and config.road_planes
+        plane = read_plane(self._path("planes", source.frame_id)) if on_plane else None
+        return augment_lidar(source, config, generator, database, self.classes, plane)
+
+    def _path(self, kind: str, frame: str) -> Path:
+        return self.folder / kind / f"{frame}.{ENDINGS[kind]}"
+
+    def _labels(self, frame: str) -> Objects | None:
+        return read_labels(self._path("label_2", frame), self.config.min_height_scale) if self._labelled else None
+
+    def _read(self, index: int) -> _Frame:
+        frame = self.frame_ids[index]
+        return self._frame(
+            frame, self._path("image_2", frame), read_calibration(self._path("calib", frame)),
+            self._path("velodyne", frame), self._labels(frame), self._path("depth_2", frame),
+        )  # fmt: skip
+
+    def _scene(self, frame: str) -> LidarScene:
+        """A frame's scan and labels in the LiDAR's frame."""
+        pose, objects = read_calibration(self._path("calib", frame)).lidar_to_rect, self._labels(frame)
+        return LidarScene(
+            read_points(self._path("velodyne", frame)), None if objects is None else lidar_objects(objects, pose)
+        )
+
+
+def _stamp(path: Path) -> tuple[int, int]:
+    """Size (bytes) and time of change (ns) of a file.
+
+    Raises:
+        UserError: it is absent.
+    """
+    try:
+        status = path.stat()
+    except OSError as error:
+        raise UserError(f"{path}: {reason_of(error)}") from error
+    return status.st_size, status.st_mtime_ns
+
+
+class _Frame(NamedTuple):
+    """What the files of a frame hold: a ``Sample`` before it is placed on a canvas."""
+
+    pixels: UInt8[Tensor, "3 h w"]
+    camera: Camera
+    objects: Objects | None
+    depth: Float[Tensor, "1 h w"] | None
+    points: Float[Tensor, "m 4"] | None
+    lidar_to_camera: Float[Tensor, "4 4"]
+
+
+def _single(objects: Objects) -> Objects:
+    """Label lines in float32, as batches hold them."""
+    return replace(objects, boxes=objects.boxes.to(torch.float32), truncation=objects.truncation.float())

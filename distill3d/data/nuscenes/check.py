@@ -1,0 +1,190 @@
+"""Every problem of a data set in nuScenes' layout, with file and token."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from distill3d.data.nuscenes.dataset import SCAN_RECORD
+from distill3d.data.nuscenes.json_columns import RecordFault
+from distill3d.data.nuscenes.tables import ANNOTATION, NONE, REQUIRED, Tables, listed, read_tables, table_file
+from distill3d.errors import UserError
+
+
+def check_nuscenes(root: Path) -> list[RecordFault]:
+    """All problems of a data set in nuScenes' layout; empty where it is sound.
+
+    Every version's folder of tables is checked, and the files that they name: those of key frames are read, of those
+    between only presence and size are looked at.
+
+    Args:
+        root: the folder that holds ``samples`` and the versions' folders.
+
+    Raises:
+        UserError: the folder is absent.
+    """
+    if not root.is_dir():
+        raise UserError(f"{root}: no such folder")
+    versions = [f for f in sorted(root.iterdir()) if f.is_dir() and any(table_file(f, t).is_file() for t in REQUIRED)]
+    if not versions:
+        return [RecordFault(root, None, "holds no folder of nuScenes' tables (v1.0-trainval, v1.0-mini, ...)")]
+    return [fault for folder in versions for fault in _version_faults(folder)]
+
+
+def _version_faults(folder: Path) -> Iterator[RecordFault]:
+    tables, faults = read_tables(folder)
+    yield from faults
+    if tables is not None:
+        for check in (
+            _scene_faults, _sample_faults, _sample_data_faults, _calibration_faults,
+            _annotation_faults, _file_faults,
+        ):  # fmt: skip
+            yield from check(tables)
+
+
+def _scene_faults(t: Tables) -> Iterator[RecordFault]:
+    path, scenes = table_file(t.folder, "scene"), t.scenes
+    row = np.arange(len(scenes))
+    start, end = (np.searchsorted(t.samples.scene, row, side) for side in ("left", "right"))
+    yield from listed(path, scenes.token, np.flatnonzero(start == end), lambda r: "no sample belongs to this scene")
+    late = (start < end) & (scenes.first_sample != NONE) & (scenes.first_sample != start)
+    yield from listed(
+        path, scenes.token, np.flatnonzero(late),
+        lambda r: f"first_sample_token is not the scene's earliest sample, {t.sample_token(start[r])}",
+    )  # fmt: skip
+
+
+def _sample_faults(t: Tables) -> Iterator[RecordFault]:
+    path, samples, data = table_file(t.folder, "sample"), t.samples, t.sample_data
+    yield from _link_faults(path, samples.token, samples.prev, samples.next, samples.timestamp, samples.scene, "scene")
+    follows = np.append(samples.scene[1:] == samples.scene[:-1], False)
+    yield from listed(
+        path, samples.token, np.flatnonzero(follows & (samples.next == NONE)),
+        lambda r: f"next is empty, but sample {t.sample_token(r + 1)} follows in its scene",
+    )  # fmt: skip
+    known = data.is_key_frame & (data.sample != NONE) & (data.calibrated_sensor != NONE)
+    channel = t.calibrated_sensors.channel[data.calibrated_sensor[known]]
+    count = np.zeros((len(samples), len(t.channels)), np.int64)
+    np.add.at(count, (data.sample[known][channel != NONE], channel[channel != NONE]), 1)
+    for name, of_channel in zip(t.channels, count.T, strict=True):
+        if of_channel.any():
+            none, several = np.flatnonzero(of_channel == 0), np.flatnonzero(of_channel > 1)
+            yield from listed(path, samples.token, none, lambda r, n=name: f"has no key frame of {n}")
+            yield from listed(path, samples.token, several, lambda r, n=name: f"has more than one key frame of {n}")
+
+
+def _sample_data_faults(t: Tables) -> Iterator[RecordFault]:
+    path, data = table_file(t.folder, "sample_data"), t.sample_data
+    channel = _channels_of_data(t)
+    yield from _link_faults(path, data.token, data.prev, data.next, data.timestamp, channel, "sensor")
+    camera = np.array([m == "camera" for m in t.modalities] + [False])[channel]
+    flat = np.flatnonzero(camera & ((data.width <= 0) | (data.height <= 0)))
+    yield from listed(
+        path, data.token, flat, lambda r: f"is {data.width[r]} x {data.height[r]} px, expected the size of an image"
+    )
+
+
+def _calibration_faults(t: Tables) -> Iterator[RecordFault]:
+    path, sensors = table_file(t.folder, "calibrated_sensor"), t.calibrated_sensors
+    camera = np.array([m == "camera" for m in t.modalities] + [False])[sensors.channel]
+    focal = sensors.camera_intrinsic[:, (0, 1), (0, 1)]
+    blind = np.flatnonzero(camera & ~(focal > 0).all(-1))  # NaN where there is no matrix
+    yield from listed(path, sensors.token, blind, lambda r: "camera_intrinsic has no positive focal lengths")
+
+
+def _annotation_faults(t: Tables) -> Iterator[RecordFault]:
+    path, a = table_file(t.folder, ANNOTATION), t.annotations
+    time = np.append(t.samples.timestamp, 0)[a.sample]
+    yield from _link_faults(path, a.token, a.prev, a.next, time, a.instance, "object")
+    rules: list[tuple[np.ndarray, Callable[[int], str]]] = [
+        (a.wlh.min(axis=-1) <= 0, lambda r: f"size is {a.wlh[r].tolist()} m, expected positive numbers"),
+        (a.num_lidar_pts < 0, lambda r: f"num_lidar_pts is {a.num_lidar_pts[r]}"),
+        (a.num_radar_pts < 0, lambda r: f"num_radar_pts is {a.num_radar_pts[r]}"),
+        (a.attribute_count > 1, lambda r: f"has {a.attribute_count[r]} attributes, expected at most one"),
+    ]
+    for wrong, sentence in rules:
+        yield from listed(path, a.token, np.flatnonzero(wrong), sentence)
+
+
+def _link_faults(
+    path: Path, tokens: np.ndarray, prev: np.ndarray, following: np.ndarray, time: np.ndarray, group: np.ndarray,
+    kind: str,
+) -> Iterator[RecordFault]:  # fmt: skip
+    """Faults of a chain in time: a neighbour that does not link back, is not later or belongs to another ``group``."""
+    row = np.arange(len(tokens))
+
+    def of(link: np.ndarray, wrong: np.ndarray, sentence: str) -> Iterator[RecordFault]:
+        rows = np.flatnonzero((link != NONE) & wrong)
+        return listed(path, tokens, rows, lambda r: sentence.format(tokens.item(link.item(r)).decode()))
+
+    if len(tokens) == 0:
+        return
+    yield from of(following, prev[following] != row, "next is {}, whose prev is another")
+    yield from of(prev, following[prev] != row, "prev is {}, whose next is another")
+    yield from of(following, time[following] <= time, "next is {}, which is not later")
+    yield from of(following, group[following] != group, f"next is {{}}, which is of another {kind}")
+
+
+def _channels_of_data(t: Tables) -> np.ndarray:
+    """Index of the channel of every row of sensor data, NONE where its calibration is lost."""
+    return np.append(t.calibrated_sensors.channel, NONE)[t.sample_data.calibrated_sensor]
+
+
+def _file_faults(t: Tables) -> Iterator[RecordFault]:
+    data, channel, root = t.sample_data, _channels_of_data(t), t.folder.parent
+    by_folder: dict[str, list[tuple[int, str]]] = {}
+    for row, filename in enumerate(data.filename.tolist()):
+        folder, _, name = filename.decode().rpartition("/")
+        by_folder.setdefault(folder, []).append((row, name))
+    table = table_file(t.folder, "sample_data").name
+    for folder, files in sorted(by_folder.items()):
+        place = root / folder
+        if not place.is_dir():
+            yield RecordFault(place, None, f"no such folder, expected {len(files)} files that {table} names")
+            continue
+        present = set(os.listdir(place))
+        for row, name in files:
+            if name not in present:
+                yield RecordFault(
+                    place / name, None, f"no such file, but token {data.token[row].decode()} of {table} names it"
+                )
+                continue
+            modality = "" if channel[row] == NONE else t.modalities[channel[row]]
+            size = (int(data.width[row]), int(data.height[row]))
+            sentence = _content_fault(place / name, modality, size, bool(data.is_key_frame[row]))
+            if sentence is not None:
+                yield RecordFault(place / name, None, sentence)
+
+
+def _content_fault(path: Path, modality: str, size: tuple[int, int], key: bool) -> str | None:
+    """What is wrong with a file of sensor data; ``size`` is what the tables say of an image (px)."""
+    size_bytes = path.stat().st_size
+    if size_bytes == 0:
+        return "is empty"
+    if modality == "lidar":
+        if size_bytes % SCAN_RECORD:
+            return f"{size_bytes} bytes are no multiple of the {SCAN_RECORD} bytes of a point"
+        if key:
+            lost = ~np.isfinite(np.fromfile(path, "<f4").reshape(-1, SCAN_RECORD // 4)).all(-1)
+            if lost.any():
+                return f"{lost.sum()} points hold NaN or Inf, the first is point {np.argmax(lost)} (from 0)"
+    if modality == "camera" and key:
+        return _image_fault(path, size)
+    return None
+
+
+def _image_fault(path: Path, size: tuple[int, int]) -> str | None:
+    try:
+        with Image.open(path) as image:
+            if image.size != size:
+                return f"is {image.size[0]} x {image.size[1]} px, its record says {size[0]} x {size[1]}"
+            # An eighth of the resolution is decoded: a fraction of the time, and a file cut short still shows.
+            image.draft("RGB", (size[0] // 8, size[1] // 8))
+            image.load()
+    except (OSError, ValueError, SyntaxError):
+        return "cannot be read as an image"
+    return None

@@ -1,0 +1,579 @@
+"""nuScenes as surround-view samples, straight from the official folders (nutonomy/nuscenes-devkit docs).
+
+    <root>/v1.0-*/*.json                   tables (data/nuscenes/tables.py)
+    <root>/samples/<CHANNEL>/              pictures and scans of key frames
+    <root>/sweeps/<CHANNEL>/               those between
+    <root>/splits/<split>.txt              optional: scene names or sample tokens, one per line
+
+Every picture and scan was taken from a pose of its own, so all ways lead through the global frame.  The infos that
+Megvii-BaseDetection/BEVDepth and sanmin0312/LabelDistill prepare (scripts/gen_info.py) neglect some of this motion; it
+is not neglected here unless ``camera_motion`` says so.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float, Float64, Int
+from PIL import Image
+from torch import Tensor
+
+from distill3d.boxes import NUSCENES_CLASSES, Boxes3D, Frame, from_nuscenes
+from distill3d.data.augment.lidar import carry
+from distill3d.data.augment.surround import (
+    BevAugmentConfig,
+    BevMotion,
+    ImageAugmentConfig,
+    ImagePlacement,
+    draw_placements,
+    place_picture,
+)
+from distill3d.data.nuscenes.splits import SCENE_NUMBERS, official_scenes
+from distill3d.data.nuscenes.tables import Tables, load_tables, pose_matrices, table_file
+from distill3d.data.splits import read_split
+from distill3d.data.surround import SurroundObjects, SurroundSample
+from distill3d.errors import UserError
+
+#: The cameras in the order of the field's code (BEVDepth bevdepth/exps/nuscenes/base_exp.py).
+CAMERAS = ("CAM_FRONT_LEFT", "CAM_FRONT", "CAM_FRONT_RIGHT", "CAM_BACK_LEFT", "CAM_BACK", "CAM_BACK_RIGHT")
+LIDAR = "LIDAR_TOP"
+#: The categories that are detected, with the class that each belongs to (nuscenes-devkit eval/detection/utils.py).
+CLASS_OF_CATEGORY = {
+    "vehicle.car": "car",
+    "vehicle.truck": "truck",
+    "vehicle.construction": "construction_vehicle",
+    "vehicle.bus.bendy": "bus",
+    "vehicle.bus.rigid": "bus",
+    "vehicle.trailer": "trailer",
+    "movable_object.barrier": "barrier",
+    "vehicle.motorcycle": "motorcycle",
+    "vehicle.bicycle": "bicycle",
+    "human.pedestrian.adult": "pedestrian",
+    "human.pedestrian.child": "pedestrian",
+    "human.pedestrian.construction_worker": "pedestrian",
+    "human.pedestrian.police_officer": "pedestrian",
+    "movable_object.trafficcone": "traffic_cone",
+}
+
+SCAN_RECORD = 20  # bytes: float32 x, y, z, intensity, ring
+SECONDS = 1e-6  # of a timestamp's unit
+#: Depth labels come from points at least so far inside the picture's edges (px), as in the devkit's own drawing of
+#: points (nuscenes-devkit python-sdk/nuscenes/nuscenes.py, ``map_pointcloud_to_image``).
+IMAGE_MARGIN = 1.0
+
+#: Which of several points on one pixel of a depth map is kept.
+Collision = Literal["last", "nearest"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class SweepConfig:
+    """Which LiDAR scans are put together, and which of their points are left out (defaults: LabelDistill's).
+
+    The key scan comes first, then scans before it, then scans after it, the nearest in time first; of this list the
+    first ``scans`` are taken.  ``style="released"``: where fewer than ``past`` scans came before, none after it are
+    taken, and a key scan that stands alone is taken ``scans`` times over
+    (sanmin0312/LabelDistill labeldistill/datasets/nusc_det_dataset_lidar.py).
+
+    Raises:
+        UserError: a number lies outside its range.
+    """
+
+    past: int = 5
+    future: int = 5
+    scans: int = 9  # with the key scan
+    forbid_future: bool = False  # for a detector that must not see more than it would on the road
+    nearest: float = 0.0  # m; points with |x| and |y| below this (the vehicle itself) are left out
+    farthest: float = 58.0  # m on the sensor's ground plane; points at this distance or beyond are left out
+    budget: int | None = 320_000  # points; of more, a random subset is kept
+    style: Literal["released", "intended"] = "released"
+
+    def __post_init__(self) -> None:
+        if self.past < 0 or self.future < 0 or self.scans < 1 or (self.budget is not None and self.budget < 1):
+            raise UserError("sweeps.past and sweeps.future must be 0 or more, sweeps.scans and sweeps.budget 1 or more")
+        if not 0 <= self.nearest < self.farthest:
+            raise UserError(f"sweeps.nearest is {self.nearest}, expected 0 or more, and less than sweeps.farthest")
+
+    @classmethod
+    def devkit(cls, scans: int = 10) -> SweepConfig:
+        """The key scan and the ``scans`` - 1 before it, less points on the vehicle (nuscenes-devkit
+        python-sdk/nuscenes/utils/data_classes.py, ``from_file_multisweep``)."""
+        return cls(
+            past=scans - 1, future=0, scans=scans, nearest=1.0, farthest=math.inf, budget=None, style="intended"
+        )  # fmt: skip
+
+
+@dataclass(frozen=True, kw_only=True)
+class NuScenesConfig:
+    """Which moments of a nuScenes folder are read, and how they come out.
+
+    Augmentations are drawn only where ``get`` is given a generator.
+
+    Raises:
+        UserError: a number lies outside its range, or a class is none of nuScenes'.
+    """
+
+    root: Path
+    version: str = "v1.0-trainval"  # the tables' folder
+    split: str = "train"  # a file <root>/splits/<split>.txt, or else an official split
+    classes: tuple[str, ...] = NUSCENES_CLASSES  # objects of others are left out
+    canvas: tuple[int, int] = (704, 256)  # (width, height) px of the pictures that come out
+    #: Earlier key frames, counted back from the key frame (every 0.5 s).  BEVDepth: (1,); LabelDistill: (2, 4) or
+    #: (2, 4, 6, 8).
+    past: tuple[int, ...] = ()
+    #: What stands for an earlier frame that the scene does not have: the nearest one found, or the key frame itself.
+    #: LabelDistill trains with the former, BEVDepth with the latter.
+    missing_past: Literal["nearest", "current"] = "nearest"
+    images: bool = True
+    points: bool = False
+    depth: bool = False  # of the key scan, in the key frame's pictures
+    sweeps: SweepConfig = field(default_factory=SweepConfig)  # of ``points``
+    #: The vehicle's pose at the key frame: the mean over the cameras' exposures (BEVDepth), or that of the key scan.
+    ego_frame: Literal["mean_camera", "lidar"] = "mean_camera"
+    #: ``neglected``: every camera's own pose at its key exposure stands for the key ego frame, as the released code of
+    #: BEVDepth has it; pictures and objects are then up to half a metre apart.
+    camera_motion: Literal["exact", "neglected"] = "exact"
+    min_points: int = 1  # LiDAR and radar points that an object must hold
+    nan_velocity: Literal["zero", "keep"] = "zero"  # what becomes of unknown velocities
+    min_depth: float = 0.0  # m; depth labels are farther than this
+    depth_collision: Collision = "last"
+    image_augment: ImageAugmentConfig | None = None
+    bev_augment: BevAugmentConfig | None = None
+    #: Keep decoded pictures and scans, and no cache of the tables: for small sets (each worker process keeps its own).
+    in_memory: bool = False
+
+    def __post_init__(self) -> None:
+        unknown = [name for name in self.classes if name not in NUSCENES_CLASSES]
+        if unknown or not self.classes:
+            raise UserError(f"classes are {self.classes}, expected some of {', '.join(NUSCENES_CLASSES)}")
+        if any(offset < 1 for offset in self.past) or list(self.past) != sorted(set(self.past)):
+            raise UserError(f"past is {self.past}, expected key frames back in ascending order, e.g. (2, 4)")
+        if min(self.canvas) < 1 or self.min_points < 0 or self.min_depth < 0:
+            raise UserError("canvas must be 1 px or more, min_points and min_depth 0 or more")
+
+
+# ------------------------------------------------------------------------------------------------------------- geometry
+
+
+def mean_pose(
+    translations: Float64[np.ndarray, "n 3"], rotations: Float64[np.ndarray, "n 4"]
+) -> Float64[np.ndarray, "4 4"]:
+    """The pose between several that lie close together: means of the translations and of the quaternions (w, x, y, z).
+
+    Quaternions q and -q are one rotation: the mean is taken of those that agree with the first in sign, and has length
+    1 (BEVDepth averages them as they come, and does not divide by the length).
+    """
+    signs = np.where(rotations @ rotations[0] < 0, -1.0, 1.0)
+    return pose_matrices(translations.mean(0), (signs[:, None] * rotations).mean(0))
+
+
+def carry_boxes(boxes: Boxes3D, pose: Float[Tensor, "4 4"], frame: Frame) -> Boxes3D:
+    """Boxes in another frame: ``pose`` leads there from the boxes' own.
+
+    The new yaw is that of the turned heading, seen from above; a box stays upright.  Velocities are turned likewise.
+    """
+    pose = pose.to(boxes.centre)
+    heading = boxes.heading() @ pose[:3, :3].T
+    velocity = boxes.velocity
+    return replace(
+        boxes,
+        centre=boxes.centre @ pose[:3, :3].T + pose[:3, 3],
+        yaw=torch.atan2(heading[:, 1], heading[:, 0]),
+        velocity=None if velocity is None else velocity @ pose[:2, :2].T.to(velocity),
+        frame=frame,
+    )
+
+
+def project_points(
+    points: Float[Tensor, "m c"], to_camera: Float[Tensor, "4 4"], intrinsics: Float[Tensor, "4 4"],
+    size: tuple[int, int], min_depth: float = 0.0,
+) -> tuple[Float[Tensor, "k 2"], Float[Tensor, "k"]]:  # fmt: skip
+    """The points that a picture of ``size`` (width, height) px shows: pixels (k, 2) and depths (k,) in m, in order.
+
+    Kept are those deeper than ``min_depth`` and more than a pixel inside the picture's edges
+    (BEVDepth bevdepth/datasets/nusc_det_dataset.py, ``map_pointcloud_to_image``).  In the precision of ``to_camera``.
+    """
+    at = carry(points[:, :3].to(to_camera), to_camera)
+    image = at @ intrinsics[:3, :3].T
+    uv, depth = image[:, :2] / image[:, 2:], at[:, 2]
+    edge = uv.new_tensor(size) - IMAGE_MARGIN
+    shown = (depth > min_depth) & (uv > IMAGE_MARGIN).all(1) & (uv < edge).all(1)
+    return uv[shown], depth[shown]
+
+
+def splat_depth(
+    uv: Float[Tensor, "k 2"], depth: Float[Tensor, "k"], size: tuple[int, int], collision: Collision = "last"
+) -> Float[Tensor, "h w"]:
+    """A sparse depth map (m, 0 where no point falls) of ``size`` (width, height) px, float32.
+
+    Pixels are cut towards zero, so points up to a pixel beyond the left and top edge fall into the first column and row
+    (BEVDepth bevdepth/datasets/nusc_det_dataset.py, ``depth_transform``).
+
+    Args:
+        collision: keep the ``last`` of several points on a pixel, as the released code, or the ``nearest``.
+    """
+    width, height = size
+    if collision == "nearest":
+        order = depth.argsort(descending=True)
+        uv, depth = uv[order], depth[order]
+    column, row = uv.trunc().long().unbind(-1)
+    inside = (column >= 0) & (column < width) & (row >= 0) & (row < height)
+    cells = np.zeros(height * width, dtype=np.float32)
+    # numpy, for it promises that the last of several values for one cell stays; torch does not.
+    cells[(row * width + column)[inside].numpy()] = depth[inside].numpy()
+    return torch.from_numpy(cells).reshape(height, width)
+
+
+# ------------------------------------------------------------------------------------------------------- which to read
+
+
+def split_samples(tables: Tables, root: Path, split: str) -> list[int]:
+    """Rows of a split's samples, scene by scene in order of time.
+
+    A file ``root/splits/<split>.txt`` with scene names or sample tokens goes before the official split of that name, of
+    which the scenes are taken that the tables have.
+
+    Raises:
+        UserError: there is neither, the file names something unknown, or no scene of the split is in the tables.
+    """
+    path = root / "splits" / f"{split}.txt"
+    if path.is_file():
+        return sorted(listed_samples(tables, path))
+    scenes = {tables.scene_name(scene): scene for scene in range(len(tables.scenes))}
+    if split not in SCENE_NUMBERS:
+        raise UserError(
+            f"there is no split {split!r}: expected a file {path} with scene names or sample tokens, or one of "
+            f"{', '.join(SCENE_NUMBERS)}"
+        )
+    present = sorted(scenes[name] for name in official_scenes(split) if name in scenes)
+    if not present:
+        raise UserError(f"{tables.folder} has no scene of the official split {split}; give the split's own version")
+    return [row for scene in present for row in tables.scene_samples(scene)]
+
+
+def listed_samples(tables: Tables, path: Path) -> list[int]:
+    """Rows of the samples that a file names by token or by scene, one a line, in its order, each once.
+
+    Raises:
+        UserError: the file names something unknown.
+    """
+    scenes = {tables.scene_name(scene): scene for scene in range(len(tables.scenes))}
+    rows: dict[int, None] = {}
+    for name in read_split(path):
+        try:
+            found = tables.scene_samples(scenes[name]) if name in scenes else (tables.sample_row(name),)
+        except UserError as error:
+            raise UserError(f"{path}: {name!r} is neither a scene nor a sample of {tables.folder}") from error
+        rows |= dict.fromkeys(found)
+    return list(rows)
+
+
+def past_samples(
+    tables: Tables, sample: int, offsets: Sequence[int], missing: Literal["nearest", "current"] = "nearest"
+) -> list[int]:
+    """Rows of the key frames that lie ``offsets`` back in the same scene; for what ``missing`` means see
+    ``NuScenesConfig.missing_past``."""
+    scene = tables.scene_samples(int(tables.samples.scene[sample]))
+    rows, found = [], sample
+    for offset in offsets:
+        if sample - offset in scene:
+            found = sample - offset
+            rows.append(found)
+        else:
+            rows.append(found if missing == "nearest" else sample)
+    return rows
+
+
+def sweep_rows(tables: Tables, key: int, config: SweepConfig) -> list[int]:
+    """Rows of the scans that are put together with the key scan ``key``, that one first; ``SweepConfig`` says which."""
+
+    def run(column: np.ndarray, count: int) -> list[int]:
+        rows, at = [], int(column[key])
+        while at >= 0 and len(rows) < count:
+            rows.append(at)
+            at = int(column[at])
+        return rows
+
+    before = run(tables.sample_data.prev, config.past)
+    cut = config.forbid_future or (config.style == "released" and len(before) < config.past)
+    rows = [key, *before, *([] if cut else run(tables.sample_data.next, config.future))]
+    if config.style == "released" and rows == [key]:
+        rows *= config.scans
+    return rows[: config.scans]
+
+
+# --------------------------------------------------------------------------------------------------------------- files
+
+
+def read_scan(path: Path) -> Float[Tensor, "m 5"]:
+    """A LiDAR scan in the sensor's frame: x right, y forward, z up (m), intensity 0..255, ring; float32.
+
+    Points with a value that is no finite number are left out.
+
+    Raises:
+        UserError: the file is absent or empty, or its size is no whole number of points.
+    """
+    try:
+        data = path.read_bytes()
+    except FileNotFoundError as error:
+        raise UserError(f"{path}: no such file") from error
+    except OSError as error:
+        raise UserError(f"{path}: {error.strerror or error}") from error
+    if not data:
+        raise UserError(f"{path}: the file is empty, expected LiDAR points")
+    if len(data) % SCAN_RECORD:
+        raise UserError(f"{path}: {len(data)} bytes are no multiple of the {SCAN_RECORD} bytes of a point")
+    points = np.frombuffer(bytearray(data), dtype="<f4").reshape(-1, SCAN_RECORD // 4)
+    return torch.from_numpy(points[np.isfinite(points).all(axis=1)])
+
+
+def read_picture(path: Path) -> Image.Image:
+    """A picture file, RGB.
+
+    Raises:
+        UserError: it is absent, truncated or no picture.
+    """
+    try:
+        with Image.open(path) as picture:
+            return picture.convert("RGB")
+    except FileNotFoundError as error:
+        raise UserError(f"{path}: no such file") from error
+    except (OSError, SyntaxError, ValueError) as error:
+        raise UserError(f"{path}: cannot be read as an image ({error})") from error
+
+
+# ------------------------------------------------------------------------------------------------------------- data set
+
+
+class NuScenesDataset:
+    """Moments of nuScenes as ``SurroundSample``; labels index ``config.classes``.
+
+    Raises:
+        UserError: a table or the split is absent or malformed, or (when a sample is read) one of its files is.
+    """
+
+    def __init__(self, config: NuScenesConfig) -> None:
+        self.config, self.root, self.classes = config, Path(config.root), config.classes
+        self.tables = load_tables(self.root, config.version, cache=not config.in_memory)
+        self._samples = split_samples(self.tables, self.root, config.split)
+        self.frame_ids = [self.tables.sample_token(sample) for sample in self._samples]
+        self._pictures: dict[int, Image.Image] = {}
+        self._scans: dict[int, Tensor] = {}
+        of_class = {name: label for label, name in enumerate(self.classes)}
+        names = [CLASS_OF_CATEGORY.get(category) for category in self.tables.categories]
+        self._label_of_category = np.array([of_class.get(name or "", -1) for name in names], dtype=np.int64)
+
+    def __len__(self) -> int:
+        return len(self.frame_ids)
+
+    def get(self, index: int, generator: torch.Generator | None = None) -> SurroundSample:
+        """Sample ``index``; augmented only with both a generator and a setting that asks for it."""
+        config, sample = self.config, self._samples[index]
+        frames = [sample, *past_samples(self.tables, sample, config.past, config.missing_past)]
+        cameras = [self._key_data(frame, CAMERAS) for frame in frames]
+        ego_to_global = self._ego_to_global(sample)
+        intrinsics, camera_to_ego = self._cameras(cameras, ego_to_global)
+
+        sources = [self._picture_size(row) for row in cameras[0]]
+        placements = [place_picture(source, config.canvas) for source in sources]
+        motion = BevMotion()
+        if generator is not None and config.image_augment is not None:
+            placements = draw_placements(sources, config.canvas, config.image_augment, generator)
+        if generator is not None and config.bev_augment is not None:
+            motion = BevMotion.draw(config.bev_augment, generator)
+        return SurroundSample(
+            frame_id=self.frame_ids[index],
+            intrinsics=intrinsics,
+            camera_to_ego=camera_to_ego,
+            image_affine=torch.stack([placement.matrix for placement in placements]),
+            bev_affine=motion.matrix,
+            ego_to_global=ego_to_global,
+            images=self._images(cameras, placements) if config.images else None,
+            objects=self._objects(sample, ego_to_global, motion),
+            depth=self._depth(sample, cameras[0], intrinsics[0], placements) if config.depth else None,
+            points=self._points(sample, ego_to_global, motion, generator) if config.points else None,
+        )
+
+    def sample_boxes(self, index: int) -> Boxes3D:
+        """The annotated objects of sample ``index`` in the global frame, with ``velocity``, NaN where unknown; float64.
+
+        Unlike a sample's ``objects`` they need not hold any points.
+        """
+        return self._annotated(self._samples[index])[0]
+
+    def ego_to_global(self, index: int) -> Float[Tensor, "4 4"]:
+        """The pose of the key ego frame of sample ``index``, as ``SurroundSample`` has it; float64."""
+        return self._ego_to_global(self._samples[index])
+
+    def class_presence(self) -> Bool[Tensor, "f k"]:
+        """Which of the K classes are annotated in which of the F samples, with or without points, as BEVDepth counts
+        for CBGS (data/nuscenes/class_balance.py)."""
+        annotations = self.tables.annotations
+        label = self._label_of_category[annotations.category]
+        presence = np.zeros((len(self.tables.samples), len(self.classes)), dtype=bool)
+        presence[annotations.sample[label >= 0], label[label >= 0]] = True
+        return torch.from_numpy(presence[self._samples])
+
+    def _table(self, name: str) -> Path:
+        return table_file(self.tables.folder, name)
+
+    # ------------------------------------------------------------------------------------------------------------ poses
+
+    def _key_data(self, sample: int, channels: Sequence[str]) -> list[int]:
+        """The rows of a key frame's pictures or scans."""
+        rows = self.tables.key_data(sample)
+        for channel in channels:
+            if channel not in rows:
+                token = self.tables.sample_token(sample)
+                raise UserError(f"{self._table('sample_data')}: sample {token} has no key frame of {channel}")
+        return [rows[channel] for channel in channels]
+
+    def _ego_to_global(self, sample: int) -> Float[Tensor, "4 4"]:
+        rows = self._key_data(sample, (LIDAR,) if self.config.ego_frame == "lidar" else CAMERAS)
+        moments, poses = self.tables.sample_data.ego_pose[rows], self.tables.ego_poses
+        return torch.from_numpy(mean_pose(poses.translation[moments], poses.rotation[moments]))
+
+    def _sensor_to_global(self, row: int) -> Float64[np.ndarray, "4 4"]:
+        sensor = int(self.tables.sample_data.calibrated_sensor[row])
+        return self.tables.pose(row) @ self.tables.sensor_pose(sensor)
+
+    def _cameras(
+        self, rows: list[list[int]], ego_to_global: Float[Tensor, "4 4"]
+    ) -> tuple[Float[Tensor, "s n 4 4"], Float[Tensor, "s n 4 4"]]:
+        """Intrinsics, and the way from each camera to the key ego frame."""
+        data, poses, sensors = self.tables.sample_data, self.tables.ego_poses, self.tables.calibrated_sensors
+        moment, sensor = data.ego_pose[rows], data.calibrated_sensor[rows]
+        intrinsics = np.tile(np.eye(4), (*sensor.shape, 1, 1))
+        intrinsics[..., :3, :3] = sensors.camera_intrinsic[sensor]
+        to_global = pose_matrices(poses.translation[moment], poses.rotation[moment])
+        key = ego_to_global.numpy() if self.config.camera_motion == "exact" else to_global[0]
+        to_ego = np.linalg.inv(key) @ to_global @ pose_matrices(sensors.translation[sensor], sensors.rotation[sensor])
+        return torch.from_numpy(intrinsics), torch.from_numpy(to_ego)
+
+    # ---------------------------------------------------------------------------------------------------------- objects
+
+    def _annotated(self, sample: int) -> tuple[Boxes3D, Int[Tensor, "n"]]:
+        """The objects of a sample in the global frame, and the points that each holds."""
+        annotations, rows = self.tables.annotations, self.tables.annotations_of(sample)
+        label = self._label_of_category[annotations.category[rows]]
+        chosen = np.arange(rows.start, rows.stop)[label >= 0]
+        try:
+            boxes = from_nuscenes(
+                torch.from_numpy(annotations.translation[chosen]), torch.from_numpy(annotations.wlh[chosen]),
+                torch.from_numpy(annotations.rotation[chosen]), torch.from_numpy(label[label >= 0]),
+                velocity=torch.from_numpy(self._velocities[chosen, :2]),
+            )  # fmt: skip
+        except ValueError as error:
+            token = self.tables.sample_token(sample)
+            raise UserError(f"{self._table('sample_annotation')}: of sample {token}, {error}") from error
+        points = annotations.num_lidar_pts[chosen].astype(np.int64) + annotations.num_radar_pts[chosen]
+        return boxes, torch.from_numpy(points)
+
+    @cached_property
+    def _velocities(self) -> Float64[np.ndarray, "n 3"]:
+        return self.tables.velocities()
+
+    def _objects(self, sample: int, ego_to_global: Float[Tensor, "4 4"], motion: BevMotion) -> SurroundObjects | None:
+        if not self.tables.annotated:
+            return None
+        boxes, points = self._annotated(sample)
+        boxes = motion.boxes(carry_boxes(boxes, torch.linalg.inv(ego_to_global), "ego")).to(torch.float32)
+        if self.config.nan_velocity == "zero" and boxes.velocity is not None:
+            boxes = replace(boxes, velocity=boxes.velocity.nan_to_num(0.0))
+        objects = SurroundObjects(boxes, points)
+        return objects[objects.sensor_points >= self.config.min_points]
+
+    # --------------------------------------------------------------------------------------------------------- pictures
+
+    def _picture_size(self, row: int) -> tuple[int, int]:
+        size = int(self.tables.sample_data.width[row]), int(self.tables.sample_data.height[row])
+        if min(size) < 1:
+            raise UserError(f"{self._table('sample_data')}: {self.tables.file(row).name} has no width and height")
+        return size
+
+    def _picture(self, row: int) -> Image.Image:
+        """A picture as its file has it."""
+        if row in self._pictures:
+            return self._pictures[row]
+        path, listed = self.tables.file(row), self._picture_size(row)
+        try:
+            picture = read_picture(path)
+        except UserError as error:
+            raise self._of_sample(error, row) from error
+        if picture.size != listed:
+            raise UserError(
+                f"{path}: is {picture.width} x {picture.height} px, {self._table('sample_data')} says "
+                f"{listed[0]} x {listed[1]}"
+            )
+        if self.config.in_memory:
+            self._pictures[row] = picture
+        return picture
+
+    def _images(self, cameras: list[list[int]], placements: list[ImagePlacement]) -> Float[Tensor, "s n 3 h w"]:
+        frames = {}  # frames that stand for missing ones too are read once
+        for rows in cameras:
+            if rows[0] not in frames:
+                pixels = [place.apply(self._picture(row)) for place, row in zip(placements, rows, strict=True)]
+                frames[rows[0]] = torch.stack(pixels)
+        return torch.stack([frames[rows[0]] for rows in cameras]).float().div_(255)
+
+    # -------------------------------------------------------------------------------------------------- scans and depth
+
+    def _scan(self, row: int) -> Float[Tensor, "m 5"]:
+        """A scan as its file has it."""
+        if row in self._scans:
+            return self._scans[row]
+        try:
+            scan = read_scan(self.tables.file(row))
+        except UserError as error:
+            raise self._of_sample(error, row) from error
+        if self.config.in_memory:
+            self._scans[row] = scan
+        return scan
+
+    def _of_sample(self, error: UserError, row: int) -> UserError:
+        """The fault of a file, with the sample that it belongs to."""
+        token = self.tables.sample_token(int(self.tables.sample_data.sample[row]))
+        return UserError(f"{error} ({self.tables.channel(row)} of sample {token})")
+
+    def _depth(
+        self, sample: int, cameras: list[int], intrinsics: Float[Tensor, "n 4 4"], placements: list[ImagePlacement]
+    ) -> Float[Tensor, "n h w"]:
+        """The key scan in the key frame's pictures."""
+        (key,), config, maps = self._key_data(sample, (LIDAR,)), self.config, []
+        scan, lidar_to_global = self._scan(key), self._sensor_to_global(key)
+        for row, placement, matrix in zip(cameras, placements, intrinsics, strict=True):
+            to_camera = torch.from_numpy(np.linalg.inv(self._sensor_to_global(row)) @ lidar_to_global)
+            uv, depth = project_points(scan, to_camera, matrix, placement.source, config.min_depth)
+            uv = uv @ placement.matrix[:2, :2].T + placement.matrix[:2, 3]
+            maps.append(splat_depth(uv, depth, config.canvas, config.depth_collision))
+        return torch.stack(maps)
+
+    def _points(
+        self, sample: int, ego_to_global: Float[Tensor, "4 4"], motion: BevMotion, generator: torch.Generator | None
+    ) -> Float[Tensor, "m 5"]:
+        """The scans of a moment, put together in the augmented key ego frame."""
+        (key,), sweeps, config = self._key_data(sample, (LIDAR,)), self.config.sweeps, self.config
+        timestamps = self.tables.sample_data.timestamp
+        parts = []
+        for row in sweep_rows(self.tables, key, sweeps):
+            scan = self._scan(row)
+            x, y = scan[:, 0], scan[:, 1]
+            own = (x.abs() < sweeps.nearest) & (y.abs() < sweeps.nearest)
+            scan = scan[~own & (torch.hypot(x, y) < sweeps.farthest)]
+            to_ego = torch.linalg.inv(ego_to_global) @ torch.from_numpy(self._sensor_to_global(row))
+            lag = float(timestamps[key] - timestamps[row]) * SECONDS
+            parts.append(torch.cat((carry(scan[:, :4], to_ego), scan.new_full((len(scan), 1), lag)), dim=1))
+        points = torch.cat(parts)
+        if sweeps.budget is not None and len(points) > sweeps.budget:
+            # Evaluation has no generator, and still must see the same points each time.
+            generator = generator or torch.Generator().manual_seed(sample)
+            points = points[torch.randperm(len(points), generator=generator)[: sweeps.budget].sort().values]
+        scale_heights = config.bev_augment is not None and config.bev_augment.scale_point_heights
+        return motion.points(points, scale_heights)

@@ -1,0 +1,164 @@
+"""Each planted fault is reported with its file and line, and nothing else is."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from distill3d.data.check import run_check
+from distill3d.data.depth import write_depth
+from distill3d.data.kitti.check import check_kitti
+from distill3d.errors import UserError
+
+IMAGE, CALIB = "training/image_2/000001.png", "training/calib/000001.txt"
+LABEL, SCAN = "training/label_2/000001.txt", "training/velodyne/000001.bin"
+
+
+def cut(keep: int) -> Callable[[Path], object]:
+    return lambda path: path.write_bytes(path.read_bytes()[:keep])
+
+
+def swap(old: str, new: str) -> Callable[[Path], object]:
+    def apply(path: Path) -> None:
+        text = path.read_text()
+        assert old in text
+        path.write_text(text.replace(old, new, 1))
+
+    return apply
+
+
+def append(text: str) -> Callable[[Path], object]:
+    return lambda path: path.write_text(path.read_text() + text)
+
+
+def spoil_point(value: float) -> Callable[[Path], object]:
+    def apply(path: Path) -> None:
+        points = np.fromfile(path, "<f4")
+        points[9] = value
+        points.tofile(path)
+
+    return apply
+
+
+def resize(width: int, height: int) -> Callable[[Path], object]:
+    return lambda path: Image.new("RGB", (width, height)).save(path)
+
+
+FAULTS = [
+    (IMAGE, Path.unlink, None, "frame 000001 lacks this file"),
+    (IMAGE, cut(200), None, "cannot be read as an image"),
+    (IMAGE, cut(0), None, "cannot be read as an image"),
+    (IMAGE, resize(32, 10), CALIB + ":3", "principal point (x = 31 px) does not fit an image of 32 x 10 px"),
+    (IMAGE, resize(64, 90), CALIB + ":3", "principal point (y = 9 px)"),
+    (SCAN, Path.unlink, None, "frame 000001 lacks this file"),
+    (SCAN, cut(0), None, "empty"),
+    (SCAN, cut(1601), None, "1601 bytes are no multiple of the 16 bytes"),
+    (SCAN, spoil_point(np.nan), None, "1 points hold NaN or Inf, the first is point 2"),
+    (SCAN, spoil_point(np.inf), None, "1 points hold NaN or Inf"),
+    (LABEL, Path.unlink, None, "frame 000001 lacks this file"),
+    (LABEL, swap(" 1.77", ""), 1, "expected 15 fields"),
+    (LABEL, swap(" 0.04", " 0.04 0.5 0.5"), 2, "expected 15 fields"),
+    (LABEL, swap("Pedestrian", "Walker"), 2, "unknown class 'Walker'"),
+    (LABEL, swap("12.00", "twelve"), 1, "z is 'twelve'"),
+    (LABEL, swap("12.00", "nan"), 1, "z is 'nan'"),
+    (LABEL, swap("12.00", "-12.00"), 1, "lies behind the camera (z = -12 m)"),
+    (LABEL, swap("8.00 0.04", "0 0.04"), 2, "lies behind the camera (z = 0 m)"),
+    (LABEL, swap("3.90", "-3.90"), 1, "length is -3.9 m"),
+    (LABEL, swap("20.00", "40.00"), 1, "right 34.00 before left 40.00"),
+    (LABEL, swap("8.00 -1 -1", "1.00 -1 -1"), 3, "bottom 1.00 above top 2.00"),
+    (CALIB, Path.unlink, None, "frame 000001 lacks this file"),
+    (CALIB, swap("P2:", "PX:"), None, "the line P2 is missing"),
+    (CALIB, swap("R0_rect", "R_rect"), None, "the line R0_rect is missing"),
+    (CALIB, swap("Tr_velo_to_cam", "Tr_velo_cam"), None, "the line Tr_velo_to_cam is missing"),
+    (CALIB, swap("P2: 36", "P2:"), 3, "P2 has 11 numbers, expected 12"),
+    (CALIB, swap("P1: 36", "P1: 36 36"), 2, "P1 has 13 numbers, expected 12"),
+    (CALIB, swap("P2: 36", "P2: inf"), 3, "not a finite number"),
+    (CALIB, swap("R0_rect: 1", "R0_rect: a"), 5, "not a finite number"),
+    ("ImageSets/train.txt", append("000077\n"), 3, "names frame 000077, of which"),
+    ("ImageSets/train.txt", append("000000\n"), 3, "names frame 000000 twice"),
+    ("ImageSets/val.txt", lambda path: path.write_text(""), None, "names no frame"),
+    ("training/depth_2/000001.png", resize(64, 20), None, "one 16-bit channel"),
+]
+
+
+@pytest.mark.parametrize(("file", "spoil", "where", "words"), FAULTS)
+def test_planted_fault(
+    kitti_root: Path,
+    capsys: pytest.CaptureFixture[str],
+    file: str,
+    spoil: Callable,
+    where: int | str | None,
+    words: str,
+) -> None:
+    (kitti_root / "training/depth_2").mkdir()
+    spoil(kitti_root / file)
+    expected = where if isinstance(where, str) else f"{file}:{where}" if where else file
+    problems = [str(p) for p in check_kitti(kitti_root)]
+    assert len(problems) == 1, problems
+    assert problems[0].startswith(f"{kitti_root / expected}: ") and words in problems[0]
+    assert run_check(kitti_root, "kitti") == 2
+    assert capsys.readouterr().out == f"{problems[0]}\n1 problem in 1 file\n"
+
+
+def test_all_faults_are_listed(kitti_root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for file, spoil, _, _ in (FAULTS[1], FAULTS[7], FAULTS[11], FAULTS[13], FAULTS[25], FAULTS[26]):
+        spoil(kitti_root / file)
+    append("000077\n")(kitti_root / "ImageSets/train.txt")
+    assert len(check_kitti(kitti_root)) == 7
+    run_check(kitti_root, "kitti")
+    assert capsys.readouterr().out.splitlines()[-1] == "7 problems in 5 files"
+
+
+def test_two_faults_of_one_line(kitti_root: Path) -> None:
+    swap("Car", "Bus")(kitti_root / LABEL)
+    swap("3.90", "nan")(kitti_root / LABEL)
+    assert [(p.line, p.file.name) for p in check_kitti(kitti_root)] == [(1, "000001.txt")] * 2
+
+
+def test_depth_of_another_size(kitti_root: Path) -> None:
+    (kitti_root / "training/depth_2").mkdir()
+    write_depth(kitti_root / "training/depth_2/000001.png", torch.ones(20, 63))
+    (problem,) = check_kitti(kitti_root)
+    assert problem.sentence == "is 63 x 20 px, its image 64 x 20"
+
+
+def test_missing_folders(kitti_root: Path) -> None:
+    (kitti_root / "training/velodyne").rename(kitti_root / "training/other")
+    (kitti_root / "ImageSets").rename(kitti_root / "sets")
+    sentences = {p.file.name: p.sentence for p in check_kitti(kitti_root)}
+    assert sentences == {"velodyne": "no such folder", "ImageSets": "holds no split file (train.txt, val.txt, ...)"}
+
+
+def test_test_split_counts_with_its_folder(kitti_root: Path) -> None:
+    (kitti_root / "ImageSets/test.txt").write_text("000000\n")
+    assert check_kitti(kitti_root) == []
+    (kitti_root / "testing").mkdir()
+    for kind in ("image_2", "calib", "velodyne"):
+        (kitti_root / "training" / kind).rename(kitti_root / "testing" / kind)
+        (kitti_root / "training" / kind).mkdir()
+    problems = check_kitti(kitti_root, ["test"])
+    assert {p.file.parent.name for p in problems} == {"image_2", "calib", "velodyne"}  # the training folder's
+    assert all("training" in str(p) for p in problems)
+    (kitti_root / "ImageSets/test.txt").write_text("000009\n")
+    assert any("names frame 000009" in str(p) for p in check_kitti(kitti_root))
+
+
+def test_clean_set_is_silent(kitti_root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run_check(kitti_root, "kitti") == 0
+    assert capsys.readouterr() == ("", "")
+
+
+@pytest.mark.real
+def test_real_frames_are_clean(real_data: Path) -> None:
+    assert check_kitti(real_data / "kitti_mini") == []
+
+
+def test_wrong_calls(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="no such folder"):
+        run_check(tmp_path / "absent", "kitti")
+    with pytest.raises(UserError, match="layout is 'coco'"):
+        run_check(tmp_path, "coco")
+    assert [p.file.name for p in check_kitti(tmp_path)] == ["training", "ImageSets"]
