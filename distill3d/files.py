@@ -8,24 +8,44 @@ replace one that this library did not write: each folder keeps a record of what 
 from __future__ import annotations
 
 import codecs
+import errno
 import hashlib
 import json
 import os
-import socket
+import re
+import shutil
+import stat
 import time
-from collections.abc import Callable
+from collections import deque
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
 from distill3d.errors import UserError
+from distill3d.processes import is_alive, machine, start_of
+
+try:
+    import fcntl
+except ImportError:  # not a Unix
+    fcntl = None
 
 #: Hidden file in a folder of outputs: a line of JSON for each file that was written there, the later one counts.
 RECORD = ".distill3d-written.jsonl"
-#: Files that are being written are called .distill3d-<host>-<process>-<random>.part
+#: Of each name in a record so many of the latest entries count; a record of more lines than MOST_LINES is shortened
+#: when most of them do not.
+KEPT_ENTRIES, MOST_LINES = 4, 1000
+#: Files that are being written are called .distill3d-<machine>-<process>-<its start>-<random>.part
 PART_BEGIN, PART_END = ".distill3d-", ".part"
 #: Leftovers of processes on other machines, which cannot be asked for, are removed when they are this old, s.
 ABANDONED_AFTER = 24 * 3600
+#: What may name a folder, and its greatest length (bytes).
+NAME, LONGEST_NAME = re.compile(r"\w(?:[\w ,.=@+-]*[\w=@+-])?"), 120
+#: Bytes that a file must be able to grow by, where a writer failed without saying why.
+PROBE = 1 << 20
+_NO_LINK = getattr(os, "O_NOFOLLOW", 0)  # a record that is a link leads to a file that is not ours
 
 _swept: set[Path] = set()
 
@@ -99,85 +119,229 @@ def reason_of(error: OSError | ValueError) -> str:
 # ------------------------------------------------------------------------------------------------------------- writing
 
 
-def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
+def folder_name(name: str, what: str) -> str:
+    """A name that is going to be a folder's or a file's, such as a run's: ``what`` it names words the message.
+
+    Raises:
+        UserError: it is empty or too long, begins with a dot, or holds more than letters, digits, spaces and ``_+-.,=@``,
+            such as a path's slashes.
+    """
+    if not NAME.fullmatch(name) or len(os.fsencode(name)) > LONGEST_NAME:
+        raise UserError(
+            f"{what} is {name!r}, which cannot name a folder: expected letters, digits, spaces and _+-.,=@, "
+            f"the first a letter, a digit or _, of {LONGEST_NAME} bytes at most"
+        )
+    return name
+
+
+def write_atomically(path: Path, write: Callable[[Path], object], flush: bool = True) -> None:
     """Lets ``write`` fill a temporary neighbour, flushes it to disk and renames it over ``path``.
 
-    For files inside folders that belong to this library (runs, caches); what goes where a user said is for
-    ``write_output``.
+    For files inside folders that belong to this library (runs, caches, synthetic sets); what goes where a user said is
+    for ``write_output``.  Without ``flush`` a file is still whole after a kill, though not after a power failure: for
+    many small files that are cheap to make again.
 
     Raises:
         UserError: the folder or the file cannot be written.
     """
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        sweep(path.parent)
-        temporary = path.with_name(f"{PART_BEGIN}{_host()}-{os.getpid()}-{uuid4().hex[:12]}{PART_END}")
-        try:
-            # Made here, with the umask's mode, whatever ``write`` would give it.
-            os.close(os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
-            write(temporary)
-            with temporary.open("rb") as file:
-                os.fsync(file.fileno())
-            temporary.replace(path)
-        finally:
-            temporary.unlink(missing_ok=True)
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path}: {reason_of(error)}") from error
+    with _sentence_of(path), _filled(path, write, flush) as part:
+        part.replace(path)
 
 
-def write_text(path: Path, text: str) -> None:
+def write_text(path: Path, text: str, flush: bool = True) -> None:
     """``path`` with this content, as ``write_atomically``."""
-    write_atomically(path, lambda part: part.write_text(text, encoding="utf-8", newline="\n"))
+    write_atomically(path, lambda part: part.write_text(text, encoding="utf-8", newline="\n"), flush)
 
 
-def write_output(path: Path, write: Callable[[Path], object]) -> None:
+def append_text(path: Path, text: str) -> None:
+    """Adds to a file of ours; what a killed process wrote of ``text`` may be a part of it.
+
+    Raises:
+        UserError: the folder or the file cannot be written.
+    """
+    with _sentence_of(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("a", encoding="utf-8", newline="\n") as file:
+            file.write(text)
+
+
+def write_folder(folder: Path, write: Callable[[Path], object]) -> None:
+    """Lets ``write`` fill a temporary folder, which then takes the place of ``folder``: a reader sees a whole one or
+    none.  For folders of ours alone.
+
+    Raises:
+        OSError: it cannot be written; what was there is left unless the new one was complete.
+    """
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    sweep(folder.parent)
+    part = _part_of(folder)
+    try:
+        part.mkdir()
+        write(part)
+        shutil.rmtree(folder, ignore_errors=True)
+        part.rename(folder)
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
+
+
+def write_output(path: Path, write: Callable[[Path], object], of: Path | None = None, flush: bool = True) -> None:
     """A file where the user said, as ``write_atomically``, and its entry in the folder's record.
+
+    ``of``: the file whose result this is, where many are made in one folder; the result of another one is not replaced.
 
     Raises:
         UserError: it cannot be written, or would replace a file that this library did not write.
     """
-    refuse_foreign(path)
-    write_atomically(path, write)
-    entry = {"name": path.name, "size": path.stat().st_size, "blake2b": _digest(path)}
-    with (path.parent / RECORD).open("a", encoding="utf-8") as file:
-        file.write(json.dumps(entry) + "\n")
+    before = _own(path, of)
+    with _sentence_of(path), _filled(path, write, flush) as part:
+        # Recorded first: killed between the two, the record knows one file too many, not one too few.
+        _records.add(path, _Entry(part.stat().st_size, _digest(part), _name_of(of)))
+        if before is not None or not _placed(part, path):
+            if _stamp(path) != before:  # somebody wrote it in the meantime
+                _own(path, of)
+            part.replace(path)
+    outputs.append(path)
 
 
-def refuse_foreign(path: Path) -> None:
-    """Keeps a file that this library did not write, or that was changed since, from being replaced.
+def write_output_text(path: Path, text: str) -> None:
+    """A text file where the user said, as ``write_output``."""
+    write_output(path, lambda part: part.write_text(text, encoding="utf-8", newline="\n"))
+
+
+def refuse_foreign(path: Path, of: Path | None = None) -> None:
+    """What ``write_output`` would refuse, to be asked before long work: a file that this library did not write or that
+    was changed since, one that is the result of another file than ``of``, and a place that cannot be written.  Nothing
+    is written.
 
     Raises:
-        UserError: there is such a file, or a folder of this name.
+        UserError: there is such a file, or no file can be written there.
     """
-    try:
-        if not path.exists():
-            return
-        if path.is_dir():
-            raise UserError(f"{path}: is a folder, expected a file to write")
-        if path.is_file() and _recorded(path) == (path.stat().st_size, _digest(path)):
-            return
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path}: {reason_of(error)}") from None
-    raise UserError(
-        f"{path}: is there already and was not written by distill3d, or was changed since: "
-        "give another place, or move it away"
-    )
+    _own(path, of)
+    with _sentence_of(path):
+        folder = Path(os.path.abspath(path)).parent
+        absent = [path.name]
+        while not os.path.lexists(folder):
+            absent.append(folder.name)
+            folder = folder.parent
+        if not folder.is_dir():
+            raise UserError(f"{path}: cannot be written, for {folder} is no folder")
+        if not os.access(folder, os.W_OK | os.X_OK):
+            raise UserError(f"{path}: cannot be written, for the folder {folder} is closed to writing")
+        if max(len(os.fsencode(name)) for name in absent) > _longest_name(folder):
+            raise OSError(errno.ENAMETOOLONG, os.strerror(errno.ENAMETOOLONG))
 
 
-def _recorded(path: Path) -> tuple[int, str] | None:
-    """Size and digest of the file of this name when it was written; None where it was not."""
-    try:
-        lines = (path.parent / RECORD).read_text(encoding="utf-8", errors="replace").splitlines()
-    except OSError:
-        return None
-    for line in reversed(lines):
+def _own(path: Path, of: Path | None) -> _Stamp | None:
+    """The stamp of an output that may be replaced; None where there is nothing yet.
+
+    Raises:
+        UserError: what is there may not be replaced.
+    """
+    with _sentence_of(path):
         try:
-            entry = json.loads(line)
-        except ValueError:  # half a line of a process that was killed
-            continue
-        if isinstance(entry, dict) and entry.get("name") == path.name:
-            return entry.get("size", -1), entry.get("blake2b", "")
-    return None
+            found = path.lstat()
+        except FileNotFoundError:
+            return None
+        if stat.S_ISDIR(found.st_mode):
+            raise UserError(f"{path}: is a folder, expected a file to write")
+        known = _records.of(path) if stat.S_ISREG(found.st_mode) else ()
+        size, digest = (found.st_size, _digest(path)) if known else (0, "")
+        entry = next((e for e in reversed(known) if (e.size, e.digest) == (size, digest)), None)
+        if entry is None:
+            raise UserError(
+                f"{path}: is there already and was not written by distill3d, or was changed since: "
+                "give another place, or move it away"
+            )
+        if entry.of != _name_of(of):
+            raise UserError(
+                f"{path}: is the result of {entry.of or 'something else'}: give another place, or move it away"
+            )
+        return _stamp_of(found)
+
+
+_Stamp = tuple[int, int, int, int]
+
+
+def _stamp(path: Path) -> _Stamp | None:
+    try:
+        return _stamp_of(path.lstat())
+    except FileNotFoundError:
+        return None
+
+
+def _stamp_of(found: os.stat_result) -> _Stamp:
+    return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns
+
+
+def _placed(part: Path, path: Path) -> bool:
+    """Puts a new file in its place if that is still free; False where that cannot be done in one step."""
+    try:
+        os.link(part, path)
+    except OSError:  # it is there by now, or this file system has no hard links
+        return False
+    return True
+
+
+@contextmanager
+def _sentence_of(path: Path) -> Iterator[None]:
+    """The system's refusal to write a file as a user's error."""
+    if "\0" in str(path):
+        raise UserError(f"{path}: is no path of a file")
+    try:
+        yield
+    except OSError as error:
+        raise UserError(f"{path}: cannot be written ({error.strerror or error})") from error
+
+
+@contextmanager
+def _filled(path: Path, write: Callable[[Path], object], flush: bool) -> Iterator[Path]:
+    """A temporary neighbour with all its content; removed at the end, if it is still there."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    sweep(path.parent)
+    part = _part_of(path)
+    try:
+        # Made here, so that it has the mode that the umask gives, whatever ``write`` would choose.
+        file = os.open(part, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666)
+        mode = stat.S_IMODE(os.fstat(file).st_mode)
+        os.close(file)
+        try:
+            write(part)
+        except UserError:
+            raise
+        except Exception as error:
+            # Writers in other languages have their own exceptions for a full disk.
+            if not isinstance(error, OSError):
+                _refuse_full(part)
+            raise
+        if stat.S_IMODE(part.stat().st_mode) != mode:
+            part.chmod(mode)
+        if flush:
+            with part.open("r+b") as written:
+                os.fsync(written.fileno())
+        yield part
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def _refuse_full(part: Path) -> None:
+    """Raises the OSError, if there is one, that keeps a file from growing."""
+    with part.open("ab") as file:
+        file.write(bytes(PROBE))
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _part_of(path: Path) -> Path:
+    process = os.getpid()
+    writer = f"{machine()}-{process}-{start_of(process)}"
+    return path.with_name(f"{PART_BEGIN}{writer}-{uuid4().hex[:12]}{PART_END}")
+
+
+def _longest_name(folder: Path) -> int:
+    try:
+        return os.pathconf(folder, "PC_NAME_MAX")
+    except (AttributeError, OSError, ValueError):
+        return 255
 
 
 def _digest(path: Path) -> str:
@@ -185,37 +349,177 @@ def _digest(path: Path) -> str:
         return hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
 
 
+def _name_of(path: Path | None) -> str | None:
+    return None if path is None else os.path.abspath(path)
+
+
+# ---------------------------------------------------------------------------------------------------------- the record
+
+
+@dataclass(frozen=True)
+class _Entry:
+    """What an output held when it was written, and the file whose result it is."""
+
+    size: int  # bytes
+    digest: str
+    of: str | None
+
+
+class _Records:
+    """The records of the folders that this process has written to, each read once and then only where it has grown."""
+
+    def __init__(self) -> None:
+        self._read: dict[Path, _Record] = {}
+
+    def of(self, path: Path) -> tuple[_Entry, ...]:
+        """What was written under a name lately, the last one last."""
+        return tuple(self._current(path).entries.get(path.name, ()))
+
+    def add(self, path: Path, entry: _Entry) -> None:
+        """Adds a line, unless it would say again what is known; a record that says most things many times is shortened.
+
+        Raises:
+            OSError: it cannot be written.
+        """
+        record = self._current(path)
+        if record.entries.get(path.name, (None,))[-1] == entry:
+            return
+        line = {"name": path.name, "size": entry.size, "blake2b": entry.digest, **({"of": entry.of} if entry.of else {})}
+        record.append(json.dumps(line).encode())
+        if record.lines > MOST_LINES and record.lines > 2 * KEPT_ENTRIES * len(record.entries):
+            record.shorten()
+
+    def _current(self, path: Path) -> _Record:
+        file = Path(os.path.abspath(path)).parent / RECORD
+        record = self._read.setdefault(file, _Record(file))
+        record.update()
+        return record
+
+
+class _Record:
+    """One folder's."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._forget(None)
+
+    def _forget(self, inode: int | None) -> None:
+        self._inode, self._end, self.lines = inode, 0, 0
+        self.entries: dict[str, deque[_Entry]] = {}
+
+    def update(self) -> None:
+        """Reads what was added since the last look."""
+        try:
+            descriptor = os.open(self.path, os.O_RDONLY | _NO_LINK)
+        except OSError:  # none, or none that can be trusted
+            self._forget(None)
+            return
+        with open(descriptor, "rb") as file:
+            found = os.fstat(descriptor)
+            if found.st_ino != self._inode or found.st_size < self._end:
+                self._forget(found.st_ino)
+            file.seek(self._end)
+            data = file.read()
+        whole, _, _ = data.rpartition(b"\n")  # the last line may still be on its way
+        if whole:
+            self._end += len(whole) + 1
+            self._take(whole)
+
+    def _take(self, data: bytes) -> None:
+        for line in data.split(b"\n"):
+            self.lines += 1
+            try:
+                entry = json.loads(line)
+                name, written = entry["name"], _Entry(int(entry["size"]), str(entry["blake2b"]), entry.get("of"))
+            except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
+                continue  # a part of a line, of a process that was killed or had no room
+            if isinstance(name, str):
+                self.entries.setdefault(name, deque(maxlen=KEPT_ENTRIES)).append(written)
+
+    def append(self, line: bytes) -> None:
+        """Adds a line; others may do so at the same time."""
+        with self._held() as descriptor:
+            begin = b""
+            if os.fstat(descriptor).st_size:
+                os.lseek(descriptor, -1, os.SEEK_END)
+                # A line that was cut short must not swallow this one.
+                begin = b"" if os.read(descriptor, 1) == b"\n" else b"\n"
+            os.write(descriptor, begin + line + b"\n")
+        self.update()
+
+    def shorten(self) -> None:
+        """Leaves of each name the latest entries alone."""
+        if fcntl is None:
+            return
+        with self._held():
+            self.update()
+            rows = [
+                {"name": n, "size": e.size, "blake2b": e.digest, **({"of": e.of} if e.of else {})}
+                for n, entries in self.entries.items()
+                for e in entries
+            ]
+            part = _part_of(self.path)
+            try:
+                part.write_text("".join(f"{json.dumps(row)}\n" for row in rows), encoding="utf-8")
+                part.replace(self.path)
+            finally:
+                part.unlink(missing_ok=True)
+        self.update()
+
+    @contextmanager
+    def _held(self) -> Iterator[int]:
+        """The open file, which nobody replaces meanwhile."""
+        while True:
+            descriptor = os.open(self.path, os.O_RDWR | os.O_APPEND | os.O_CREAT | _NO_LINK, 0o666)
+            try:
+                if fcntl is not None:
+                    with suppress(OSError):  # a file system without locks: lines are appended all the same
+                        fcntl.flock(descriptor, fcntl.LOCK_EX)
+                if _stamp(self.path) is None or os.fstat(descriptor).st_ino != self.path.stat().st_ino:
+                    continue  # it was shortened between opening and holding it
+                yield descriptor
+                return
+            finally:
+                os.close(descriptor)
+
+
+_records = _Records()
+#: The outputs that this process has finished, in order.
+outputs: list[Path] = []
+
+
+# --------------------------------------------------------------------------------------------------------- what is left
+
+
 def sweep(folder: Path) -> None:
     """Removes what killed processes left half-written in a folder; looks once in a process."""
     folder = Path(os.path.abspath(folder))
-    if folder in _swept:
-        return
-    _swept.add(folder)
-    for part in folder.glob(f"{PART_BEGIN}*{PART_END}"):
-        if _is_abandoned(part):
+    if folder not in _swept:
+        _swept.add(folder)
+        for part in folder.glob(f"{PART_BEGIN}*{PART_END}"):
+            if _is_abandoned(part):
+                _remove(part)
+
+
+def sweep_below(folder: Path) -> None:
+    """Removes everything half-written in a folder and in those below: for the only process that writes there."""
+    for part in list(folder.rglob(f"{PART_BEGIN}*{PART_END}")):
+        _remove(part)
+
+
+def _remove(part: Path) -> None:
+    if part.is_dir() and not part.is_symlink():
+        shutil.rmtree(part, ignore_errors=True)
+    else:
+        with suppress(OSError):
             part.unlink(missing_ok=True)
 
 
 def _is_abandoned(part: Path) -> bool:
-    host, _, process = part.name.removeprefix(PART_BEGIN).rpartition("-")[0].rpartition("-")
-    if host == _host() and process.isdigit():
-        return not is_alive(int(process))
+    writer = part.name.removeprefix(PART_BEGIN).split("-")
+    if len(writer) == 4 and writer[0] == machine() and writer[1].isdigit():
+        return not is_alive(int(writer[1]), writer[2])
     try:
         return time.time() - part.stat().st_mtime > ABANDONED_AFTER
     except OSError:
         return False
-
-
-def is_alive(process: int) -> bool:
-    """Whether there is a process of this number on this machine."""
-    try:
-        os.kill(process, 0)
-    except ProcessLookupError:
-        return False
-    except (PermissionError, OverflowError):
-        return True
-    return True
-
-
-def _host() -> str:
-    return hashlib.blake2b(socket.gethostname().encode(), digest_size=4).hexdigest()
