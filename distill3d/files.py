@@ -174,7 +174,7 @@ def write_folder(folder: Path, write: Callable[[Path], object]) -> None:
     """
     folder.parent.mkdir(parents=True, exist_ok=True)
     sweep(folder.parent)
-    part = _part_of(folder)
+    part = part_of(folder)
     try:
         part.mkdir()
         write(part)
@@ -298,7 +298,7 @@ def _filled(path: Path, write: Callable[[Path], object], flush: bool) -> Iterato
     """A temporary neighbour with all its content; removed at the end, if it is still there."""
     path.parent.mkdir(parents=True, exist_ok=True)
     sweep(path.parent)
-    part = _part_of(path)
+    part = part_of(path)
     try:
         # Made here, so that it has the mode that the umask gives, whatever ``write`` would choose.
         file = os.open(part, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666)
@@ -331,7 +331,8 @@ def _refuse_full(part: Path) -> None:
         os.fsync(file.fileno())
 
 
-def _part_of(path: Path) -> Path:
+def part_of(path: Path) -> Path:
+    """A new name beside ``path`` for something that is not finished; ``sweep`` removes it once its process is gone."""
     process = os.getpid()
     writer = f"{machine()}-{process}-{start_of(process)}"
     return path.with_name(f"{PART_BEGIN}{writer}-{uuid4().hex[:12]}{PART_END}")
@@ -458,7 +459,7 @@ class _Record:
                 for n, entries in self.entries.items()
                 for e in entries
             ]
-            part = _part_of(self.path)
+            part = part_of(self.path)
             try:
                 part.write_text("".join(f"{json.dumps(row)}\n" for row in rows), encoding="utf-8")
                 part.replace(self.path)

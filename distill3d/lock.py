@@ -16,10 +16,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from uuid import uuid4
 
 from distill3d.errors import UserError
-from distill3d.files import PART_BEGIN, PART_END, write_atomically
+from distill3d.files import part_of
 from distill3d.processes import is_alive, machine, start_of
 
 try:
@@ -61,7 +60,10 @@ def only_writer(folder: Path, what: str) -> Iterator[None]:
     mine = Holder(machine(), socket.gethostname(), process, start_of(process), time.strftime("%Y-%m-%d %H:%M:%S"))
     done = threading.Event()
     try:
-        _take(folder, mine, what)
+        try:
+            _take(folder, mine, what)
+        except OSError as error:
+            raise UserError(f"{folder}: cannot be written ({error.strerror or error})") from None
         threading.Thread(target=_beat, args=(folder / LOCK, done), daemon=True).start()
         try:
             yield
@@ -78,7 +80,6 @@ def only_writer(folder: Path, what: str) -> Iterator[None]:
 def _make(folder: Path) -> list[Path]:
     """Makes a folder; gives those that were absent, the deepest first."""
     absent = [f for f in (folder, *folder.parents) if not f.exists()] if "\0" not in str(folder) else []
-    # The writer's sentence for folders that cannot be made.
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except (OSError, ValueError) as error:
@@ -108,9 +109,9 @@ def _take(folder: Path, mine: Holder, what: str) -> None:
 def _placed(path: Path, mine: Holder) -> bool:
     """Puts the lock there, whole, if there is none."""
     if not path.exists():
-        fresh = path.with_name(f"{path.name}-{uuid4().hex[:12]}")
+        fresh = part_of(path)
         try:
-            write_atomically(fresh, lambda part: part.write_text(json.dumps(asdict(mine))))
+            fresh.write_text(json.dumps(asdict(mine)), encoding="utf-8")
             os.link(fresh, path)
             return True
         except FileExistsError:
@@ -128,7 +129,7 @@ def _placed(path: Path, mine: Holder) -> bool:
 
 def _remove_stale(path: Path, judged: Holder | None) -> None:
     """Takes a stale lock away, unless it is another one by now."""
-    aside = path.with_name(f"{path.name}-{uuid4().hex[:12]}")
+    aside = part_of(path)
     with suppress(FileNotFoundError):
         path.rename(aside)
         if _holder(aside) != judged:
@@ -165,7 +166,7 @@ def _holder(path: Path) -> Holder | None:
 
 def _silence(path: Path) -> float:
     """Seconds since a lock's last sign of life, by the clock of its file system."""
-    probe = path.with_name(f"{path.name}-{uuid4().hex[:12]}")
+    probe = part_of(path)
     try:
         probe.touch()
         return probe.stat().st_mtime - path.stat().st_mtime

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import signal
 import threading
@@ -13,7 +14,8 @@ from typing import Any
 
 #: What asks a process to end: Ctrl-C, a scheduler or ``kill``, a terminal that was closed.
 SIGNALS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name))
-#: A second Ctrl-C this long (s) after the first is meant to end what cannot wait.
+#: A second signal this long (s) after the first is meant to end what takes its time to end; one that comes sooner is the
+#: same wish, sent to the process and to its group.
 IMPATIENCE = 1.0
 
 _received: signal.Signals | None = None
@@ -36,12 +38,14 @@ def received() -> signal.Signals | None:
 def raised() -> Iterator[None]:
     """In the block a signal raises ``Stopped`` wherever the program is, so that what is half-written is removed."""
     global _received
-    _received = None
+    _received, since = None, -math.inf
 
     def handle(number: int, frame: FrameType | None) -> None:
         global _received
-        _received = signal.Signals(number)
-        raise Stopped(number)
+        nonlocal since
+        if time.monotonic() - since > IMPATIENCE:
+            _received, since = signal.Signals(number), time.monotonic()
+            raise Stopped(number)
 
     with _handled_by(handle):
         yield

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import yaml
 from lightning_fabric import Fabric
 from torch import Tensor, nn
 
@@ -25,9 +26,10 @@ from distill3d.distill.context import Context
 from distill3d.distill.methods import build_terms, method_name
 from distill3d.distill.term import Term
 from distill3d.errors import UserError
-from distill3d.files import write_text
+from distill3d.files import append_text, read_text, write_text
 from distill3d.layers.distributed import share_batch_norm, world_size
 from distill3d.settings import to_plain
+from distill3d.stop import Stopped, noted
 from distill3d.train.checkpoint import (
     STATE,
     load_into,
@@ -47,9 +49,9 @@ from distill3d.train.schedules import build_optimiser, first_beta, learning_rate
 from distill3d.train.sources import Verdict, source_of
 from distill3d.train.teachers import Teacher, refuse_overlap, trained_on
 
-METRICS, CONFIG = "metrics.jsonl", "config.yaml"
+METRICS, CONFIG, RECIPE = "metrics.jsonl", "config.yaml", "recipe.yaml"
 #: Changes when a state written by an older version can no longer be continued.
-STATE_FORMAT = 3
+STATE_FORMAT = 4
 
 
 @dataclass(frozen=True)
@@ -117,6 +119,11 @@ def train_stage(
     """
     run = _Run(recipe, stage, folder, options, fabric)
     run.resume()
+    if run.is_first:
+        # Not before now: whatever there was to refuse has been refused.
+        write_text(folder.parent / RECIPE, yaml.safe_dump(to_plain(recipe), sort_keys=False))
+        write_text(folder / CONFIG, yaml.safe_dump(to_plain(stage), sort_keys=False))
+    fabric.barrier()
     while run.epoch < stage.schedule.epochs:
         run.train_epoch()
     return run.finish()
@@ -162,7 +169,8 @@ class _Run:
         self.tasks = HierarchicalTaskLearning(stage.tasks, schedule.epochs) if stage.tasks is not None else None
         self.best: dict[str, Any] | None = None  # {"score", "epoch", "weights"} with keep="best"
         self.epoch = self.step_in_epoch = 0
-        self.recent: list[tuple[float, dict[str, float]]] = []
+        self.recent: list[tuple[float, dict[str, float]]] = []  # learning rate and terms of the steps not yet logged
+        self.logged = 0  # lines of metrics.jsonl
         self.stopwatch = Stopwatch(fabric.device)
         self.writer = None
 
@@ -217,19 +225,20 @@ class _Run:
             self.best = state["best"]
             self.epoch, self.step_in_epoch = state["epoch"], state["step_in_epoch"]
             torch.set_rng_state(state["rng"])
+            self.recent, self.logged = [(lr, values) for lr, values in state["recent"]], state["logged"]
         if self.is_first:
-            self._keep_log_until(self.global_step)
+            self._keep_log(self.logged)
             if self.options.tensorboard:
                 from torch.utils.tensorboard import SummaryWriter
 
                 self.writer = SummaryWriter(str(self.folder), purge_step=self.global_step)
 
-    def _keep_log_until(self, step: int) -> None:
+    def _keep_log(self, count: int) -> None:
+        """Drops the lines that were logged after the state was saved: they are logged again."""
         log = self.folder / METRICS
         if log.exists():
-            lines = log.read_text(encoding="utf-8").splitlines()
-            kept = [line for line in lines if line.endswith("}") and json.loads(line)["step"] <= step]
-            write_text(log, "".join(f"{line}\n" for line in kept))
+            lines = read_text(log).split("\n")[:-1]  # what follows the last line break was cut short
+            write_text(log, "".join(f"{line}\n" for line in lines[:count]))
 
     def save(self) -> None:
         """The state after the last complete step; written by the first process alone."""
@@ -241,6 +250,7 @@ class _Run:
                 "average": None if self.average is None else self.average.state,
                 "tasks": None if self.tasks is None else self.tasks.state_dict(),
                 "best": self.best, "rng": torch.get_rng_state(),
+                "recent": self.recent, "logged": self.logged,
             }  # fmt: skip
             save_state(self.folder / STATE, state)
 
@@ -248,9 +258,8 @@ class _Run:
         """One line of metrics.jsonl, and its numbers for TensorBoard."""
         if not self.is_first:
             return
-        self.folder.mkdir(parents=True, exist_ok=True)
-        with (self.folder / METRICS).open("a", encoding="utf-8") as file:
-            file.write(json.dumps(record) + "\n")
+        append_text(self.folder / METRICS, json.dumps(record) + "\n")
+        self.logged += 1
         if self.writer is not None:
             for name, value in scalars.items():
                 self.writer.add_scalar(name, value, record["step"])
@@ -269,23 +278,41 @@ class _Run:
         )
         visible, before = self.options.progress and self.is_first, self.step_in_epoch
         self.stopwatch.start()
-        with ProgressBar(title, self.sampler.steps, before, visible, self.options.live) as bar:
+        with noted() as asked, ProgressBar(title, self.sampler.steps, before, visible, self.options.live) as bar:
             for batch in steps:
                 losses = self.train_step(batch.to(self.fabric.device))
                 bar.advance(" ".join(f"{name} {value:.3f}" for name, value in losses.items()))
-                if self.step_in_epoch % self.options.checkpoint_steps == 0 and self.step_in_epoch < self.sampler.steps:
+                stop = self.agreed(asked())
+                whole = self.step_in_epoch == self.sampler.steps
+                if stop or (self.step_in_epoch % self.options.checkpoint_steps == 0 and not whole):
                     self.save()
-        cost = self.stopwatch.read(self.step_in_epoch - before)
-        self.log({"kind": "cost", "step": self.global_step, "epoch": self.epoch, **cost},
-                 {"cost/seconds": cost["seconds"]})  # fmt: skip
+                if stop:
+                    self.fabric.barrier()
+                    raise Stopped(stop)
+        if self.step_in_epoch > before:
+            cost = self.stopwatch.read(self.step_in_epoch - before)
+            self.log({"kind": "cost", "step": self.global_step, "epoch": self.epoch, **cost},
+                     {"cost/seconds": cost["seconds"]})  # fmt: skip
         last = self.epoch + 1 == schedule.epochs
+        evaluated = not last and (self.epoch + 1) % self.recipe.evaluation.every == 0
+        judged = self.recipe.evaluation.keep == "best"
+        if (evaluated or judged) and self.step_in_epoch > before:
+            self.save()  # with all steps of the epoch: who ends it while it evaluates loses no training
         self.epoch, self.step_in_epoch = self.epoch + 1, 0
-        if self.is_first and not last and self.epoch % self.recipe.evaluation.every == 0:
+        if self.is_first and evaluated:
             self.log_evaluation(self.evaluate())
-        if self.recipe.evaluation.keep == "best" and self.is_first:
+        if self.is_first and judged:
             self.keep_if_best()
         self.save()
         self.fabric.barrier()
+
+    def agreed(self, number: int) -> int:
+        """A number that all processes of a training have, from what each has: the greatest."""
+        if self.fabric.world_size == 1:
+            return number
+        greatest = self.fabric.all_reduce(torch.tensor(number, device=self.fabric.device), reduce_op="max")
+        assert isinstance(greatest, Tensor)
+        return int(greatest)
 
     def begin_tasks(self, tasks: HierarchicalTaskLearning) -> None:
         """The weights of the epoch's terms; before the first epoch a pass over the data without learning, if asked."""

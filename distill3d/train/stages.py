@@ -3,57 +3,131 @@
 from __future__ import annotations
 
 import json
+import re
 import warnings
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 from lightning_fabric import Fabric
 
 from distill3d.errors import UserError
-from distill3d.files import write_text
-from distill3d.settings import to_plain
-from distill3d.train.checkpoint import CARD
-from distill3d.train.loop import CONFIG, RunOptions, train_stage
+from distill3d.files import folder_name, read_text, sweep_below
+from distill3d.lock import only_writer
+from distill3d.train.checkpoint import CARD, STATE, WEIGHTS
+from distill3d.train.evaluation import EVALUATION, PREDICTIONS
+from distill3d.train.loop import CONFIG, METRICS, RECIPE, RunOptions, train_stage
 from distill3d.train.memory import keep_freed_memory
 from distill3d.train.recipe import Recipe, StageConfig
 from distill3d.train.sources import source_of
 
-RECIPE = "recipe.yaml"
+#: What a training writes into its stage's folder, the settings last.
+STAGE_FILES = (METRICS, STATE, WEIGHTS, CARD, EVALUATION, PREDICTIONS, CONFIG)
+#: The settings that ours begin with, by which they are told from other files of these names.
+BEGINS = {RECIPE: ("name", "stages", "dataset"), CONFIG: ("name", "role", "detector")}
 
 
 def run_recipe(recipe: Recipe, options: RunOptions, only: tuple[str, ...] = ()) -> Path:
     """Trains the stages of a recipe under ``<out>/<recipe>/<stage>`` and returns the run's folder.
 
     Finished stages are skipped, an interrupted one continues from its last state.  ``only`` names the stages to train;
-    those that they need must be finished.
+    those that they need must be finished.  What is refused leaves the folder as it was.
 
     Raises:
-        UserError: a stage was finished with other settings, or one that is needed is not finished.
+        UserError: a stage was begun or finished with other settings, one that is needed is not finished, another
+            process trains the same stage, or files that are not of a training stand where it would write.
     """
-    folder = options.out / recipe.name
     chosen = [recipe.stage(name) for name in only] if only else list(recipe.stages)
+    folder = options.out / folder_name(recipe.name, "the recipe's name")
+    for stage in recipe.stages:
+        folder_name(stage.name, "a stage's name")
     source = source_of(recipe)
     for split in (recipe.dataset.train_split, recipe.dataset.eval_split):
         source.evaluation(chosen[0], split)  # refuses a wrong folder before any is made
+    unfinished = [stage for stage in chosen if not is_finished(recipe, stage, folder)]
+    for stage in unfinished:
+        _refuse_unmet(recipe, stage, folder, [other.name for other in unfinished])
+        _refuse_begun_otherwise(recipe, stage, folder)
+    _refuse_others_files(folder, unfinished)
     fabric = launch(options)
     if options.threads is not None:
         torch.set_num_threads(options.threads)
-    if fabric.global_rank == 0:
-        write_text(folder / RECIPE, yaml.safe_dump(to_plain(recipe), sort_keys=False))
-    for stage in chosen:
-        path = folder / stage.name
-        if is_finished(recipe, stage, folder):
-            continue
-        for needed in stage.needs:
-            if not is_finished(recipe, recipe.stage(needed), folder):
-                raise UserError(f"stage {stage.name!r} needs stage {needed!r}, which is not finished in {folder}")
-        if fabric.global_rank == 0:
-            write_text(path / CONFIG, yaml.safe_dump(to_plain(stage), sort_keys=False))
-        fabric.barrier()
-        train_stage(recipe, stage, path, options, fabric)
+    for stage in unfinished:
+        with _alone(folder / stage.name, fabric):
+            if not is_finished(recipe, stage, folder):  # another process may have done so
+                train_stage(recipe, stage, folder / stage.name, options, fabric)
     return folder
+
+
+@contextmanager
+def _alone(folder: Path, fabric: Fabric) -> Iterator[None]:
+    """No other training in a stage's folder; the first of a training's processes sees to that for all of them.
+
+    Raises:
+        UserError: there is one.
+    """
+    with ExitStack() as stack:
+        refusal = None
+        if fabric.global_rank == 0:
+            try:
+                stack.enter_context(only_writer(folder, "is being trained"))
+                sweep_below(folder)
+            except UserError as error:
+                refusal = str(error)
+        refusal = fabric.broadcast(refusal)
+        if refusal is not None:
+            raise UserError(refusal)
+        yield
+
+
+def _refuse_unmet(recipe: Recipe, stage: StageConfig, folder: Path, to_come: list[str]) -> None:
+    for needed in stage.needs:
+        if needed not in to_come and not is_finished(recipe, recipe.stage(needed), folder):
+            raise UserError(f"stage {stage.name!r} needs stage {needed!r}, which is not finished in {folder}")
+
+
+def _refuse_begun_otherwise(recipe: Recipe, stage: StageConfig, folder: Path) -> None:
+    path = folder / stage.name / STATE
+    begun = begun_with(path)
+    if begun is not None and begun != recipe.stage_fingerprint(stage):
+        raise UserError(
+            f"{path} was written with other settings than stage {stage.name!r} has now: "
+            "give another --out, or remove that folder"
+        )
+
+
+def begun_with(path: Path) -> str | None:
+    """The fingerprint in a training state, without reading its tensors; None where there is none to be read, which
+    training itself looks into."""
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    except Exception:  # of a damaged file anything
+        return None
+    begun = state.get("fingerprint") if isinstance(state, dict) else None
+    return begun if isinstance(begun, str) else None
+
+
+def _refuse_others_files(folder: Path, stages: list[StageConfig]) -> None:
+    """Keeps files that no training wrote from being replaced by one."""
+    written = {folder / RECIPE: RECIPE}
+    for stage in stages:
+        if any((folder / stage.name / name).exists() for name in STAGE_FILES):
+            written[folder / stage.name / CONFIG] = CONFIG
+    for path, kind in written.items():
+        if not path.exists() and kind == RECIPE:
+            continue
+        try:
+            begins = tuple(re.findall(r"^(\w+):", read_text(path), re.MULTILINE)[: len(BEGINS[kind])])
+        except UserError:
+            begins = ()
+        if begins != BEGINS[kind]:
+            others = path.name if kind == RECIPE else next(n for n in STAGE_FILES if (path.parent / n).exists())
+            raise UserError(
+                f"{path.parent / others}: is there already and was not written by a training: "
+                "give another --out, or move it away"
+            )
 
 
 def launch(options: RunOptions) -> Fabric:
