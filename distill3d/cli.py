@@ -10,24 +10,46 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
+from distill3d import stop
 from distill3d.errors import UserError
+from distill3d.files import outputs
 
 T = TypeVar("T")
 #: Exit code of everything that a user can mend.
 USER_ERROR = 2
+#: Commands that keep their work: called again, they do what is left of it.
+GOES_ON = ("demo", "synth", "train")
 
 
 def main(arguments: list[str] | None = None) -> None:
     """Runs one command; mistakes that a user can mend are one sentence on stderr and exit code 2."""
     arguments = sys.argv[1:] if arguments is None else arguments
-    try:
-        sys.exit(_dispatch(arguments))
-    except UserError as error:
-        print(f"distill3d: {error}", file=sys.stderr)
-        sys.exit(USER_ERROR)
-    except KeyboardInterrupt:
-        print("distill3d: stopped; the same command goes on where it was", file=sys.stderr)
-        sys.exit(130)
+    with stop.raised():
+        try:
+            code = _dispatch(arguments)
+        except UserError as error:
+            print(f"distill3d: {error}", file=sys.stderr)
+            code = USER_ERROR
+        except BaseException:
+            # Libraries turn an interrupt in their midst, of an import above all, into errors of their own.
+            signal = stop.received()
+            if signal is None:
+                raise
+            print(f"distill3d: {_stopped(arguments, signal.name)}", file=sys.stderr)
+            code = stop.EXIT_BEGIN + signal
+    sys.exit(code)
+
+
+def _stopped(arguments: list[str], signal: str) -> str:
+    """What a command that was asked to end leaves, and what happens next."""
+    command = arguments[0] if arguments else "--help"
+    begin = f"{command} was stopped by {signal}"
+    if command in GOES_ON:
+        return f"{begin}; the same command goes on where it was"
+    if not outputs:
+        return f"{begin}; nothing was written"
+    more = f" and {len(outputs) - 1} more" if len(outputs) > 1 else ""
+    return f"{begin}; written before that: {outputs[0]}{more}"
 
 
 def _dispatch(arguments: list[str]) -> int:
@@ -322,7 +344,9 @@ def raw_list(arguments: list[str]) -> None:
     options = _parse(Options, "raw-list", arguments)
     from distill3d.data.kitti.raw import RawMapping, list_raw_frames, write_list
     from distill3d.data.splits import read_split
+    from distill3d.files import refuse_foreign
 
+    refuse_foreign(options.out)
     frames = list_raw_frames(options.folder)
     drives = RawMapping.read(options.mapping).drives(read_split(options.split))
     kept = write_list(options.out, frames, drives)

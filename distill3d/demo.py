@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import subprocess
 import sys
 import time
@@ -9,6 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from distill3d.errors import UserError
+from distill3d.files import refuse_foreign
+from distill3d.stop import end_with
 
 #: Stages that do not wait for each other, in order.
 WAVES = (("teacher", "baseline"), ("monoskd", "monodistill"))
@@ -51,6 +55,7 @@ def run_demo(out: Path, seed: int) -> None:
         print(f"[{seconds // 60}:{seconds % 60:02}] {text}", file=sys.stderr, flush=True)
 
     folders = DemoFolders(out)
+    refuse_foreign(folders.report)
     say(f"1/4 ray casting {TRAIN_FRAMES + EVAL_FRAMES} streets into {folders.data}")
     splits = {"train": TRAIN_FRAMES, "val": EVAL_FRAMES}
     write_kitti(folders.data, frames=sum(splits.values()), seed=seed, config=STREETS, splits=splits)
@@ -71,9 +76,11 @@ def _train(stages: tuple[str, ...], folders: DemoFolders, seed: int) -> None:
     Raises:
         UserError: one of them failed; the others are stopped.
     """
-    command = [sys.executable, "-m", "distill3d", "train", "demo", "--data-root", str(folders.data),
+    command = [sys.executable, "-m", "distill3d.demo", "train", "demo", "--data-root", str(folders.data),
                "--out", str(folders.runs), "--seed", str(seed), "--threads", "1", "--no-live", "--only"]  # fmt: skip
-    processes = {stage: subprocess.Popen([*command, stage], stdout=subprocess.DEVNULL) for stage in stages}
+    processes = {
+        stage: subprocess.Popen([*command, stage], stdin=subprocess.PIPE, stdout=subprocess.DEVNULL) for stage in stages
+    }
     try:
         while any(p.poll() is None for p in processes.values()):
             time.sleep(POLL)
@@ -83,5 +90,14 @@ def _train(stages: tuple[str, ...], folders: DemoFolders, seed: int) -> None:
     finally:
         for process in processes.values():
             if process.poll() is None:
-                process.terminate()
+                process.terminate()  # it keeps its state first
             process.wait()
+            assert process.stdin is not None
+            process.stdin.close()
+
+
+if __name__ == "__main__":  # one of the processes above, which ends with the demo even where that is killed
+    from distill3d.cli import main
+
+    end_with(sys.stdin.fileno(), lambda: os.kill(os.getpid(), signal.SIGTERM))
+    main()

@@ -32,11 +32,11 @@ from distill3d.evaluate.transfer import (
     labelled_objects,
     largest,
 )
+from distill3d.files import refuse_foreign, write_output_text
 from distill3d.settings import to_plain
 from distill3d.view.bev_maps import FrameMaps
 from distill3d.view.diagnosis import Section, contrast_sentences, net, things, untaught_sentences, write_page
 from distill3d.view.gallery import label_folder, open_dataset
-from distill3d.view.page import write_file
 from distill3d.view.runs import PREPARATION, Stage, read_runs, refuse_surround
 
 if TYPE_CHECKING:
@@ -111,6 +111,9 @@ def diagnose(
         raise UserError(f"--out is {str(page)!r}, expected a name that ends in .html")
     if not 0 < margin < 1:
         raise UserError(f"--margin is {margin:g}, expected a share of the depth between 0 and 1, such as 0.02")
+    files = (page, page.with_suffix(".json"), page.with_suffix(".csv"))
+    for file in files:
+        refuse_foreign(file)
     stages = _read(run, data_root)
     reference = _reference(stages, run, baseline, data_root)
     students = _choose(stages, run, student, "student", "--student")
@@ -127,11 +130,10 @@ def diagnose(
     dataset = work.pictures()
     if dataset is None:
         lacks.append(work.no_data)
-    files = (page, page.with_suffix(".json"), page.with_suffix(".csv"))
     missing = (*lacks, *(sentence for one in sections for sentence in one.lacks))
     write_page(sections, reference, dataset, page, missing)
-    write_file(files[1], json.dumps(plain(sections, reference, missing), indent=1) + "\n")
-    write_file(files[2], object_table(sections, reference))
+    write_output_text(files[1], json.dumps(plain(sections, reference, missing), indent=1) + "\n")
+    write_output_text(files[2], object_table(sections, reference))
     return Diagnosis(reference, tuple(sections), tuple(lacks), files)
 
 

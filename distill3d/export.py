@@ -33,7 +33,7 @@ from distill3d.data.sample import Batch
 from distill3d.data.surround import SurroundBatch
 from distill3d.detectors.base import Detector
 from distill3d.errors import UserError
-from distill3d.files import write_atomically
+from distill3d.files import refuse_foreign, write_output
 from distill3d.settings import fingerprint
 from distill3d.train.checkpoint import load_detector
 
@@ -346,6 +346,7 @@ def export_checkpoint(checkpoint: Path, path: Path) -> Exported:
     _need_packages()
     if path.suffix != ".onnx" or path.is_dir():
         raise UserError(f"--onnx is {path}, expected a file name that ends in .onnx")
+    refuse_foreign(path)
     detector, card = load_detector(checkpoint)
     _need_student(detector, str(checkpoint))
     return export_detector(detector, path, [example_inputs(detector, card, seed) for seed in (0, 1)], card)
@@ -395,7 +396,7 @@ def export_detector(
                     f"{difference.relative:.1e} of its largest value, expected at most {TOLERANCE:g}"
                 )
 
-    write_atomically(path, write)
+    write_output(path, write)
     shapes = {name: tuple(value.shape) for name, value in expected[0].items()}
     return Exported(path, path.stat().st_size, shapes, differences, compared)
 

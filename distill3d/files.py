@@ -385,7 +385,12 @@ class _Records:
         record = self._current(path)
         if record.entries.get(path.name, (None,))[-1] == entry:
             return
-        line = {"name": path.name, "size": entry.size, "blake2b": entry.digest, **({"of": entry.of} if entry.of else {})}
+        line = {
+            "name": path.name,
+            "size": entry.size,
+            "blake2b": entry.digest,
+            **({"of": entry.of} if entry.of else {}),
+        }
         record.append(json.dumps(line).encode())
         if record.lines > MOST_LINES and record.lines > 2 * KEPT_ENTRIES * len(record.entries):
             record.shorten()

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+import os
+from collections import Counter
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -20,6 +22,7 @@ from distill3d.data.pictures import read_image
 from distill3d.data.sample import Sample
 from distill3d.detectors.base import Detector
 from distill3d.errors import UserError
+from distill3d.files import refuse_foreign, write_output
 from distill3d.train.checkpoint import load_detector
 
 #: Canvases are multiples of the trunk's last stride.
@@ -32,15 +35,18 @@ def predict_images(
     checkpoint: Path, images: tuple[Path, ...], calib: Path | None, intrinsics: str | None, out: Path,
     least_score: float | None = None, device: str = "cpu",
 ) -> Iterator[Path]:  # fmt: skip
-    """Detects in each picture and writes ``<out>/<name>.txt`` (KITTI result lines) and ``<out>/<name>.png`` (drawing);
-    yields the drawings' paths.
+    """Detects in each picture and writes ``<out>/<name>.txt`` (KITTI result lines) and ``<out>/<name>.png`` (drawing),
+    named as ``result_names`` says; yields the drawings' paths.
 
     Raises:
-        UserError: the camera is not given, or a file cannot be read or is not what it should be.
+        UserError: the camera is not given, a file cannot be read or is not what it should be, or a result would replace
+            a file that this library did not write, or that is the result of another picture.
     """
-    from distill3d.view.draw import save_prediction
-
     camera = read_camera(calib, intrinsics)
+    names = result_names(images)
+    for path, name in names.items():
+        for ending in (".txt", ".png"):
+            refuse_foreign(out / f"{name}{ending}", of=path)
     detector, card = load_detector(checkpoint)
     if "version" in card:  # of a data set in nuScenes' layout
         raise UserError(
@@ -52,16 +58,59 @@ def predict_images(
             f"{checkpoint} looks at {detector.config.input}, predict needs a detector that looks at pictures alone"
         )
     detector.to(device)
-    out.mkdir(parents=True, exist_ok=True)
-    for path in images:
+    for path, name in names.items():
         image = read_image(path)
         boxes = predict_image(detector, card, image.float() / 255, camera, device)
         if least_score is not None and boxes.score is not None:
             boxes = boxes[boxes.score >= least_score]
-        write_results(out / f"{path.stem}.txt", boxes, KITTI_CLASSES)
-        drawing = out / f"{path.stem}.png"
-        save_prediction(drawing, image.float() / 255, camera, boxes)
-        yield drawing
+        _write(out / name, path, image.float() / 255, camera, boxes)
+        yield out / f"{name}.png"
+
+
+def _write(place: Path, picture: Path, image: torch.Tensor, camera: Camera, boxes: Boxes3D) -> None:
+    """The two results of a picture (3, H, W) in 0..1: ``place`` and an ending."""
+    from distill3d.view.draw import save_prediction
+
+    write_output(
+        place.with_name(f"{place.name}.txt"), lambda part: write_results(part, boxes, KITTI_CLASSES),
+        of=picture, flush=False,
+    )  # fmt: skip
+    write_output(
+        place.with_name(f"{place.name}.png"), lambda part: save_prediction(part, image, camera, boxes),
+        of=picture, flush=False,
+    )  # fmt: skip
+
+
+def result_names(images: Iterable[Path]) -> dict[Path, str]:
+    """What the results of each picture are called, without ending; a picture that is given twice counts once.
+
+    That is the picture's name without its ending.  Of pictures whose names agree, also but for the case of letters, it
+    goes with as many of the folders above as tell them apart (``left__000001`` and ``right__000001``); in one folder
+    with the ending (``a_png`` and ``a_jpg``).
+    """
+    pictures = {os.path.abspath(path): path for path in images}
+    alike = Counter(os.path.splitext(key)[0].casefold() for key in pictures)
+    parts = {}
+    for key in pictures:
+        root, ending = os.path.splitext(key)
+        last = root if alike[root.casefold()] == 1 else f"{root}_{ending.removeprefix('.')}"
+        parts[key] = Path(last).parts[1:]
+    taken = dict.fromkeys(pictures, 1)  # of the parts, from the last
+    while True:
+        names = {key: "__".join(parts[key][-count:]) for key, count in taken.items()}
+        same = Counter(name.casefold() for name in names.values())
+        longer = [key for key in names if same[names[key].casefold()] > 1 and taken[key] < len(parts[key])]
+        if not longer:
+            break
+        taken |= {key: taken[key] + 1 for key in longer}
+    found: dict[Path, str] = {}
+    for key, name in names.items():
+        others, number = {other.casefold() for other in found.values()}, 1
+        while name.casefold() in others:  # folders' names that hold "__" themselves
+            number += 1
+            name = f"{names[key]}_{number}"
+        found[pictures[key]] = name
+    return found
 
 
 def predict_image(

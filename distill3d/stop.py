@@ -18,6 +18,9 @@ SIGNALS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP"
 #: same wish, sent to the process and to its group.
 IMPATIENCE = 1.0
 
+#: Exit codes of a process that a signal ended are this and the signal's number, as shells have them.
+EXIT_BEGIN = 128
+
 _received: signal.Signals | None = None
 
 

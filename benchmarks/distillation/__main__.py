@@ -6,7 +6,7 @@ import argparse
 import json
 from pathlib import Path
 
-from distill3d.view.page import write_file
+from distill3d.files import write_text
 
 from . import __doc__ as about
 from .cells import train_cell, train_cells
@@ -43,7 +43,7 @@ def main() -> None:
         train_cell(size, out, options.groups[0], options.seed, options.stage)
         return
     if options.action == "run":
-        write_file(out / DATA, json.dumps(write_worlds(size, out), indent=1) + "\n")
+        write_text(out / DATA, json.dumps(write_worlds(size, out), indent=1) + "\n")
         asked = [known[name] for name in options.groups or known if options.groups or name != SEARCH]
         train_cells(size, out, asked, options.side_by_side or size.side_by_side, options.all_seeds)
         measure_latencies(size, out, asked)
@@ -54,7 +54,7 @@ def main() -> None:
             record = with_others(record, json.loads(path.read_text()))
         except ValueError as error:
             raise SystemExit(f"{path} {error}: move it away, then collect; what is trained is kept") from error
-    write_file(path, json.dumps(record, indent=1) + "\n")
+    write_text(path, json.dumps(record, indent=1) + "\n")
     print(*write_pages(), sep="\n")
 
 

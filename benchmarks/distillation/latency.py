@@ -11,10 +11,10 @@ from typing import Any
 import torch
 
 from distill3d import export
+from distill3d.files import write_text
 from distill3d.settings import fingerprint
 from distill3d.train.checkpoint import CARD, load_detector
 from distill3d.train.recipe import StageConfig
-from distill3d.view.page import write_file
 
 from ..stopwatch import fastest
 from .cells import stage_folder
@@ -47,7 +47,7 @@ def measure_latencies(size: Size, out: Path, chosen: Sequence[Group]) -> None:
             if stage.detector.input == "rgb" and key_of(stage) not in known and (folder / CARD).exists():
                 print(f"{group.name}/{stage.name}: latency", flush=True)
                 known[key_of(stage)] = latency(folder)
-                write_file(out / LATENCIES, json.dumps(known, indent=1) + "\n")
+                write_text(out / LATENCIES, json.dumps(known, indent=1) + "\n")
 
 
 def latency(folder: Path) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from distill3d.view.page import write_file
+from distill3d.files import write_text
 
 from ..document import Block, Command, Heading, Paragraph, Points, Table, html, markdown
 from .estimates import CLEAR, LEVEL, Estimate, paired
@@ -43,7 +43,9 @@ def read_records() -> dict[str, dict[str, Any]]:
 def write_pages() -> list[Path]:
     """Renders what is recorded."""
     blocks = render(read_records())
-    return [write_file(PAGES[0], markdown(TITLE, blocks)), write_file(PAGES[1], html(TITLE, blocks))]
+    for path, text in zip(PAGES, (markdown(TITLE, blocks), html(TITLE, blocks)), strict=True):
+        write_text(path, text)
+    return list(PAGES)
 
 
 def column(row: dict[str, Any], name: str) -> dict[str, float]:

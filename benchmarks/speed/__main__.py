@@ -14,8 +14,8 @@ from typing import Any
 
 import torch
 
+from distill3d.files import write_text
 from distill3d.train.memory import keep_freed_memory
-from distill3d.view.page import write_file
 
 from ..machine import describe_machine
 from . import __doc__ as about
@@ -99,7 +99,7 @@ def record_parts(names: list[str], path: Path, options: argparse.Namespace) -> N
             record = read(path) or {"parts": {}}
             record["parts"] = {n: found if n == name else record["parts"].get(n) for n in PARTS}
             record["parts"] = {n: part for n, part in record["parts"].items() if part is not None}
-            write_file(path, json.dumps(record, indent=1) + "\n")
+            write_text(path, json.dumps(record, indent=1) + "\n")
 
 
 def measure_part(part: Part, setting: Setting, repeats: int, smoke: bool, wanted: Wanted) -> dict[str, Any]:

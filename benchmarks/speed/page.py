@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from distill3d.view.page import write_file
+from distill3d.files import write_text
 
 from ..document import Block, Command, Heading, Paragraph, Points, Table, markdown
 
@@ -51,7 +51,8 @@ def read_records(folder: Path = RECORDS, which: str = "") -> dict[str, dict[str,
 
 
 def write_page(records: dict[str, dict[str, Any]], before: dict[str, dict[str, Any]], path: Path = PAGE) -> Path:
-    return write_file(path, markdown(TITLE, render(records, before)))
+    write_text(path, markdown(TITLE, render(records, before)))
+    return path
 
 
 def render(records: dict[str, dict[str, Any]], before: dict[str, dict[str, Any]]) -> list[Block]:

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import os
-import shutil
 import tempfile
 import warnings
 from pathlib import Path
-from uuid import uuid4
 
 import numpy as np
 
 from distill3d.errors import UserError
+from distill3d.files import write_folder
 
 #: Part of every cache key: raise it when ``complete_depth`` or ``project_depth`` (data/depth.py) give other numbers.
 CACHE_VERSION = 1
@@ -75,15 +74,14 @@ def store_arrays(folder: Path, arrays: dict[str, np.ndarray]) -> None:
     Raises:
         OSError: the disk is full or the folder above cannot be written.
     """
-    fresh = folder.with_name(f"{folder.name}.{uuid4().hex}.tmp")
-    try:
-        fresh.mkdir()
+
+    def write(part: Path) -> None:
         for name, array in arrays.items():
-            np.save(fresh / f"{name}.npy", array)
-        shutil.rmtree(folder, ignore_errors=True)
-        fresh.rename(folder)
+            np.save(part / f"{name}.npy", array)
+
+    try:
+        write_folder(folder, write)
     except OSError:
         # Another process may have stored the same arrays in the meantime: then there is nothing left to do.
-        shutil.rmtree(fresh, ignore_errors=True)
         if stored_arrays(folder) is None:
             raise

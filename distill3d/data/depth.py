@@ -7,8 +7,6 @@ operations.  A depth of 0 m means unknown throughout.
 from __future__ import annotations
 
 import math
-import os
-import uuid
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +20,7 @@ from torch.nn import functional
 
 from distill3d.camera import Camera, Divide
 from distill3d.errors import UserError
+from distill3d.files import write_atomically
 
 #: Depth PNGs hold metres times this number (KITTI depth benchmark).
 PNG_STEPS_PER_METRE = 256
@@ -180,12 +179,8 @@ def read_depth(path: Path) -> Float[Tensor, "h w"]:
 def write_depth(path: Path, depth: Float[Tensor, "h w"]) -> None:
     """Writes depth (m) as 16-bit PNG in steps of 1/256 m; other processes never see a half-written file."""
     values = (depth * PNG_STEPS_PER_METRE).round().clamp(0, PNG_MAXIMUM).numpy().astype(np.uint16)
-    unfinished = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
-    try:
-        Image.fromarray(values).save(unfinished, format="png", compress_level=1)
-        os.replace(unfinished, path)
-    finally:
-        unfinished.unlink(missing_ok=True)
+    image = Image.fromarray(values)
+    write_atomically(path, lambda part: image.save(part, format="png", compress_level=1), flush=False)
 
 
 def cached_depth(folder: Path, frame_id: str, key: str, compute: Callable[[], Tensor]) -> Float[Tensor, "h w"]:
@@ -200,6 +195,5 @@ def cached_depth(folder: Path, frame_id: str, key: str, compute: Callable[[], Te
             return read_depth(path)
         except UserError:
             path.unlink(missing_ok=True)  # damaged: as if it had never been stored
-    folder.mkdir(parents=True, exist_ok=True)
     write_depth(path, compute())
     return read_depth(path)

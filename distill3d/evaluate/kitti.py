@@ -36,6 +36,7 @@ from jaxtyping import Bool, Float, Int
 from distill3d.errors import UserError
 from distill3d.evaluate import iou
 from distill3d.evaluate.greedy import match_in_order
+from distill3d.files import refuse_foreign, write_output_text
 
 if TYPE_CHECKING:  # the command line must start fast, and the maths needs no terminal
     from rich.table import Table
@@ -833,10 +834,11 @@ def run_eval_kitti(
     """
     from rich.console import Console
 
+    if json is not None:
+        refuse_foreign(json)
     result = evaluate_folders(labels, predictions, split, min_height_scale=min_height_scale, style=style)
     console = Console()
     console.print(result.table())
     console.print(result.explanation.text(), markup=False, highlight=False)
     if json is not None:
-        json.parent.mkdir(parents=True, exist_ok=True)
-        json.write_text(jsonlib.dumps(result.to_json(), indent=1) + "\n", encoding="utf-8")
+        write_output_text(json, jsonlib.dumps(result.to_json(), indent=1) + "\n")

@@ -45,6 +45,7 @@ from distill3d.evaluate.nuscenes_boxes import (
     yaw_of,
 )
 from distill3d.evaluate.nuscenes_submission import read_submission
+from distill3d.files import refuse_foreign, write_output_text
 
 if TYPE_CHECKING:  # the command line must start fast, and the maths needs neither tables nor a terminal
     from rich.table import Table
@@ -583,6 +584,8 @@ def run_eval_nuscenes(
 
     from distill3d.data.nuscenes.tables import load_tables
 
+    if json is not None:
+        refuse_foreign(json)
     tables = load_tables(data_root, version)
     truth = ground_truth(tables, evaluated_tokens(tables, data_root, split))
     boxes = read_submission(predictions, truth.boxes.samples).seen_from(truth.ego_position)
@@ -592,5 +595,4 @@ def run_eval_nuscenes(
     for note in result.notes:
         console.print(note, markup=False, highlight=False)
     if json is not None:
-        json.parent.mkdir(parents=True, exist_ok=True)
-        json.write_text(jsonlib.dumps(result.to_json(), indent=1) + "\n", encoding="utf-8")
+        write_output_text(json, jsonlib.dumps(result.to_json(), indent=1) + "\n")

@@ -39,6 +39,7 @@ from distill3d.evaluate.nuscenes_boxes import (
     DetectionBoxes,
     yaw_of,
 )
+from distill3d.files import write_atomically
 
 MOVING_SPEED = 0.2  # m/s; faster objects get the attribute of moving ones
 MOVING_ATTRIBUTE = {
@@ -120,12 +121,11 @@ def write_submission(
         ValueError: a sample unknown to ``ego_to_global`` or given twice, boxes of another frame or without scores, or a
             score outside 0..1.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(path.name + ".part")
     encode = msgspec.json.encode
     missing = dict.fromkeys(ego_to_global)
-    try:
-        with unfinished.open("wb") as file:
+
+    def write(part: Path) -> None:
+        with part.open("wb") as file:
             file.write(b'{"meta": ' + encode(asdict(meta or SubmissionMeta())) + b', "results": {')
             separator = b"\n"
             for token, boxes in detections:
@@ -139,9 +139,8 @@ def write_submission(
                 file.write(separator + encode(token) + b": []")
                 separator = b",\n"
             file.write(b"\n}}\n")
-        unfinished.replace(path)
-    finally:
-        unfinished.unlink(missing_ok=True)
+
+    write_atomically(path, write)
 
 
 def sample_records(

@@ -6,9 +6,13 @@ import hashlib
 import json
 import multiprocessing
 import os
+import signal
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import TypeVar
 
@@ -16,11 +20,13 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from ..errors import UserError
+from ..files import read_json, sweep_below, write_text
+from ..lock import only_writer
+from ..stop import end_with
 
 Settings = TypeVar("Settings")
 
 RECORD = "synth.json"
-PART = ".part"  # ending of files that are being written
 
 
 def generator_hash() -> str:
@@ -32,52 +38,47 @@ def generator_hash() -> str:
     return digest.hexdigest()[:16]
 
 
-def replace_file(path: Path, write: Callable[[Path], object]) -> None:
-    """Write through a temporary file, so that no half-written file ever carries the name."""
-    part = path.with_name(f".{path.name}.{os.getpid()}{PART}")
-    write(part)
-    os.replace(part, path)
-
-
-def replace_text(path: Path, text: str) -> None:
-    """Write a text file through a temporary file, with the same line ends on every system."""
-    replace_file(path, lambda part: part.write_text(text, encoding="utf-8", newline="\n"))
-
-
-def remove_leftovers(folder: Path) -> None:
-    """Delete what killed runs left half-written anywhere below a folder."""
-    for leftover in folder.rglob(f".*{PART}"):
-        leftover.unlink(missing_ok=True)
-
-
-def claim(out: Path, record: Mapping[str, object], data: Sequence[str]) -> None:
-    """Record the settings and the generator in a folder, or refuse one that was made with others.
+@contextmanager
+def claimed(out: Path, record: Mapping[str, object], data: Sequence[str]) -> Iterator[None]:
+    """In the block a folder is this process's alone, with the settings and the generator recorded in it.
 
     data: the sub-folders that are going to be filled.
 
-    Raises UserError for a folder of other settings or of another generator, and for one that holds data of its own.
+    Raises UserError for a folder of other settings or of another generator, for one that holds data of its own, and for
+    one that another process is filling.
     """
     record = {"layout": record["layout"], "generator": generator_hash(), **record}
     record = json.loads(json.dumps(record))  # tuples become lists, as they come back from the file
+    _is_ours(out, record, data)  # before anything is made there
+    with only_writer(out, "is being filled"):
+        if not _is_ours(out, record, data):
+            write_text(out / RECORD, json.dumps(record, indent=1) + "\n")
+        sweep_below(out)
+        yield
+
+
+def _is_ours(out: Path, record: Mapping[str, object], data: Sequence[str]) -> bool:
+    """Whether a folder was begun with these settings; False for one where nothing stands yet.
+
+    Raises UserError for others.
+    """
     path = out / RECORD
     if path.exists():
-        try:
-            former = json.loads(path.read_text(encoding="utf-8"))
-        except ValueError as error:
-            raise UserError(f"{path}: not a readable record of synthetic streets; choose another folder.") from error
+        former = read_json(path)
+        if not isinstance(former, dict):
+            raise UserError(f"{path}: not a readable record of synthetic streets; choose another folder.")
         for key in record:
             if json.dumps(former.get(key)) != json.dumps(record[key]):  # unlike dicts, splits have an order
                 raise UserError(
                     f"{path}: the folder was made with another {key}; choose another folder or delete this one."
                 )
-        return
+        return True
     for name in data:
         if (out / name).exists() and any((out / name).iterdir()):
             raise UserError(
                 f"{out}: holds a {name} folder without {RECORD}; choose another folder, nothing was written."
             )
-    out.mkdir(parents=True, exist_ok=True)
-    replace_text(path, json.dumps(record, indent=1) + "\n")
+    return False
 
 
 def split_sizes(
@@ -179,11 +180,42 @@ def _run(make: Callable[[list[int]], int], indices: list[int], chunk: int, worke
         return
     # "spawn" because the caller may hold threads (a training framework does), which a fork would not survive.
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(workers, mp_context=context) as pool:
-        tasks = [pool.submit(make, indices[i : i + chunk]) for i in range(0, len(indices), chunk)]
-        try:
-            for task in as_completed(tasks):
-                yield task.result()
-        except BaseException:
-            pool.shutdown(wait=True, cancel_futures=True)
-            raise
+    theirs, ours = context.Pipe(duplex=False)
+    pool = ProcessPoolExecutor(workers, mp_context=context, initializer=_begin_worker, initargs=(theirs,))
+    try:
+        with _deaf():
+            tasks = [pool.submit(make, indices[i : i + chunk]) for i in range(0, len(indices), chunk)]
+        for task in as_completed(tasks):
+            yield task.result()
+        pool.shutdown()
+    except BrokenProcessPool:
+        raise UserError(
+            "a process that makes synthetic streets was ended from outside, most likely for want of memory: give fewer "
+            "--workers; the same command goes on where it was"
+        ) from None
+    finally:
+        ours.close()  # which ends the workers, wherever they are
+        pool.shutdown(wait=True, cancel_futures=True)
+        theirs.close()
+
+
+@contextmanager
+def _deaf() -> Iterator[None]:
+    """Processes that are started in the block never hear of Ctrl-C, not even while they start: it is for this one."""
+    if not hasattr(signal, "pthread_sigmask"):
+        yield
+        return
+    former = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, former)
+
+
+def _begin_worker(pipe: Connection) -> None:
+    """Ends this process, whatever it is doing, when the one that started it ends or closes the pipe."""
+    end_with(pipe.fileno(), lambda: os._exit(1))
+    _kept.append(pipe)
+
+
+_kept: list[Connection] = []  # open as long as the process lives

@@ -13,7 +13,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from . import folder, sensors, surround_rig
+from ..files import write_atomically, write_text
+from . import sensors, surround_rig
 from .drive import Drive, random_drive
 from .labels import label_objects
 from .nuscenes_records import CATEGORY_OF_KIND, VERSION, Record, attribute_of, link, token, visibility_of
@@ -156,7 +157,7 @@ def write_scene(out: Path, seed: int, index: int, config: SurroundStreetConfig) 
             origin = rotation @ sensor.position + position
             seen, beam, _ = sensors.sweep(scene, caster, origin, axes, world.lidar, for_lidar)
             points = _lidar_top(seen, beam)
-            folder.replace_file(path, lambda part, points=points: part.write_bytes(points.tobytes()))
+            write_atomically(path, lambda part, points=points: part.write_bytes(points.tobytes()), flush=False)
             if reading.is_key_frame:
                 on_vehicle = points[:, :3].astype(float) @ sensor.rotation.T + sensor.position
                 inside = boxes[reading.sample].count(site.of(on_vehicle @ rotation.T + position))
@@ -172,7 +173,7 @@ def write_scene(out: Path, seed: int, index: int, config: SurroundStreetConfig) 
         **_frame_records(names, world),
         **_object_records(names, drive, boxes, points_inside, visible),
     }
-    folder.replace_text(record_path(out, index), json.dumps(records) + "\n")
+    write_text(record_path(out, index), json.dumps(records) + "\n", flush=False)
 
 
 def _lidar_top(points: np.ndarray, beam: np.ndarray) -> np.ndarray:
@@ -185,9 +186,10 @@ def _lidar_top(points: np.ndarray, beam: np.ndarray) -> np.ndarray:
 def _save_image(path: Path, image: np.ndarray, config: SurroundStreetConfig) -> None:
     picture = Image.fromarray(image)
     if config.image_format == "png":
-        folder.replace_file(path, lambda part: picture.save(part, format="PNG", compress_level=PNG_COMPRESSION))
+        options = {"format": "PNG", "compress_level": PNG_COMPRESSION}
     else:
-        folder.replace_file(path, lambda part: picture.save(part, format="JPEG", quality=JPEG_QUALITY, subsampling=0))
+        options = {"format": "JPEG", "quality": JPEG_QUALITY, "subsampling": 0}
+    write_atomically(path, lambda part: picture.save(part, **options), flush=False)
 
 
 # ------------------------------------------------------------------------------------------------------------- Records

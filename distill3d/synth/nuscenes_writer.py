@@ -14,6 +14,7 @@ from pathlib import Path
 
 from PIL import Image
 
+from ..files import write_atomically, write_text
 from . import folder
 from .folder import available_cores
 from .nuscenes_records import TABLES, VERSION, Record, terms, token
@@ -53,25 +54,24 @@ def write_nuscenes(
     by_scene = folder.settings_in_order(config, configs, sizes, writer="write_nuscenes")
     own = {name: asdict(configs[name]) for name in sizes if configs and name in configs}
     record = {"layout": LAYOUT, "seed": seed, "splits": sizes, "config": asdict(config), "configs": own}
-    folder.claim(out, record, ("samples", "sweeps", VERSION))
-    taken = {reading for settings in by_scene for reading in readings(settings)}
-    rooms = {out / ("samples" if r.is_key_frame else "sweeps") / r.channel for r in taken}
-    for room in (*rooms, record_path(out, 0).parent, out / "maps", out / "splits"):
-        room.mkdir(parents=True, exist_ok=True)
-    total = sum(sizes.values())
-    missing = [index for index in range(total) if not is_complete(out, index)]
-    folder.make_all(
-        partial(_make, out, seed, by_scene), missing, total=total, chunk=1, workers=workers or available_cores(),
-        unit="scenes", progress=progress,
-    )  # fmt: skip
-    folder.remove_leftovers(out)
-    _write_tables(out, total)
-    # Written last: a folder with splits is complete.
-    names = {name: [scene_name(i) for i in indices] for name, indices in folder.split_ranges(sizes).items()}
-    custom = {f"synth_{name}": scenes for name, scenes in names.items()}
-    folder.replace_text(out / VERSION / "splits.json", json.dumps(custom, indent=0) + "\n")
-    for name, scene_names in names.items():
-        folder.replace_text(out / "splits" / f"{name}.txt", "".join(f"{scene}\n" for scene in scene_names))
+    with folder.claimed(out, record, ("samples", "sweeps", VERSION)):
+        taken = {reading for settings in by_scene for reading in readings(settings)}
+        rooms = {out / ("samples" if r.is_key_frame else "sweeps") / r.channel for r in taken}
+        for room in (*rooms, record_path(out, 0).parent, out / "maps", out / "splits"):
+            room.mkdir(parents=True, exist_ok=True)
+        total = sum(sizes.values())
+        missing = [index for index in range(total) if not is_complete(out, index)]
+        folder.make_all(
+            partial(_make, out, seed, by_scene), missing, total=total, chunk=1, workers=workers or available_cores(),
+            unit="scenes", progress=progress,
+        )  # fmt: skip
+        _write_tables(out, total)
+        # Written last: a folder with splits is complete.
+        names = {name: [scene_name(i) for i in indices] for name, indices in folder.split_ranges(sizes).items()}
+        custom = {f"synth_{name}": scenes for name, scenes in names.items()}
+        write_text(out / VERSION / "splits.json", json.dumps(custom, indent=0) + "\n")
+        for name, scene_names in names.items():
+            write_text(out / "splits" / f"{name}.txt", "".join(f"{scene}\n" for scene in scene_names))
     return out
 
 
@@ -89,7 +89,7 @@ def _write_tables(out: Path, scenes: int) -> None:
             tables[name] += records
     map_token = token("map")
     filename = f"maps/{map_token}.png"
-    folder.replace_file(out / filename, lambda part: Image.new("L", (MAP_SIDE, MAP_SIDE)).save(part, format="PNG"))
+    write_atomically(out / filename, lambda part: Image.new("L", (MAP_SIDE, MAP_SIDE)).save(part, format="PNG"))
     tables["map"] = [
         {
             "category": "semantic_prior",
@@ -99,4 +99,4 @@ def _write_tables(out: Path, scenes: int) -> None:
         }
     ]
     for name, records in tables.items():
-        folder.replace_text(out / VERSION / f"{name}.json", json.dumps(records, indent=0) + "\n")
+        write_text(out / VERSION / f"{name}.json", json.dumps(records, indent=0) + "\n")

@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from ..files import write_atomically, write_text
 from . import folder
 from .folder import available_cores
 from .frame import Frame, render_frame
@@ -50,11 +51,15 @@ def frame_paths(out: Path, index: int) -> dict[str, Path]:
 def write_frame(out: Path, index: int, frame: Frame) -> None:
     """Write the four files of a frame, each atomically, the image last."""
     paths = frame_paths(out, index)
-    folder.replace_text(paths["label_2"], "".join(label.line() + "\n" for label in frame.labels))
-    folder.replace_text(paths["calib"], calibration_text(frame.rig))
-    folder.replace_file(paths["velodyne"], lambda part: part.write_bytes(frame.points.tobytes()))
+    write_text(paths["label_2"], "".join(label.line() + "\n" for label in frame.labels), flush=False)
+    write_text(paths["calib"], calibration_text(frame.rig), flush=False)
+    write_atomically(paths["velodyne"], lambda part: part.write_bytes(frame.points.tobytes()), flush=False)
     picture = Image.fromarray(frame.image)
-    folder.replace_file(paths["image_2"], lambda part: picture.save(part, format="PNG", compress_level=PNG_COMPRESSION))
+    write_atomically(
+        paths["image_2"],
+        lambda part: picture.save(part, format="PNG", compress_level=PNG_COMPRESSION),
+        flush=False,
+    )
 
 
 def _make(out: Path, seed: int, configs: Sequence[StreetConfig], indices: list[int]) -> int:
@@ -69,7 +74,7 @@ def _write_image_sets(out: Path, splits: Mapping[str, int]) -> None:
     sets = folder.split_ranges(splits)
     trainval = [i for name, indices in sets.items() if name in ("train", "val") for i in indices]
     for name, indices in {**sets, "trainval": trainval}.items():
-        folder.replace_text(image_sets / f"{name}.txt", "".join(f"{i:06d}\n" for i in indices))
+        write_text(image_sets / f"{name}.txt", "".join(f"{i:06d}\n" for i in indices))
 
 
 def write_kitti(
@@ -100,16 +105,15 @@ def write_kitti(
     by_frame = folder.settings_in_order(config, configs, sizes, writer="write_kitti")
     own = {name: asdict(configs[name]) for name in sizes if configs and name in configs}
     record = {"layout": LAYOUT_VERSION, "seed": seed, "splits": sizes, "config": asdict(config), "configs": own}
-    folder.claim(out, record, ("training",))
-    for path in frame_paths(out, 0).values():
-        path.parent.mkdir(parents=True, exist_ok=True)
-    total = sum(sizes.values())
-    missing = [i for i in range(total) if not all(path.exists() for path in frame_paths(out, i).values())]
-    folder.make_all(
-        partial(_make, out, seed, by_frame), missing, total=total, chunk=CHUNK, workers=workers or available_cores(),
-        unit="frames", progress=progress,
-    )  # fmt: skip
-    folder.remove_leftovers(out / "training")
-    # Written last: a folder with ImageSets is complete.
-    _write_image_sets(out, sizes)
+    with folder.claimed(out, record, ("training",)):
+        for path in frame_paths(out, 0).values():
+            path.parent.mkdir(parents=True, exist_ok=True)
+        total = sum(sizes.values())
+        missing = [i for i in range(total) if not all(path.exists() for path in frame_paths(out, i).values())]
+        folder.make_all(
+            partial(_make, out, seed, by_frame), missing, total=total, chunk=CHUNK, workers=workers or available_cores(),
+            unit="frames", progress=progress,
+        )  # fmt: skip
+        # Written last: a folder with ImageSets is complete.
+        _write_image_sets(out, sizes)
     return out

@@ -60,9 +60,8 @@ def evaluate_detector(
         min_height_scale=dataset.config.min_height_scale,
     )  # fmt: skip
     if folder is not None:
-        (folder / PREDICTIONS).mkdir(parents=True, exist_ok=True)
         for frame, text in texts.items():
-            (folder / PREDICTIONS / f"{frame}.txt").write_text(text, encoding="utf-8")
+            write_text(folder / PREDICTIONS / f"{frame}.txt", text, flush=False)
         write_text(folder / EVALUATION, json.dumps(result.to_json(), indent=1))
     return result
 

@@ -32,7 +32,7 @@ from distill3d.view.charts import Axis, Balance, Series
 from distill3d.view.closeup import Closeup, closeup_html
 from distill3d.view.headline import NO_BREAK, caution
 from distill3d.view.kitti import MEASURES, height_cautions
-from distill3d.view.page import page_html, write_file
+from distill3d.view.page import page_html
 from distill3d.view.palette import LOOKS, TRUE, Look
 from distill3d.view.runs import Stage
 
@@ -78,7 +78,7 @@ def write_page(
     """Write the page and return its path; without a data set it has no pictures.
 
     Raises:
-        UserError: ``out`` cannot be written.
+        UserError: ``out`` cannot be written, or holds what this library did not write.
     """
     parts = [
         f'<section id="student-{n}"><h2>{escape(one.student.name)} against {escape(baseline.name)}</h2>'
@@ -89,7 +89,8 @@ def write_page(
         _header(sections, baseline, lacks), "<main>", *parts, _method(sections[0].analysis.settings), "</main>",
         f"<footer><p>Made by distill3d from {escape(str(sections[0].student.folder.parent))}</p></footer>",
     ]  # fmt: skip
-    return write_file(out, page_html(f"{sections[0].student.run} {DASH} distill3d diagnosis", body))
+    write_output_text(out, page_html(f"{sections[0].student.run} {DASH} distill3d diagnosis", body))
+    return out
 
 
 # ------------------------------------------------------------------------------------------------------------ the words

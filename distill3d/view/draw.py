@@ -406,7 +406,7 @@ def frame_figure(sample: Sample, sets: dict[str, Boxes3D]) -> Image.Image:
 def save_prediction(path: Path, image: Float[Tensor, "3 h w"], camera: Camera, boxes: Boxes3D) -> None:
     """Write a picture of one detector's boxes: in the image (3, H, W), RGB in 0..1, and seen from above.
 
-    The suffix of ``path`` chooses the file format; missing folders are made.
+    A PNG, whatever its name.
 
     Raises:
         ValueError: boxes that are not in the camera frame.
@@ -414,8 +414,7 @@ def save_prediction(path: Path, image: Float[Tensor, "3 h w"], camera: Camera, b
     sets = {"student": boxes}
     panel = image_panel(image, camera, sets, labels=True)
     bird = bird_view(None, sets, fitting_extent(sets), field_of_view(camera, image.shape[-1]), panel.height)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    _compose([panel], bird, [], "").save(path)
+    _compose([panel], bird, [], "").save(path, "PNG")
 
 
 def _compose(panels: list[Image.Image], bird: Image.Image, names: list[str], title: str) -> Image.Image:

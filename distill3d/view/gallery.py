@@ -20,6 +20,7 @@ from distill3d.data.kitti.labels import read_labels
 from distill3d.data.sample import Sample
 from distill3d.errors import UserError
 from distill3d.evaluate.kitti import CLASSES, Annotations
+from distill3d.files import write_output
 from distill3d.view.distance import LEAST_SCORE, Matches, frame_errors, match_nearest
 from distill3d.view.draw import frame_figure, frame_panels
 from distill3d.view.palette import LOOKS, TRUE
@@ -231,10 +232,10 @@ def write_figures(stages: Sequence[Stage], folder: Path, count: int) -> list[Pat
     parts = cast(stages)
     if not parts:
         raise UserError("no finished stage with predictions to draw")
-    folder.mkdir(parents=True, exist_ok=True)
     written = []
     for _, sample, sets in scenes(parts, count):
         path = folder / f"{sample.frame_id}.png"
-        frame_figure(sample, sets).save(path)
+        figure = frame_figure(sample, sets)
+        write_output(path, lambda part, figure=figure: figure.save(part, "PNG"))
         written.append(path)
     return written

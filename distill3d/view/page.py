@@ -4,9 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from html import escape
-from pathlib import Path
 
-from distill3d.errors import UserError
 from distill3d.view.stylesheet import STYLESHEET
 
 
@@ -19,17 +17,3 @@ def page_html(title: str, body: Sequence[str]) -> str:
         + "\n".join(body)
         + "</body></html>\n"
     )
-
-
-def write_file(path: Path, text: str) -> Path:
-    """Write a text file, and the folders above it.
-
-    Raises:
-        UserError: it cannot be written.
-    """
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(text, encoding="utf-8")
-    except OSError as error:
-        raise UserError(f"{path} cannot be written: {error.strerror}") from None
-    return path

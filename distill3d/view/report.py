@@ -13,10 +13,11 @@ from typing import Any
 import yaml
 
 from distill3d.errors import UserError
+from distill3d.files import refuse_foreign, write_output_text
 from distill3d.view.headline import caution, headline
 from distill3d.view.kind import Kind
 from distill3d.view.kitti import KittiKind
-from distill3d.view.page import page_html, write_file
+from distill3d.view.page import page_html
 from distill3d.view.palette import Look
 from distill3d.view.pieces import DASH, line, makeup, shared, stage_looks, stage_name, training_section
 from distill3d.view.runs import PREPARATION, Layout, Stage, read_runs
@@ -37,6 +38,7 @@ def write_report(runs: Sequence[Path], out: Path, gallery: int = 8) -> Path:
     """
     if not runs:
         raise UserError("no runs to report on: expected at least one folder such as runs/<recipe>")
+    refuse_foreign(out)
     stages = read_runs(runs)
     kind, palette = _kind(stages), stage_looks(stages)
     # What only prepares weights has an untrained head: its numbers would say nothing.
@@ -54,7 +56,8 @@ def write_report(runs: Sequence[Path], out: Path, gallery: int = 8) -> Path:
     body += [f'<section id="{key}"><h2>{title}</h2>{content}</section>' for key, (title, content) in sections.items()]
     body += ["</main>", _footer(stages)]
     title = ", ".join(dict.fromkeys(stage.run for stage in stages))
-    return write_file(out, page_html(f"{title} {DASH} distill3d report", body))
+    write_output_text(out, page_html(f"{title} {DASH} distill3d report", body))
+    return out
 
 
 def _kind(stages: Sequence[Stage]) -> Kind:

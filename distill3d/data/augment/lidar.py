@@ -9,8 +9,6 @@ number of workers; the released code walks through one permutation of the object
 from __future__ import annotations
 
 import math
-import os
-import uuid
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -26,6 +24,7 @@ from distill3d.boxes import IGNORE, Boxes3D, camera_to_lidar, lidar_to_camera, w
 from distill3d.camera import Camera, Divide
 from distill3d.data.sample import UNKNOWN, Objects, Sample
 from distill3d.errors import UserError
+from distill3d.files import write_atomically
 
 #: Box corners at or behind the camera are projected from this depth (m), so that they stay on their side of the image.
 NEAREST_CORNER = 0.1
@@ -202,12 +201,13 @@ class ObjectDatabase:
             except (OSError, ValueError, KeyError, EOFError, BadZipFile):
                 path.unlink(missing_ok=True)  # damaged: as if it had never been stored
         database = cls.build(scenes, least_points)
-        unfinished = path.with_name(f".{path.stem}.{uuid.uuid4().hex}.npz")
-        try:
-            np.savez(unfinished, **{name: getattr(database, name).numpy() for name in cls.__dataclass_fields__})
-            os.replace(unfinished, path)
-        finally:
-            unfinished.unlink(missing_ok=True)
+        arrays = {name: getattr(database, name).numpy() for name in cls.__dataclass_fields__}
+
+        def write(part: Path) -> None:
+            with part.open("wb") as file:  # a name would be given an ending
+                np.savez(file, **arrays)
+
+        write_atomically(path, write, flush=False)
         return database
 
     def points_of(self, chosen: Int[Tensor, "k"], centres: Float[Tensor, "k 3"]) -> Float[Tensor, "q 4"]:

@@ -28,7 +28,7 @@ from distill3d.data.kitti.calibration import Calibration, parse_calibration, rea
 from distill3d.data.kitti.dataset import FrameConfig, FrameDataset
 from distill3d.data.splits import read_split
 from distill3d.errors import UserError
-from distill3d.files import read_text
+from distill3d.files import read_text, write_output_text
 
 #: The identity of raw frames in what cards say of training frames; object frames are listed under the recipe's.
 RAW_IDENTITY = "kitti-raw"
@@ -100,7 +100,7 @@ def write_list(path: Path, frames: Iterable[str], without: Collection[str] = ())
     left = [frame for frame in frames if drive_of(frame) not in without]
     if not left:
         raise UserError(f"{path}: no frame is left for this list")
-    path.write_text("".join(f"{frame}\n" for frame in left), encoding="utf-8")
+    write_output_text(path, "".join(f"{frame}\n" for frame in left))
     return left
 
 
