@@ -123,8 +123,8 @@ def folder_name(name: str, what: str) -> str:
     """A name that is going to be a folder's or a file's, such as a run's: ``what`` it names words the message.
 
     Raises:
-        UserError: it is empty or too long, begins with a dot, or holds more than letters, digits, spaces and ``_+-.,=@``,
-            such as a path's slashes.
+        UserError: it is empty or too long, begins with a dot, or holds more than letters, digits, spaces and
+            ``_+-.,=@``, such as a path's slashes.
     """
     if not NAME.fullmatch(name) or len(os.fsencode(name)) > LONGEST_NAME:
         raise UserError(
@@ -365,6 +365,11 @@ class _Entry:
     digest: str
     of: str | None
 
+    def line(self, name: str) -> str:
+        """As the record has it."""
+        values = {"name": name, "size": self.size, "blake2b": self.digest}
+        return json.dumps(values if self.of is None else values | {"of": self.of})
+
 
 class _Records:
     """The records of the folders that this process has written to, each read once and then only where it has grown."""
@@ -385,13 +390,7 @@ class _Records:
         record = self._current(path)
         if record.entries.get(path.name, (None,))[-1] == entry:
             return
-        line = {
-            "name": path.name,
-            "size": entry.size,
-            "blake2b": entry.digest,
-            **({"of": entry.of} if entry.of else {}),
-        }
-        record.append(json.dumps(line).encode())
+        record.append(entry.line(path.name))
         if record.lines > MOST_LINES and record.lines > 2 * KEPT_ENTRIES * len(record.entries):
             record.shorten()
 
@@ -442,7 +441,7 @@ class _Record:
             if isinstance(name, str):
                 self.entries.setdefault(name, deque(maxlen=KEPT_ENTRIES)).append(written)
 
-    def append(self, line: bytes) -> None:
+    def append(self, line: str) -> None:
         """Adds a line; others may do so at the same time."""
         with self._held() as descriptor:
             begin = b""
@@ -450,7 +449,7 @@ class _Record:
                 os.lseek(descriptor, -1, os.SEEK_END)
                 # A line that was cut short must not swallow this one.
                 begin = b"" if os.read(descriptor, 1) == b"\n" else b"\n"
-            os.write(descriptor, begin + line + b"\n")
+            os.write(descriptor, begin + line.encode() + b"\n")
         self.update()
 
     def shorten(self) -> None:
@@ -459,14 +458,10 @@ class _Record:
             return
         with self._held():
             self.update()
-            rows = [
-                {"name": n, "size": e.size, "blake2b": e.digest, **({"of": e.of} if e.of else {})}
-                for n, entries in self.entries.items()
-                for e in entries
-            ]
+            lines = [entry.line(name) for name, entries in self.entries.items() for entry in entries]
             part = part_of(self.path)
             try:
-                part.write_text("".join(f"{json.dumps(row)}\n" for row in rows), encoding="utf-8")
+                part.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
                 part.replace(self.path)
             finally:
                 part.unlink(missing_ok=True)

@@ -14,7 +14,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from distill3d.errors import UserError
@@ -157,9 +157,8 @@ def _holder(path: Path) -> Holder | None:
     """Who a lock names; None where there is none or it is damaged."""
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
-        return Holder(
-            *(kind(values[f.name]) for f, kind in zip(fields(Holder), (str, str, int, str, str), strict=True))
-        )
+        texts = {name: str(values[name]) for name in ("machine", "host", "start", "since")}
+        return Holder(process=int(values["process"]), **texts)
     except (OSError, ValueError, TypeError, KeyError, RecursionError):
         return None
 

@@ -14,8 +14,8 @@ from typing import Any
 
 #: What asks a process to end: Ctrl-C, a scheduler or ``kill``, a terminal that was closed.
 SIGNALS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name))
-#: A second signal this long (s) after the first is meant to end what takes its time to end; one that comes sooner is the
-#: same wish, sent to the process and to its group.
+#: A second signal this long (s) after the first is meant to end what takes its time to end; one that comes sooner is
+#: the same wish, sent to the process and to its group.
 IMPATIENCE = 1.0
 
 #: Exit codes of a process that a signal ended are this and the signal's number, as shells have them.

@@ -181,7 +181,8 @@ def _run(make: Callable[[list[int]], int], indices: list[int], chunk: int, worke
     # "spawn" because the caller may hold threads (a training framework does), which a fork would not survive.
     context = multiprocessing.get_context("spawn")
     theirs, ours = context.Pipe(duplex=False)
-    pool = ProcessPoolExecutor(workers, mp_context=context, initializer=_begin_worker, initargs=(theirs,))
+    begin: Callable[..., None] = _begin_worker  # Pipe's type is another on Windows
+    pool = ProcessPoolExecutor(workers, mp_context=context, initializer=begin, initargs=(theirs,))
     try:
         with _deaf():
             tasks = [pool.submit(make, indices[i : i + chunk]) for i in range(0, len(indices), chunk)]

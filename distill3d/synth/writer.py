@@ -111,8 +111,8 @@ def write_kitti(
         total = sum(sizes.values())
         missing = [i for i in range(total) if not all(path.exists() for path in frame_paths(out, i).values())]
         folder.make_all(
-            partial(_make, out, seed, by_frame), missing, total=total, chunk=CHUNK, workers=workers or available_cores(),
-            unit="frames", progress=progress,
+            partial(_make, out, seed, by_frame), missing, total=total, chunk=CHUNK,
+            workers=workers or available_cores(), unit="frames", progress=progress,
         )  # fmt: skip
         # Written last: a folder with ImageSets is complete.
         _write_image_sets(out, sizes)

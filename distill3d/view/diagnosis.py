@@ -26,6 +26,7 @@ from distill3d.evaluate.transfer import (
     largest,
     net_difference,
 )
+from distill3d.files import write_output_text
 from distill3d.view import charts
 from distill3d.view.bev_maps import BevMaps, maps_html
 from distill3d.view.charts import Axis, Balance, Series

@@ -85,7 +85,7 @@ def test_cut_short_run_is_completed(written: Path, tmp_path: Path) -> None:
     for name in ("image_2/000003.png", "velodyne/000002.bin", "label_2/000005.txt"):
         (out / "training" / name).unlink()
     (out / "ImageSets/train.txt").unlink()
-    (out / "training/velodyne/.000002.bin.1.part").write_bytes(b"half")
+    (out / "training/velodyne/.distill3d-0-1-0-0.part").write_bytes(b"half")
     write_kitti(out, frames=6, seed=5, config=TINY, workers=1, progress=False)
     assert hashes(out) == hashes(written)
     assert kept.stat().st_mtime_ns == stamp
