@@ -4,7 +4,7 @@ UV := $(VENV)/uv/bin/uv
 PYTHON := $(VENV)/bin/python
 READY := $(VENV)/.ready
 
-.PHONY: demo test lint bench setup clean
+.PHONY: demo test lint bench faults setup clean
 
 setup: $(READY)
 
@@ -25,6 +25,12 @@ lint: $(READY)
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/basedpyright --level error --pythonpath $(PYTHON)
+
+# Every command ended at random moments: results, leftovers, messages; about six seconds a kill.
+KILLS := 200
+
+faults: $(READY)
+	OMP_NUM_THREADS=1 $(PYTHON) -m tests.faults --kills $(KILLS)
 
 # All that measures speed and memory; benchmarks/seeds.py and benchmarks.distillation take hours, and are asked for.
 MEASUREMENTS := $(filter-out benchmarks/seeds.py benchmarks/machine.py benchmarks/processes.py,$(wildcard benchmarks/*.py))

@@ -15,7 +15,7 @@ from distill3d.detectors import bevdepth, build_detector, caddn, pointpillars, s
 from distill3d.detectors.base import Detector
 from distill3d.detectors.monodle import HEAT_CLASSES
 from distill3d.errors import UserError
-from distill3d.predict import predict_image, predict_images
+from distill3d.predict import predict_image, predict_images, result_names
 from distill3d.recipes.synthetic import TINY
 from distill3d.settings import to_plain
 from distill3d.train.checkpoint import save_weights
@@ -129,3 +129,63 @@ def test_detectors_of_surround_views_are_refused(tmp_path: Path, picture: Path) 
     with pytest.raises(UserError, match=r"looks at surround views, .* KITTI's layout: distill3d report") as error:
         list(predict_images(tmp_path / "model", (picture,), None, "186,186,160,40", tmp_path / "out"))
     assert "\n" not in str(error.value) and not (tmp_path / "out").exists()
+
+
+# ------------------------------------------------------------------------------------------------------ what results are
+
+
+@pytest.mark.parametrize(
+    ("pictures", "names"),
+    [
+        (["a/x.png"], ["x"]),
+        (["a/x.png", "b/y.png", "a/x.png", "a/../a/x.png"], ["x", "y"]),
+        (["a/x.png", "b/x.png", "b/y.png"], ["a__x", "b__x", "y"]),
+        (["1/a/x.png", "2/a/x.png", "2/b/x.png"], ["1__a__x", "2__a__x", "b__x"]),
+        (["a/x.png", "a/X.png"], ["x_png", "X_png"]),
+        (["a/x.png", "a/x.jpg", "a/y.png"], ["x_png", "x_jpg", "y"]),
+        (["a/x.png", "a/x.jpg", "a/x_png.png"], ["a__x_png", "x_jpg", "a__x_png_2"]),
+        (["a/x.png", "b/x.png", "c/a__x.png"], ["r__a__x", "b__x", "c__a__x"]),
+    ],
+)
+def test_names_of_results_keep_pictures_apart(
+    pictures: list[str], names: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "r").mkdir()
+    monkeypatch.chdir(tmp_path / "r")
+    found = list(result_names(map(Path, pictures)).values())
+    assert len({name.casefold() for name in found}) == len(found)
+    if "X_png" not in names:  # the same name but for its case is told apart by number
+        assert found == names
+
+
+def untouched(folder: Path) -> dict[str, bytes]:
+    return {p.name: p.read_bytes() for p in folder.iterdir()}
+
+
+@pytest.mark.parametrize("own", ["street.png", "street.txt"])
+def test_pictures_and_labels_are_never_replaced(own: str, picture: Path) -> None:
+    """Refused before the weights are even looked for."""
+    (picture.parent / "street.txt").write_text("Car 0.00 0 0.1 1 2 30 40 1.5 1.6 3.9 1 1.6 20 0.1\n")
+    if own == "street.txt":
+        picture = picture.rename(picture.with_suffix(".jpg"))
+    before = untouched(picture.parent)
+    with pytest.raises(UserError, match=f"{own}: is there already and was not written by distill3d"):
+        list(predict_images(Path("nowhere"), (picture,), None, "93,93,80,20", picture.parent))
+    assert untouched(picture.parent) == before
+
+
+def test_results_of_another_picture_are_not_replaced(picture: Path, tmp_path: Path) -> None:
+    stage = checkpoint(tmp_path / "stage", caddn_detector(), "fit")
+    other = tmp_path / "other" / "street.png"
+    other.parent.mkdir()
+    Image.new("RGB", (320, 96)).save(other)
+    out = tmp_path / "out"
+    for _ in range(2):
+        (drawing,) = predict_images(stage, (picture,), None, "93,93,80,20", out)
+        assert drawing == out / "street.png"
+    before = untouched(out)
+    with pytest.raises(UserError, match=f"street.txt: is the result of {picture}"):
+        list(predict_images(stage, (other,), None, "93,93,80,20", out))
+    assert untouched(out) == before
+    both = list(predict_images(stage, (picture, other), None, "93,93,80,20", out))
+    assert [path.name for path in both] == [f"{tmp_path.name}__street.png", "other__street.png"]

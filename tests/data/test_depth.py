@@ -1,5 +1,6 @@
 """Projected depth, and its completion against a plain reference written pixel by pixel."""
 
+import errno
 import os
 from pathlib import Path
 
@@ -12,7 +13,6 @@ from PIL import Image
 from scipy import ndimage
 
 from distill3d.camera import Camera
-from distill3d.data import depth as depth_module
 from distill3d.data.cache import cache_folder, cache_key
 from distill3d.data.depth import (
     CompletionConfig,
@@ -188,10 +188,10 @@ def test_cache_computes_once_and_heals(tmp_path: Path) -> None:
 
 def test_a_failed_write_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(*_: object) -> None:
-        raise OSError("disk full")
+        raise OSError(errno.ENOSPC, "disk full")
 
-    monkeypatch.setattr(depth_module.os, "replace", fail)
-    with pytest.raises(OSError, match="disk full"):
+    monkeypatch.setattr(Path, "replace", fail)
+    with pytest.raises(UserError, match="d.png: cannot be written .disk full"):
         write_depth(tmp_path / "d.png", torch.zeros(2, 2))
     assert os.listdir(tmp_path) == []
 

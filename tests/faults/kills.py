@@ -119,7 +119,8 @@ CASES = {
             former=lambda bench: ["diagnose", str(trained(bench)), "--out", "page.html", "--margin", "0.5"],
         ),
         Case(
-            "export", lambda bench: ["export", str(trained(bench) / "monoskd"), "--onnx", "net.onnx"], 10, ("net.onnx",),
+            "export",
+            lambda bench: ["export", str(trained(bench) / "monoskd"), "--onnx", "net.onnx"], 10, ("net.onnx",),
             former=lambda bench: ["export", str(trained(bench) / "baseline"), "--onnx", "net.onnx"],
         ),
     )
@@ -163,6 +164,10 @@ class Command:
         finally:
             os._exit(code)
 
+    def end(self, number: int) -> int | None:
+        os.kill(self.process, number)
+        return self.wait()
+
     def wait(self, limit: float = LIMIT) -> int | None:
         """The exit code, negative for a signal; None where it did not end in time."""
         end = time.monotonic() + limit
@@ -193,13 +198,15 @@ class Command:
 class Bench:
     """A folder with data, a trained run, and of each command what it gives when nothing disturbs it."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, streets: Path | None = None) -> None:
         self.folder = folder
         self.references: dict[str, tuple[dict[str, Any], dict[str, Any], float]] = {}
         RECIPES[RECIPE] = recipe
         torch.set_num_threads(1)
-        # As many frames as the recipe's tests have, eight to train and four to evaluate.
-        self.run(synth("--workers", "1", frames=12), folder)
+        if streets is not None:
+            (folder / "streets").symlink_to(streets)
+        else:  # eight frames to train and four to evaluate
+            self.run(synth("--workers", "1", frames=12), folder)
 
     def run(self, arguments: list[str], folder: Path) -> float:
         """A command to its end; gives its time (s)."""

@@ -1,0 +1,108 @@
+"""One writer in a folder: who holds it is told, and who is gone holds nobody up."""
+
+import json
+import os
+import time
+from pathlib import Path
+
+import pytest
+
+from distill3d import lock
+from distill3d.errors import UserError
+from distill3d.lock import LOCK, SILENCE, only_writer
+from distill3d.processes import is_alive, machine, start_of
+
+
+def leave(folder: Path, **changes: object) -> Path:
+    """A lock as this process writes it, but for changes."""
+    mine = {
+        "machine": machine(),
+        "host": "node7",
+        "process": os.getpid(),
+        "start": start_of(os.getpid()),
+        "since": "dawn",
+    }
+    (folder / LOCK).write_text(json.dumps({**mine, **changes}))
+    return folder / LOCK
+
+
+def test_the_second_is_told_who_is_first(tmp_path: Path) -> None:
+    with only_writer(tmp_path / "stage", "is being trained"):
+        with pytest.raises(UserError, match=f"stage: is being trained by process {os.getpid()} on .* since 2"):
+            with only_writer(tmp_path / "stage", "is being trained"):
+                raise AssertionError
+        assert [p.name for p in (tmp_path / "stage").iterdir()] == [LOCK]
+        (tmp_path / "stage" / "file").touch()
+    assert [p.name for p in (tmp_path / "stage").iterdir()] == ["file"]
+
+
+def test_a_folder_that_stays_empty_is_removed_again(tmp_path: Path) -> None:
+    with pytest.raises(RuntimeError), only_writer(tmp_path / "run" / "stage", ""):
+        raise RuntimeError
+    assert not (tmp_path / "run").exists() and tmp_path.exists()
+
+
+@pytest.mark.parametrize("changes", [{"process": 4194399}, {"start": "1"}], ids=["dead", "number given anew"])
+def test_a_lock_of_a_dead_process_is_taken(changes: dict, tmp_path: Path) -> None:
+    leave(tmp_path, **changes)
+    with only_writer(tmp_path, ""):
+        assert json.loads((tmp_path / LOCK).read_text())["start"] == start_of(os.getpid())
+    assert not any(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("text", [None, "{", "[]", '{"process": {}}', "\xff" * 10], ids=range(5))
+def test_locks_of_other_machines_count_while_they_show_life(text: str | None, tmp_path: Path) -> None:
+    """Damaged ones as well: who wrote them cannot be asked for."""
+    path = leave(tmp_path, machine="0000")
+    if text is not None:
+        path.write_text(text, encoding="latin-1")
+    before = path.read_bytes()
+    with pytest.raises(UserError, match="is filled by"), only_writer(tmp_path, "is filled"):
+        raise AssertionError
+    assert path.read_bytes() == before and [p.name for p in tmp_path.iterdir()] == [LOCK]
+    old = time.time() - SILENCE - 5
+    os.utime(path, (old, old))
+    with only_writer(tmp_path, ""):
+        pass
+    assert not any(tmp_path.iterdir())
+
+
+def test_a_lock_shows_life(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lock, "BEAT", 0.01)
+    with only_writer(tmp_path, ""):
+        os.utime(tmp_path / LOCK, (0, 0))
+        end = time.monotonic() + 20
+        while (tmp_path / LOCK).stat().st_mtime == 0 and time.monotonic() < end:
+            time.sleep(0.01)
+        assert time.time() - (tmp_path / LOCK).stat().st_mtime < SILENCE
+
+
+def test_a_lock_that_is_another_by_now_is_put_back(tmp_path: Path) -> None:
+    """Two find a stale lock; the slower one must not remove what the faster one put there."""
+    path = leave(tmp_path)
+    lock._remove_stale(path, judged=None)
+    assert json.loads(path.read_text())["host"] == "node7" and len(list(tmp_path.iterdir())) == 1
+
+
+def test_without_hard_links(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> None:
+        raise PermissionError
+
+    monkeypatch.setattr(os, "link", refuse)
+    with only_writer(tmp_path, ""), pytest.raises(UserError), only_writer(tmp_path, ""):
+        raise AssertionError
+    assert not any(tmp_path.iterdir())
+
+
+def test_a_killed_child_that_nobody_waited_for_is_dead() -> None:
+    child = os.fork()
+    if not child:
+        time.sleep(100)
+    start = start_of(child)
+    assert is_alive(child, start) and not is_alive(child, "1")
+    os.kill(child, 9)
+    end = time.monotonic() + 20
+    while is_alive(child, start) and time.monotonic() < end:
+        time.sleep(0.01)
+    assert not is_alive(child, start)
+    os.waitpid(child, 0)
