@@ -123,13 +123,16 @@ def parse_card(text: str, where: Path | str) -> dict[str, Any]:
 
 
 def require(card: dict[str, Any], where: Path | str, *names: str) -> None:
-    """Asks a card for what a command cannot do without.
+    """Asks a card for what a command cannot do without; a dot parts a name from one in it.
 
     Raises:
         UserError: it lacks one of these keys, or has none but null there.
     """
     for name in names:
-        if card.get(name) is None:
+        value: Any = card
+        for part in name.split("."):
+            value = (value or {}).get(part)
+        if value is None:
             raise UserError(f"{where}: the card says nothing of {name!r}, expected one written by distill3d train")
 
 
