@@ -111,7 +111,7 @@ class _Check:
         if self.state.keys() != ENTRIES:
             entry = min(self.state.keys() ^ ENTRIES, key=str)
             self.refuse(_shown(entry), "is missing" if entry in ENTRIES else "is unknown")
-        if (found := self.whole("format", 0, None)) != STATE_FORMAT:
+        if (found := self.whole("format", 0, 2**32)) != STATE_FORMAT:
             raise UserError(
                 f"{self.path} is of format {found}, this version of distill3d goes on from {STATE_FORMAT}: "
                 "give another --out, or remove that folder"
@@ -221,11 +221,10 @@ class _Check:
 
     # -------------------------------------------------------------------------------------------------------- the kinds
 
-    def whole(self, entry: str, least: int, most: int | None) -> int:
+    def whole(self, entry: str, least: int, most: int) -> int:
         value = self.state[entry]
-        if type(value) is not int or value < least or (most is not None and value > most):
-            expected = f"expected a whole number from {least}" + ("" if most is None else f" to {most}")
-            self.refuse(entry, f"is {_shown(value)}, {expected}")
+        if type(value) is not int or not least <= value <= most:
+            self.refuse(entry, f"is {_shown(value)}, expected a whole number from {least} to {most}")
         return value
 
     def presence(self, entry: str, expected: bool) -> None:
