@@ -175,13 +175,7 @@ class _Check:
         for number, (mine, theirs) in enumerate(zip(own, found, strict=True)):
             self.keys(f"{entry}[{number}]", theirs, mine.keys())
             for name, value in mine.items():
-                other = theirs[name]
-                if name in SCHEDULED:
-                    numbers = (other,) if name == "lr" else other
-                    fits = type(other) is type(value) and all(type(v) is float and 0 <= v < math.inf for v in numbers)
-                    fits = fits and (name == "lr" or (len(numbers) == 2 and max(numbers) < 1))
-                else:
-                    fits = type(other) is type(value) and other == value
+                fits = _is_rate(theirs[name], value) if name in SCHEDULED else _is_same(theirs[name], value)
                 if not fits:
                     self.refuse(f"{entry}[{number}].{name}", "is none of this stage's")
 
@@ -259,6 +253,22 @@ def _shown(value: Any) -> str:
     if isinstance(value, bool | float | str) or (isinstance(value, int) and abs(value) < 2**64):
         return repr(value)[:80]
     return f"of type {type(value).__name__}"
+
+
+def _is_same(found: Any, own: Any) -> bool:
+    """Whether a value is the run's own, which is made of plain values; nothing unknown is asked whether it is equal."""
+    if type(found) is not type(own):
+        return False
+    if isinstance(own, list | tuple):
+        return len(found) == len(own) and all(map(_is_same, found, own))
+    return found == own
+
+
+def _is_rate(found: Any, own: Any) -> bool:
+    """Whether a value is a possible learning rate or, where the run's own is a pair, Adam's pair of decays."""
+    if isinstance(own, tuple):
+        return isinstance(found, tuple) and len(found) == len(own) and all(_is_rate(v, 0.0) and v < 1 for v in found)
+    return type(found) is float and 0 <= found < math.inf
 
 
 def _is_step(found: Any) -> bool:

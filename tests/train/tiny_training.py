@@ -39,6 +39,7 @@ class TinyTraining:
         self.average = WeightAverage(self.step.student, 0.5)
         self.tasks = HierarchicalTaskLearning(HTLConfig(history=3, prerequisites={"depth": ("size",)}), EPOCHS)
         self.best: dict[str, Any] | None = None
+        self.recent: list[tuple[float, dict[str, float]]] = []
         self.epoch = self.step_in_epoch = 0
 
     @property
@@ -61,6 +62,7 @@ class TinyTraining:
             torch.stack([*self.tasks.weigh(losses).values()]).sum().backward()
             self.optimiser.step()
             self.average.update(self.step.student, 1)
+            self.recent = [*self.recent[-2:], (0.1, {name: float(loss) for name, loss in losses.items()})]
             self.step_in_epoch += 1
             if self.step_in_epoch == STEPS:
                 self.epoch, self.step_in_epoch = self.epoch + 1, 0
@@ -68,7 +70,10 @@ class TinyTraining:
                 self.best = {"score": 1.0, "epoch": self.epoch, "weights": weights}
 
     def save(self, path: Path) -> None:
-        save_state(path, self.layout.gather(self.epoch, self.step_in_epoch, self.best))
+        save_state(path, self.state())
+
+    def state(self) -> dict[str, Any]:
+        return self.layout.gather(self.epoch, self.step_in_epoch, self.best, self.recent, 7)
 
     def resume(self, path: Path) -> None:
         """As the training loop does it."""
@@ -79,6 +84,7 @@ class TinyTraining:
         self.average.state = filled(self.average.state, state["average"])
         self.tasks.load_state_dict(state["tasks"])
         self.best, self.epoch, self.step_in_epoch = state["best"], state["epoch"], state["step_in_epoch"]
+        self.recent = state["recent"]
         torch.set_rng_state(state["rng"])
 
 
