@@ -23,7 +23,8 @@ from distill3d.distill.methods.cmkd import ResponseConfig
 from distill3d.distill.methods.monotakd import MonoTAKDConfig, normalised, residual
 from distill3d.errors import UserError
 from distill3d.settings import from_plain
-from distill3d.train.checkpoint import CARD, load_detector
+from distill3d.train.card import CARD
+from distill3d.train.checkpoint import load_detector
 from distill3d.train.progress import ProgressBar
 from distill3d.train.sources import DEPTH_INPUTS
 from distill3d.view.bev_maps import COMPARED, MAPS, BevMaps, FrameMaps

@@ -35,6 +35,7 @@ from distill3d.detectors.base import Detector
 from distill3d.errors import UserError
 from distill3d.files import refuse_foreign, write_output
 from distill3d.settings import fingerprint
+from distill3d.train.card import require
 from distill3d.train.checkpoint import load_detector
 
 #: Of the operators; GridSample and DeformConv want 19 or more.
@@ -349,6 +350,7 @@ def export_checkpoint(checkpoint: Path, path: Path) -> Exported:
     refuse_foreign(path)
     detector, card = load_detector(checkpoint)
     _need_student(detector, str(checkpoint))
+    require(card, checkpoint, "canvas", *(() if detector.name == "bevdepth" else ("file_focal",)))
     return export_detector(detector, path, [example_inputs(detector, card, seed) for seed in (0, 1)], card)
 
 

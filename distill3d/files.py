@@ -97,14 +97,22 @@ def read_json(path: Path) -> Any:
     Raises:
         UserError: it cannot be read, is no JSON or is nested too deeply.
     """
-    text = read_text(path)
+    return parse_json(read_text(path), path)
+
+
+def parse_json(text: str, where: Path | str) -> Any:
+    """What a JSON text holds.
+
+    Raises:
+        UserError: it is no JSON or is nested too deeply; the sentence begins with ``where``.
+    """
     try:
         return json.loads(text)
     except json.JSONDecodeError as error:
-        raise UserError(f"{path}:{error.lineno}: is no JSON ({error.msg})") from None
+        raise UserError(f"{where}:{error.lineno}: is no JSON ({error.msg})") from None
     except (RecursionError, ValueError) as error:  # ValueError: an integer of thousands of digits
         what = "is nested too deeply" if isinstance(error, RecursionError) else "holds a number that is too long"
-        raise UserError(f"{path}: {what}") from None
+        raise UserError(f"{where}: {what}") from None
 
 
 def reason_of(error: OSError | ValueError) -> str:

@@ -6,7 +6,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from distill3d.train.checkpoint import CARD
+from distill3d.train.card import CARD
 from distill3d.train.loop import RunOptions
 from distill3d.train.recipe import Recipe
 from distill3d.train.stages import run_recipe

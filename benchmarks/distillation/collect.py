@@ -20,7 +20,7 @@ from distill3d.evaluate.fields import (
 )
 from distill3d.evaluate.kitti import CLASSES, Annotations, evaluate
 from distill3d.settings import to_plain
-from distill3d.train.checkpoint import CARD
+from distill3d.train.card import CARD
 from distill3d.train.evaluation import EVALUATION, PREDICTIONS
 from distill3d.train.loop import METRICS
 from distill3d.train.recipe import DatasetConfig, Recipe, StageConfig

@@ -13,7 +13,8 @@ import torch
 from distill3d import export
 from distill3d.files import write_text
 from distill3d.settings import fingerprint
-from distill3d.train.checkpoint import CARD, load_detector
+from distill3d.train.card import CARD
+from distill3d.train.checkpoint import load_detector
 from distill3d.train.recipe import StageConfig
 
 from ..stopwatch import fastest

@@ -1,17 +1,18 @@
-"""Checkpoints that are never half-written, and weights that can be shared.
+"""Checkpoints that are never half-written nor damaged without a word, and weights that can be shared.
 
 ``last.ckpt`` holds the state of training and is read with ``weights_only``, so it cannot run code.
-``model.safetensors`` holds the weights alone, with the card in its header, so that one file suffices.
+``model.safetensors`` holds the weights alone, with the card in its header, so that one file suffices.  Both carry a
+checksum of all that they hold, which is tested before anything in them is used (train/seal.py).
 """
 
 from __future__ import annotations
 
 import json
-import pickle
+import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import safetensors
 import safetensors.torch
 import torch
 from torch import Tensor
@@ -19,48 +20,111 @@ from torch import Tensor
 from distill3d.detectors import build_detector, detector_entry
 from distill3d.detectors.base import Detector
 from distill3d.errors import UserError
-from distill3d.files import write_atomically, write_text
+from distill3d.files import decoded, parse_json, read_bytes, reason_of, write_atomically
 from distill3d.settings import from_plain
+from distill3d.train import seal
+from distill3d.train.card import CARD, parse_card, require, write_card
 
-WEIGHTS, CARD, STATE = "model.safetensors", "card.json", "last.ckpt"
+WEIGHTS, STATE = "model.safetensors", "last.ckpt"
+#: The state before ``last.ckpt``, kept until the stage is finished.
+PREVIOUS = "previous.ckpt"
+#: What to do about weights that are not as they were written.
+UNDAMAGED = f"expected a {WEIGHTS} as distill3d wrote it; take an undamaged copy, or train the stage again"
+
+
+# -------------------------------------------------------------------------------------------------------------- states
 
 
 def save_state(path: Path, state: dict[str, Any]) -> None:
-    """Tensors and plain values of a training state, atomically."""
-    write_atomically(path, lambda p: torch.save(state, p))
+    """Tensors and plain values of a training state, atomically and with a checksum; the one before becomes
+    ``previous.ckpt``.
+
+    Raises:
+        UserError: the file cannot be written.
+    """
+
+    def write(part: Path) -> None:
+        with part.open("wb") as file:
+            try:
+                torch.save(state, file)
+            except RuntimeError as error:  # of torch's writer, whatever the system said to it
+                if isinstance(error.__context__, OSError):
+                    raise error.__context__ from None
+                raise
+        seal.seal_archive(part)
+        if path.exists():
+            _keep(path, path.with_name(PREVIOUS))
+
+    write_atomically(path, write)
+
+
+def _keep(path: Path, name: Path) -> None:
+    """Gives a file that is about to be replaced another name."""
+    try:
+        name.unlink(missing_ok=True)
+        os.link(path, name)
+    except OSError:  # a file system without hard links; for a moment there is the state before alone
+        path.replace(name)
+
+
+def last_state(folder: Path) -> Path | None:
+    """The file from which a stage goes on; None where it begins."""
+    return next((folder / name for name in (STATE, PREVIOUS) if (folder / name).exists()), None)
+
+
+def way_out(path: Path) -> str:
+    """What to do about a state that cannot be used, for the end of a sentence."""
+    previous = path.with_name(PREVIOUS)
+    if path.name == STATE and previous.exists():
+        return f"remove it, and training goes on from the state before, {previous.name}"
+    return "remove it, and training begins anew" if path.name in (STATE, PREVIOUS) else "expected one of distill3d"
 
 
 def load_state(path: Path) -> dict[str, Any]:
     """What ``save_state`` wrote.
 
     Raises:
-        UserError: the file is damaged, or holds anything but tensors and plain values; nothing in it is executed.
+        UserError: the file is damaged, was not written by ``save_state``, or holds anything but tensors and plain
+            values; nothing in it is executed.
     """
     try:
+        path.open("rb").close()
+        seal.test_archive(path)
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path}: {reason_of(error)}") from None
+    except seal.Damaged as reason:
+        raise UserError(f"{path}: {reason}, and was not loaded: {way_out(path)}") from None
+    try:
         state = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError, OSError) as error:
-        reason = (
-            "holds more than tensors and was not loaded" if isinstance(error, pickle.UnpicklingError) else "is damaged"
-        )
-        raise UserError(f"{path}: {reason}, expected a checkpoint written by distill3d") from None
+    except Exception:  # there is no list of what unpickling raises
+        raise UserError(f"{path}: holds more than tensors and was not loaded: {way_out(path)}") from None
     if not isinstance(state, dict):
-        raise UserError(f"{path}: holds a {type(state).__name__}, expected a checkpoint written by distill3d")
+        raise UserError(f"{path}: holds a {type(state).__name__} in place of a training state: {way_out(path)}")
     return state
 
 
+# ------------------------------------------------------------------------------------------------------------- weights
+
+
 def save_weights(folder: Path, weights: dict[str, Tensor], card: dict[str, Any]) -> None:
-    """``model.safetensors`` with the card in its header, then ``card.json``: its presence says the stage is done."""
-    text = json.dumps(card, indent=1)
+    """``model.safetensors`` with the card in its header, then ``card.json``: its presence says the stage is done.
+
+    Raises:
+        UserError: a weight is not finite, or a file cannot be written.
+    """
+    refuse_not_finite(weights, f"{folder / WEIGHTS} was not written")
     tensors = {name: value.detach().cpu().contiguous() for name, value in weights.items()}
-    write_atomically(folder / WEIGHTS, lambda p: safetensors.torch.save_file(tensors, p, metadata={"card": text}))
-    write_text(folder / CARD, text)
+    metadata = {"card": json.dumps(card, indent=1), seal.CHECKSUM: seal.BLANK}
+    data = seal.seal_weights(safetensors.torch.save(tensors, metadata))
+    write_atomically(folder / WEIGHTS, lambda part: part.write_bytes(data))
+    write_card(folder / CARD, card)
 
 
 def load_weights(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Weights and card of a stage folder or of a ``model.safetensors``.
 
     Raises:
-        UserError: there is no such file, or it is none of ours.
+        UserError: there is no such file, it is none of ours or damaged, or a weight is not finite.
     """
     if path.is_dir():
         path = path / WEIGHTS
@@ -69,15 +133,37 @@ def load_weights(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     if path.suffix != ".safetensors":
         load_state(path)  # refuses what is damaged or hostile with its own sentence
         raise UserError(f"{path}: expected a {WEIGHTS} or the folder that holds it, not a {path.suffix or 'bare'} file")
+    data = read_bytes(path)
     try:
-        with safetensors.safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
-            weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
-    except (safetensors.SafetensorError, OSError):
-        raise UserError(f"{path}: is damaged or no safetensors file, expected one written by distill3d") from None
-    if "card" not in metadata:
-        raise UserError(f"{path}: has no card in its header, expected weights written by distill3d")
-    return weights, json.loads(metadata["card"])
+        seal.test_weights(data)
+        weights = safetensors.torch.load(data)
+    except seal.Damaged as reason:
+        raise UserError(f"{path}: {reason}: {UNDAMAGED}") from None
+    except Exception:  # there is no list of what the contents of a foreign file raise
+        raise UserError(f"{path}: is no safetensors file: {UNDAMAGED}") from None
+    card = parse_json(decoded(seal.header(data), path), path)["__metadata__"].get("card", "")
+    refuse_not_finite(weights, str(path))
+    return weights, parse_card(card, f"{path}: the card in its header")
+
+
+def refuse_not_finite(weights: Mapping[str, Tensor], where: str) -> None:
+    """Keeps weights from being used or saved of which some are NaN or infinite.
+
+    Raises:
+        UserError: there are such; the first is named.
+    """
+    for name, value in weights.items():
+        if not is_finite(value):
+            raise UserError(f"{where}: {name} holds values that are not finite: its training has diverged")
+
+
+def is_finite(value: Tensor) -> bool:
+    """Whether all of a tensor's values are finite numbers."""
+    if not value.is_floating_point() and not value.is_complex():
+        return True
+    value = value.float() if value.element_size() == 1 else value
+    # The sum, ten times as fast, is finite only if all values are; it may overflow though they are.
+    return bool(value.sum().isfinite()) or bool(value.isfinite().all())
 
 
 def load_detector(path: Path, expected: str | None = None) -> tuple[Detector, dict[str, Any]]:
@@ -87,11 +173,21 @@ def load_detector(path: Path, expected: str | None = None) -> tuple[Detector, di
         UserError: the file is none of ours, is of another detector than ``expected``, or its weights do not fit.
     """
     weights, card = load_weights(path)
+    require(card, path, "detector", "config")
     if expected is not None and card["detector"] != expected:
         raise UserError(f"{path} is of detector {card['detector']!r}, expected {expected!r}")
     entry = detector_entry(card["detector"], str(path))
-    detector = build_detector(from_plain(entry.config_type, untrained(card["config"]), str(path)))
-    load_into(detector, weights, str(path))
+    try:
+        config = from_plain(entry.config_type, untrained(card["config"]), str(path))
+        with torch.device("meta"):  # before any memory is asked for
+            shapes = build_detector(config)
+    except UserError:
+        raise
+    except Exception as error:  # whatever the parts of a detector say to settings that make none
+        raise UserError(f"{path}: the settings in its card make no {entry.build.name} ({error})") from None
+    refuse_misfit(shapes, weights, str(path))
+    detector = build_detector(config)
+    detector.load_state_dict(weights)
     return detector.eval(), card
 
 
@@ -101,15 +197,19 @@ def untrained(config: dict[str, Any]) -> dict[str, Any]:
 
 
 def load_matching(module: torch.nn.Module, weights: dict[str, Tensor], parts: tuple[str, ...] = ()) -> dict[str, Any]:
-    """Copies what agrees in name and shape, of some ``parts`` (its modules' names) or of all; says how many tensors
-    those are, and which of the others there are.
+    """Copies what agrees in name, shape and type, of some ``parts`` (its modules' names) or of all; says how many
+    tensors those are, and which of the others there are.
 
     Returns ``{"taken": count, "left": names in the weights that found no place}``.
     """
     own = module.state_dict()
+    alike = {(name, value.shape, value.dtype) for name, value in own.items()}
     begins = tuple(f"{part}." for part in parts) or ("",)
-    asked = {name: value for name, value in weights.items() if name.startswith(begins)}
-    fits = {name: value for name, value in asked.items() if name in own and own[name].shape == value.shape}
+    fits = {
+        name: value
+        for name, value in weights.items()
+        if name.startswith(begins) and (name, value.shape, value.dtype) in alike
+    }
     module.load_state_dict(own | fits)
     return {"taken": len(fits), "left": sorted(weights.keys() - fits.keys())}
 
@@ -118,7 +218,17 @@ def load_into(module: torch.nn.Module, weights: dict[str, Tensor], where: str) -
     """Copies weights into a module.
 
     Raises:
-        UserError: names or shapes differ; the first difference is named.
+        UserError: names, shapes or types differ; the first difference is named.
+    """
+    refuse_misfit(module, weights, where)
+    module.load_state_dict(weights)
+
+
+def refuse_misfit(module: torch.nn.Module, weights: Mapping[str, Tensor], where: str) -> None:
+    """Compares weights with what a module has.
+
+    Raises:
+        UserError: names, shapes or types differ; the first difference is named.
     """
     own = module.state_dict()
     for name in sorted(set(own) | set(weights)):
@@ -129,4 +239,6 @@ def load_into(module: torch.nn.Module, weights: dict[str, Tensor], where: str) -
         if own[name].shape != weights[name].shape:
             shapes = tuple(weights[name].shape), tuple(own[name].shape)
             raise UserError(f"{where}: {name} has shape {shapes[0]}, this detector's is {shapes[1]}")
-    module.load_state_dict(weights)
+        if own[name].dtype != weights[name].dtype:
+            types = weights[name].dtype, own[name].dtype
+            raise UserError(f"{where}: {name} has values of type {types[0]}, this detector's are {types[1]}")

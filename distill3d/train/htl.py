@@ -7,6 +7,7 @@ MonoSKD.  Works on the loss terms of any detector, by name.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -104,7 +105,7 @@ class HierarchicalTaskLearning:
     the released code does: the weights of an epoch do not know the epoch before.
 
     Raises:
-        UserError: a task rests on a term that the detector does not have.
+        UserError: a task rests on a term that the detector does not have, or a state has other terms than it.
     """
 
     def __init__(self, config: HTLConfig, epochs: int) -> None:
@@ -116,13 +117,19 @@ class HierarchicalTaskLearning:
         self.weights = dict.fromkeys(config.prerequisites, 0.0)
         self.sums: Tensor | None = None
         self.count = 0
+        self.taken_up = False  # a state, whose terms were not compared with the losses yet
 
     def observe(self, losses: Mapping[str, Tensor]) -> None:
         """Adds the unweighted terms of a batch to those of the present epoch."""
         if not self.terms:
-            columns = self.config.columns or ()
-            self.terms = [*sorted(set(losses) - set(columns)), *(name for name in columns if name in losses)]
+            self.terms = self._in_order(losses)
             self._refuse_unknown()
+        elif self.taken_up and self._in_order(losses) != self.terms:
+            raise UserError(
+                f"hierarchical task learning: the state weighs the terms {', '.join(self.terms)}, the losses are "
+                f"{', '.join(losses)}"
+            )
+        self.taken_up = False
         values = torch.stack([losses[name].detach().double() for name in self.terms])
         self.sums = values if self.sums is None else self.sums + values.to(self.sums.device)
         self.count += 1
@@ -156,7 +163,42 @@ class HierarchicalTaskLearning:
         self.first_trend, self.weights = state["first_trend"], dict(state["weights"])
         sums = state["sums"]
         self.sums = None if sums is None else torch.tensor(sums, dtype=torch.float64)
-        self.count = state["count"]
+        self.count, self.taken_up = state["count"], True
+
+    def reason_against(self, state: Any, epoch: int, step: int, steps: int) -> str | None:
+        """Why a state is none that this object could have after ``step`` of the ``steps`` of ``epoch``, or None."""
+        if not isinstance(state, dict) or state.keys() != self.state_dict().keys():
+            return f"has other keys than {', '.join(self.state_dict())}"
+        terms, history, first, weights, sums, count = (state[name] for name in self.state_dict())
+        if not isinstance(terms, list) or not all(isinstance(name, str) for name in terms):
+            return "has terms that are no list of names"
+        if len(set(terms)) < len(terms):
+            return "names a term twice"
+        begun = epoch + (step > 0)  # epochs whose weights were computed
+        observed = step if step > 0 else steps * (epoch > 0)
+        if type(count) is not int or count != observed or (sums is None) != (count == 0):
+            return f"has counted other steps than {observed}"
+        if bool(terms) != (begun > 0) or not self._named() <= set(terms or self._named()):
+            return "lacks terms that this stage weighs"
+        remembered = begun - (not self.config.first_pass)
+        length = max(min(remembered, self.config.history), 0)
+        if not isinstance(history, list) or len(history) != length:
+            return f"does not remember {length} epochs"
+        if not all(_is_row(row, len(terms)) for row in (*history, *(r for r in (first, sums) if r is not None))):
+            return f"has losses that are no {len(terms)} finite numbers"
+        if (first is None) != (remembered <= self.config.history):
+            return f"has {'a' if first is not None else 'no'} first trend after {begun} epochs"
+        if not isinstance(weights, dict) or weights.keys() != self.weights.keys() or not _is_row([*weights.values()]):
+            return "has other weights than finite ones of this stage's tasks"
+        return None
+
+    def _named(self) -> set[str]:
+        """The terms that tasks are or rest on."""
+        return {name for task, needed in self.config.prerequisites.items() for name in (task, *needed)}
+
+    def _in_order(self, losses: Mapping[str, Tensor]) -> list[str]:
+        columns = self.config.columns or ()
+        return [*sorted(set(losses) - set(columns)), *(name for name in columns if name in losses)]
 
     def _compute(self, epoch: int) -> dict[str, float]:
         now = trend(torch.tensor(self.history, dtype=torch.float64))
@@ -182,3 +224,9 @@ class HierarchicalTaskLearning:
                         f"hierarchical task learning: {task!r} rests on {', '.join(needed)}, but there is no loss term "
                         f"{name!r}, only {', '.join(self.terms)}"
                     )
+
+
+def _is_row(row: Any, length: int | None = None) -> bool:
+    """Whether a state's row of losses or weights is a list of finite numbers, of this length."""
+    fits = isinstance(row, list) and length in (None, len(row))
+    return fits and all(type(value) is float and math.isfinite(value) for value in row)

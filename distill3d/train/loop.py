@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import platform
+import sys
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,12 +31,16 @@ from distill3d.files import append_text, read_text, write_text
 from distill3d.layers.distributed import share_batch_norm, world_size
 from distill3d.settings import to_plain
 from distill3d.stop import Stopped, noted
+from distill3d.train.card import require
 from distill3d.train.checkpoint import (
+    PREVIOUS,
     STATE,
+    last_state,
     load_into,
     load_matching,
     load_state,
     load_weights,
+    refuse_not_finite,
     save_state,
     save_weights,
 )
@@ -47,11 +52,10 @@ from distill3d.train.progress import ProgressBar
 from distill3d.train.recipe import Recipe, StageConfig
 from distill3d.train.schedules import build_optimiser, first_beta, learning_rate
 from distill3d.train.sources import Verdict, source_of
+from distill3d.train.state import Layout, filled, restore_moments
 from distill3d.train.teachers import Teacher, refuse_overlap, trained_on
 
 METRICS, CONFIG, RECIPE = "metrics.jsonl", "config.yaml", "recipe.yaml"
-#: Changes when a state written by an older version can no longer be continued.
-STATE_FORMAT = 4
 
 
 @dataclass(frozen=True)
@@ -147,6 +151,8 @@ class _Run:
         mapping = self.source.mapping
         self.teachers = {name: self._teacher(name, mapping) for name in stage.teachers}
         started_from = {name: load_weights(folder.parent / name) for name in stage.starts_from}
+        for name, (_, card) in started_from.items():
+            require(card, folder.parent / name, "trained_on.frames")
         cards = [*(t.card for t in self.teachers.values()), *(card for _, card in started_from.values())]
         self.seen = trained_on(recipe.dataset.identity, self.data.frame_ids, [card["trained_on"] for card in cards])
         refuse_overlap({"trained_on": self.seen}, f"stage {stage.name!r}", recipe.dataset.identity,
@@ -188,6 +194,7 @@ class _Run:
         path = self.folder.parent / name
         repeatable = self.source.repeatable(self.stage, self.recipe.stage(name).detector.input)
         teacher = Teacher(path, self.stage.method.teacher_bn, repeatable, len(self.data))
+        require(teacher.card, path, "trained_on.frames")
         refuse_overlap(teacher.card, f"teacher {path}", self.recipe.dataset.identity, self.eval_data.frame_ids,
                        self.options.allow_overlap, mapping)  # fmt: skip
         return teacher.to(self.fabric.device, memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
@@ -206,26 +213,27 @@ class _Run:
     # ------------------------------------------------------------------------------------------------------- the state
 
     def resume(self) -> None:
-        """Takes up the last state, if there is one, and drops what was logged after it."""
-        state_file = self.folder / STATE
-        if state_file.exists():
-            state = load_state(state_file)
-            fingerprint = self.recipe.stage_fingerprint(self.stage)
-            if state.get("format") != STATE_FORMAT or state.get("fingerprint") != fingerprint:
-                raise UserError(
-                    f"{state_file} was written with other settings than stage {self.stage.name!r} has now: "
-                    "give another --out, or remove that folder"
-                )
-            load_into(self.step, state["model"], str(state_file))
-            self.optimiser.load_state_dict(state["optimiser"])
+        """Takes up the last state, if there is one, and drops what was logged after it.
+
+        Raises:
+            UserError: the state is damaged, or none of this stage.
+        """
+        if (path := last_state(self.folder)) is not None:
+            state = load_state(path)
+            self._layout().refuse_unfit(state, path)
+            self.step.load_state_dict(state["model"])
+            restore_moments(self.optimiser, state["optimiser"]["state"])
             if self.average is not None:
-                self.average.state = {k: v.to(self.fabric.device) for k, v in state["average"].items()}
+                self.average.state = filled(self.average.state, state["average"])
             if self.tasks is not None:
                 self.tasks.load_state_dict(state["tasks"])
             self.best = state["best"]
             self.epoch, self.step_in_epoch = state["epoch"], state["step_in_epoch"]
             torch.set_rng_state(state["rng"])
             self.recent, self.logged = [(lr, values) for lr, values in state["recent"]], state["logged"]
+            if path.name != STATE and self.is_first:
+                where = f"epoch {self.epoch + 1}, step {self.step_in_epoch}"
+                print(f"{self.folder / STATE} is not there: goes on from {path.name}, {where}", file=sys.stderr)
         if self.is_first:
             self._keep_log(self.logged)
             if self.options.tensorboard:
@@ -240,18 +248,22 @@ class _Run:
             lines = read_text(log).split("\n")[:-1]  # what follows the last line break was cut short
             write_text(log, "".join(f"{line}\n" for line in lines[:count]))
 
+    def _layout(self) -> Layout:
+        return Layout(
+            self.recipe.stage_fingerprint(self.stage), self.stage.schedule.epochs, self.sampler.steps, self.step,
+            self.step.student, self.optimiser, self.average, self.tasks,
+            self.recipe.evaluation.keep == "best",
+        )  # fmt: skip
+
     def save(self) -> None:
-        """The state after the last complete step; written by the first process alone."""
+        """The state after the last complete step; written by the first process alone.
+
+        Raises:
+            UserError: a weight is not finite, or the file cannot be written.
+        """
         if self.is_first:
-            state = {
-                "format": STATE_FORMAT, "fingerprint": self.recipe.stage_fingerprint(self.stage),
-                "epoch": self.epoch, "step_in_epoch": self.step_in_epoch,
-                "model": self.step.state_dict(), "optimiser": self.optimiser.state_dict(),
-                "average": None if self.average is None else self.average.state,
-                "tasks": None if self.tasks is None else self.tasks.state_dict(),
-                "best": self.best, "rng": torch.get_rng_state(),
-                "recent": self.recent, "logged": self.logged,
-            }  # fmt: skip
+            state = self._layout().gather(self.epoch, self.step_in_epoch, self.best, self.recent, self.logged)
+            refuse_not_finite(state["model"], f"{self.folder / STATE} was not written at step {self.global_step}")
             save_state(self.folder / STATE, state)
 
     def log(self, record: dict[str, Any], scalars: dict[str, float]) -> None:
@@ -365,6 +377,8 @@ class _Run:
         if self.average is not None:
             self.average.update(self.step.student, self.global_step + 1)
         self.step_in_epoch += 1
+        if self.recent and self.recent[-1][1].keys() != values.keys():
+            raise UserError(f"the state's last losses are {', '.join(self.recent[-1][1])}, now {', '.join(values)}")
         self.recent.append((lr, values))
         if self.global_step % self.options.log_steps == 0:
             self.log_recent()
@@ -423,6 +437,7 @@ class _Run:
             self.log_evaluation(self.evaluate(folder=self.folder))
             card = self.card()
             save_weights(self.folder, self.weights(), card)
+            (self.folder / PREVIOUS).unlink(missing_ok=True)
             if self.writer is not None:
                 self.writer.close()
         self.fabric.barrier()

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import re
 import warnings
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Any
 
 import torch
 from lightning_fabric import Fabric
@@ -16,7 +14,8 @@ from lightning_fabric import Fabric
 from distill3d.errors import UserError
 from distill3d.files import folder_name, read_text, sweep_below
 from distill3d.lock import only_writer
-from distill3d.train.checkpoint import CARD, STATE, WEIGHTS
+from distill3d.train.card import CARD, read_card, require
+from distill3d.train.checkpoint import PREVIOUS, STATE, WEIGHTS, last_state
 from distill3d.train.evaluation import EVALUATION, PREDICTIONS
 from distill3d.train.loop import CONFIG, METRICS, RECIPE, RunOptions, train_stage
 from distill3d.train.memory import keep_freed_memory
@@ -24,7 +23,7 @@ from distill3d.train.recipe import Recipe, StageConfig
 from distill3d.train.sources import source_of
 
 #: What a training writes into its stage's folder, the settings last.
-STAGE_FILES = (METRICS, STATE, WEIGHTS, CARD, EVALUATION, PREDICTIONS, CONFIG)
+STAGE_FILES = (METRICS, STATE, PREVIOUS, WEIGHTS, CARD, EVALUATION, PREDICTIONS, CONFIG)
 #: The settings that ours begin with, by which they are told from other files of these names.
 BEGINS = {RECIPE: ("name", "stages", "dataset"), CONFIG: ("name", "role", "detector")}
 
@@ -89,8 +88,8 @@ def _refuse_unmet(recipe: Recipe, stage: StageConfig, folder: Path, to_come: lis
 
 
 def _refuse_begun_otherwise(recipe: Recipe, stage: StageConfig, folder: Path) -> None:
-    path = folder / stage.name / STATE
-    begun = begun_with(path)
+    path = last_state(folder / stage.name)
+    begun = None if path is None else begun_with(path)
     if begun is not None and begun != recipe.stage_fingerprint(stage):
         raise UserError(
             f"{path} was written with other settings than stage {stage.name!r} has now: "
@@ -102,7 +101,7 @@ def begun_with(path: Path) -> str | None:
     """The fingerprint in a training state, without reading its tensors; None where there is none to be read, which
     training itself looks into."""
     try:
-        state = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        state = torch.load(path, map_location="meta", weights_only=True)
     except Exception:  # of a damaged file anything
         return None
     begun = state.get("fingerprint") if isinstance(state, dict) else None
@@ -149,12 +148,13 @@ def is_finished(recipe: Recipe, stage: StageConfig, folder: Path) -> bool:
     """Whether a stage's card is there.
 
     Raises:
-        UserError: the card was written with other settings.
+        UserError: the card was written with other settings, or cannot be read.
     """
     path = folder / stage.name / CARD
     if not path.exists():
         return False
-    card: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    card = read_card(path)
+    require(card, path, "fingerprint")
     if card["fingerprint"] != recipe.stage_fingerprint(stage):
         raise UserError(
             f"{path.parent} was trained with other settings than stage {stage.name!r} has now: "

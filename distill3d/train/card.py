@@ -1,0 +1,154 @@
+"""Cards: what someone who is handed weights needs to know of them.
+
+A card is a JSON object.  It stands in the header of ``model.safetensors``, under that file's checksum, and beside it in
+``card.json``, with a checksum of its own.  Every key is optional, since cards of several kinds of stages are read; but
+what is there is of the type that ``Card`` says, and what a command cannot do without it asks for with ``require``.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from pathlib import Path
+from typing import Annotated, Any, TypedDict
+
+import msgspec
+
+from distill3d.data.augment.image import Placement
+from distill3d.errors import UserError
+from distill3d.files import parse_json, read_text, write_text
+
+CARD = "card.json"
+#: The key of ``card.json`` under which the checksum of everything else in it stands.
+CHECKSUM = "checksum"
+#: No card is nested deeper: settings lie in settings of settings.
+DEEPEST = 32
+#: Seeds have up to 64 bits; nothing in a card is larger.
+LARGEST = 2**64
+
+Count = Annotated[int, msgspec.Meta(ge=0)]
+Positive = Annotated[float, msgspec.Meta(gt=0)]
+Pixels = Annotated[int, msgspec.Meta(gt=0)]
+Row = tuple[float, float, float, float]
+Matrix = tuple[Row, Row, Row, Row]
+
+
+class TrainedOn(TypedDict, total=False):
+    """The frames behind the weights, those of teachers included."""
+
+    identity: str
+    count: Count
+    sha256: str  # of the frames' names, a line each
+    frames: list[str]
+
+
+class Card(TypedDict, total=False):
+    """Types of the keys; other keys may be there and are kept."""
+
+    recipe: str
+    stage: str
+    role: str
+    detector: str
+    config: dict[str, Any]
+    input: str
+    method: str | None
+    method_config: dict[str, Any] | None
+    teachers: list[str]
+    init: str | None
+    inherited: dict[str, dict[str, Any]]
+    seed: int
+    epochs: Count
+    kept: str
+    parameters: Count
+    precision: str
+    device: str
+    world_size: Count
+    canvas: tuple[Pixels, Pixels]  # (width, height) px
+    focal: Positive  # px on the canvas
+    file_focal: Positive  # px in the pictures' files
+    placement: Placement
+    min_height_scale: Positive
+    lidar_to_camera: Matrix | None
+    classes: list[str]
+    version: str
+    past: list[int]
+    ego_frame: str
+    fingerprint: str
+    trained_on: TrainedOn
+    note: str
+    versions: dict[str, str]
+
+
+def read_card(path: Path) -> dict[str, Any]:
+    """The card in a ``card.json``, without its checksum.
+
+    Raises:
+        UserError: it cannot be read, is no card, or was changed after it was written.
+    """
+    card = parse_card(read_text(path), path)
+    checksum = card.pop(CHECKSUM, None)
+    if checksum is not None and checksum != _checksum(card):
+        raise UserError(
+            f"{path}: was damaged or changed after distill3d wrote it (its checksum differs): put an undamaged copy "
+            "in its place, or train the stage again"
+        )
+    return card
+
+
+def write_card(path: Path, card: dict[str, Any]) -> None:
+    """A ``card.json`` with its checksum."""
+    card = {name: value for name, value in card.items() if name != CHECKSUM}
+    write_text(path, json.dumps({**card, CHECKSUM: _checksum(card)}, indent=1))
+
+
+def parse_card(text: str, where: Path | str) -> dict[str, Any]:
+    """The card that a text holds.
+
+    Raises:
+        UserError: it is no JSON object, or one of its values is none that a card can have; the sentence begins with
+            ``where`` and names the key.
+    """
+    card = parse_json(text, where)
+    if not isinstance(card, dict):
+        raise UserError(f"{where}: holds no JSON object, expected a card written by distill3d")
+    _refuse_impossible_numbers(card, where)
+    try:
+        msgspec.convert(card, Card)
+    except msgspec.ValidationError as error:
+        what, _, place = str(error).partition(" - at `$")
+        key = f"{place.rstrip('`').removeprefix('.')}: " if place else ""
+        raise UserError(f"{where}: {key}{what[:1].lower()}{what[1:]}") from None
+    return card
+
+
+def require(card: dict[str, Any], where: Path | str, *names: str) -> None:
+    """Asks a card for what a command cannot do without; a dot parts a name from one in it.
+
+    Raises:
+        UserError: it lacks one of these keys, or has none but null there.
+    """
+    for name in names:
+        value: Any = card
+        for part in name.split("."):
+            value = (value or {}).get(part)
+        if value is None:
+            raise UserError(f"{where}: the card says nothing of {name!r}, expected one written by distill3d train")
+
+
+def _refuse_impossible_numbers(card: dict[str, Any], where: Path | str) -> None:
+    left: list[tuple[Any, int]] = [(card, 1)]
+    while left:
+        value, depth = left.pop()
+        if isinstance(value, float) and not math.isfinite(value):
+            raise UserError(f"{where}: holds the number {value}, expected finite ones")
+        if isinstance(value, int) and abs(value) > LARGEST:
+            raise UserError(f"{where}: holds a number that is too long")
+        if isinstance(value, dict | list):
+            if depth > DEEPEST:
+                raise UserError(f"{where}: is nested too deeply, expected a card written by distill3d")
+            left.extend((inner, depth + 1) for inner in (value.values() if isinstance(value, dict) else value))
+
+
+def _checksum(card: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(card, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
