@@ -175,7 +175,7 @@ def placed(card: dict[str, Any], size: tuple[int, int], camera: Camera) -> Place
     canvas = (_fit(width * scale), _fit(height * scale))
     if canvas[0] * canvas[1] > GREATEST_CANVAS * canvas_width * canvas_height:
         raise UserError(
-            f"a picture of {width} x {height} px with a focal length of {fx:g} px would be looked at on {canvas[0]} x "
+            f"{width} x {height} px with a focal length of {fx:g} px would be looked at on {canvas[0]} x "
             f"{canvas[1]} px, more than {GREATEST_CANVAS} times the {canvas_width} x {canvas_height} px of training: "
             "cut off what need not be looked at"
         )

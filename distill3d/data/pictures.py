@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -21,6 +22,8 @@ from distill3d.files import reason_of
 MAX_PIXELS = 2**26
 #: What is opened: formats that cameras and converters write.  Pillow knows others that start programs (EPS).
 FORMATS = ("PNG", "JPEG", "TIFF", "BMP", "GIF", "PPM", "WEBP", "JPEG2000")
+#: How whole files of these formats end; others are not known by their end.
+ENDS = {"PNG": b"IEND\xaeB`\x82", "JPEG": b"\xff\xd9"}
 #: How a picture becomes upright, by EXIF's orientation (Exif 2.32, tag 0x0112).
 TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT, 3: Image.Transpose.ROTATE_180, 4: Image.Transpose.FLIP_TOP_BOTTOM,
@@ -62,12 +65,17 @@ def read_picture(path: Path) -> Image.Image:
 
 
 def picture_size(path: Path) -> tuple[int, int]:
-    """Width and height (px) of an image file once it is upright, from its header alone.
+    """Width and height (px) of an image file once it is upright, from its header; it is decoded only where its end is
+    not as it should be.
 
     Raises:
-        UserError: it is absent, no image or larger than ``MAX_PIXELS``.
+        UserError: it is absent, truncated, no image or larger than ``MAX_PIXELS``.
     """
-    with opened_picture(path) as image:
+    with opened_picture(path) as image, path.open("rb") as file:
+        end = ENDS.get(image.format or "", b"")
+        file.seek(-len(end), os.SEEK_END)
+        if file.read() != end:
+            image.load()
         # PNG files may have EXIF data behind the pixels, which would have to be decoded: readers look again.
         late = image.format == "PNG" and "exif" not in image.info
         turned = not late and orientation(image) in SIDEWAYS

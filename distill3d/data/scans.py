@@ -23,7 +23,7 @@ REACH, HEIGHT = 500.0, 150.0
 GREATEST_INTENSITY = 2.0**16
 #: Share of the points that may break a range: real scans have none, scrambled ones a quarter or more.
 ODD_SHARE = 0.01
-LEAST_COLUMNS = 3  # x, y, z
+LEAST_COLUMNS, MOST_COLUMNS = 3, 64  # x, y, z; more than any sensor gives
 TRIED_COLUMNS = range(LEAST_COLUMNS, 9)
 PIECE, PIECES = 1600, 8  # values of a run, and runs of a file, that are looked at
 #: By how much the mean log variance of the columns of another layout must be smaller to be believed.  On KITTI's and
@@ -45,6 +45,18 @@ class ScanLayout(NamedTuple):
         return f"{self.columns} columns of float{64 if self.double else 32}"
 
 
+def refuse_columns(columns: int) -> None:
+    """Keeps scans from being read with a number of columns that no scan has.
+
+    Raises:
+        UserError: it is less than ``LEAST_COLUMNS`` or more than ``MOST_COLUMNS``.
+    """
+    if not LEAST_COLUMNS <= columns <= MOST_COLUMNS:
+        raise UserError(
+            f"scan_columns is {columns}, expected {LEAST_COLUMNS} (x, y, z) to {MOST_COLUMNS}, as the files have"
+        )
+
+
 def read_rows(path: Path, columns: int) -> Float32[np.ndarray, "m c"]:
     """The rows of a scan: x, y, z (m) and, from four ``columns`` on, intensity; NaN and Inf as they are.
 
@@ -52,6 +64,7 @@ def read_rows(path: Path, columns: int) -> Float32[np.ndarray, "m c"]:
         UserError: the file is absent or empty, its size is no whole number of rows, or its values are no LiDAR scan of
             so many columns.
     """
+    refuse_columns(columns)
     data = bytearray(read_bytes(path))
     if not data:
         raise UserError(f"{path}: the file is empty, expected LiDAR points")
@@ -66,7 +79,7 @@ def read_rows(path: Path, columns: int) -> Float32[np.ndarray, "m c"]:
     return rows
 
 
-def with_columns(rows: Float32[np.ndarray, "m c"], columns: int) -> Float32[np.ndarray, "m c"]:
+def with_columns(rows: Float32[np.ndarray, "m _"], columns: int) -> Float32[np.ndarray, "m _"]:
     """The first ``columns`` of each row; those that a scan does not have are 0."""
     if rows.shape[1] == columns:
         return rows
@@ -106,7 +119,7 @@ def likely_layout(values: Float32[np.ndarray, " n"], columns: int) -> ScanLayout
     """The layout that the values of a file have, if that is clearly another than ``columns`` of float32."""
     if len(values) < LEAST_VALUES:
         return None
-    most = _spread(_pieces(values, columns)) - CLEARLY
+    expected = _spread(_pieces(values, columns))
     for double in (False, True):
         numbers = values[: len(values) // 2 * 2].view("<f8") if double else values
         found = []
@@ -114,6 +127,8 @@ def likely_layout(values: Float32[np.ndarray, " n"], columns: int) -> ScanLayout
             if len(numbers) % count == 0 and (double or count != columns):
                 rows = _pieces(numbers, count)
                 spread = _spread(rows)
+                # Two rows of 3 columns are one of 6, whose columns are as uniform.
+                most = expected + ALIKE if not double and columns % count == 0 else expected - CLEARLY
                 if spread < most and max(_odd_shares(rows)) <= ODD_SHARE:
                     found.append((spread, ScanLayout(count, double)))
         if found:
