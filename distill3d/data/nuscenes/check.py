@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
+from distill3d.camera import Camera, misfit
 from distill3d.data.nuscenes.dataset import SCAN_COLUMNS
 from distill3d.data.nuscenes.json_columns import RecordFault
 from distill3d.data.nuscenes.tables import ANNOTATION, NONE, REQUIRED, Tables, listed, read_tables, table_file
@@ -97,6 +98,16 @@ def _calibration_faults(t: Tables) -> Iterator[RecordFault]:
     focal = sensors.camera_intrinsic[:, (0, 1), (0, 1)]
     blind = np.flatnonzero(camera & ~(focal > 0).all(-1))  # NaN where there is no matrix
     yield from listed(path, sensors.token, blind, lambda r: "camera_intrinsic has no positive focal lengths")
+    data, sees = t.sample_data, np.append(camera & (focal > 0).all(-1), False)
+    taken = sees[data.calibrated_sensor] & (data.width > 0) & (data.height > 0)
+    sizes = np.unique(np.stack((data.calibrated_sensor, data.width, data.height), 1)[taken].astype(np.int64), axis=0)
+    misfits: dict[int, str] = {}
+    for row, width, height in sizes.tolist():
+        (fx, _, cx), (_, fy, cy), _ = sensors.camera_intrinsic[row].tolist()
+        fault = misfit(Camera.from_intrinsics(fx, fy, cx, cy), (width, height))
+        if fault is not None:
+            misfits.setdefault(row, fault)
+    yield from listed(path, sensors.token, np.array(sorted(misfits), np.int64), lambda r: misfits[r])
 
 
 def _annotation_faults(t: Tables) -> Iterator[RecordFault]:
