@@ -39,7 +39,7 @@ def predict_images(
     least_score: float | None = None, device: str = "cpu",
 ) -> Iterator[Path]:  # fmt: skip
     """Detects in each picture and writes ``<out>/<name>.txt`` (KITTI result lines) and ``<out>/<name>.png`` (drawing),
-    named as ``result_names`` says; yields the drawings' paths.  All pictures are looked at before the first is computed.
+    named as ``result_names`` says; yields the drawings' paths.  All pictures are looked at before one is computed.
 
     Raises:
         UserError: no picture or no camera is given, a file cannot be read or is not what it should be, the camera
