@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -12,6 +13,14 @@ from torch import Tensor
 #: ``rect_z`` divides by the point's own z, as MonoDLE and OpenPCDet do; ``homogeneous`` divides by the third row of the
 #: projection, which is exact.  They differ by P[2, 3] / z (KITTI: about 0.003 m / z).
 Divide = Literal["rect_z", "homogeneous"]
+
+#: The principal point may lie this far from the image centre, as shares of width and height.  KITTI's lie within 0.015
+#: and 0.04; an image scaled to half or double size without its calibration is off by 0.25 or more across.
+CENTRE_TOLERANCE = (0.15, 0.25)
+#: Degrees from edge to edge: a wider picture is no pinhole camera's, one narrower along its longer side no vehicle's.
+WIDEST_VIEW, NARROWEST_VIEW = 160.0, 0.5
+#: Focal lengths and principal points up to these are shares of the picture's size, no pixels.
+NORMALISED = (10.0, 2.0)
 
 
 @dataclass(frozen=True)
@@ -145,6 +154,30 @@ class ImageAffine:
 def _ordered(boxes: Tensor, flip: Tensor) -> Tensor:
     """Left and right edges swapped where a mirror exchanged them."""
     return torch.where(flip[..., None, None], boxes[..., [2, 1, 0, 3]], boxes)
+
+
+def misfit(camera: Camera, size: tuple[int, int]) -> str | None:
+    """Why one camera (3, 4) cannot have taken a picture of ``size`` (width, height) px; None where it can."""
+    p, (width, height) = camera.projection, size
+    picture = f"an image of {width} x {height} px"
+    focal, centre = (p[0, 0].item(), p[1, 1].item()), (p[0, 2].item(), p[1, 2].item())
+    if max(focal) <= NORMALISED[0] and max(map(abs, centre)) <= NORMALISED[1]:
+        return (
+            f"the focal lengths {focal[0]:g} and {focal[1]:g} look like shares of the picture's size, expected px: "
+            f"multiply them and the principal point by the width and height of {picture}"
+        )
+    for length, axis, f in zip(size, ("across", "down"), focal, strict=True):
+        view = math.degrees(2 * math.atan(length / 2 / f))
+        longest = math.degrees(2 * math.atan(max(size) / 2 / f))
+        if view > WIDEST_VIEW or longest < NARROWEST_VIEW:
+            return (
+                f"the focal length {f:g} px does not fit {picture}: a view of {view:.3g} degrees {axis}, "
+                f"expected {NARROWEST_VIEW:g} to {WIDEST_VIEW:g}"
+            )
+    for axis, length, at, tolerance in zip("xy", size, centre, CENTRE_TOLERANCE, strict=True):
+        if not abs(at / length - 0.5) <= tolerance:
+            return f"the principal point ({axis} = {at:g} px) does not fit {picture}"
+    return None
 
 
 # ----------------------------------------------------------------------------------------------------------- depth bins

@@ -323,11 +323,12 @@ def check(arguments: list[str]) -> int:
     class Options:
         folder: tyro.conf.Positional[Path]
         layout: Literal["kitti", "nuscenes"] = "kitti"
+        scan_columns: int | None = None  # of the scans' files; by default the layout's: 4, or 5 of nuscenes
 
     options = _parse(Options, "check", arguments)
     from distill3d.data.check import run_check
 
-    return run_check(options.folder, options.layout)
+    return run_check(options.folder, options.layout, options.scan_columns)
 
 
 def raw_list(arguments: list[str]) -> None:

@@ -15,6 +15,7 @@ from jaxtyping import Float
 
 from distill3d.answers import depth_log_scales, ground_maps
 from distill3d.data.kitti.dataset import KittiDataset
+from distill3d.devices import find_device
 from distill3d.errors import UserError
 from distill3d.evaluate.kitti import CLASSES, Annotations
 from distill3d.evaluate.transfer import (
@@ -111,6 +112,7 @@ def diagnose(
         raise UserError(f"--out is {str(page)!r}, expected a name that ends in .html")
     if not 0 < margin < 1:
         raise UserError(f"--margin is {margin:g}, expected a share of the depth between 0 and 1, such as 0.02")
+    find_device(device)
     files = (page, page.with_suffix(".json"), page.with_suffix(".csv"))
     for file in files:
         refuse_foreign(file)

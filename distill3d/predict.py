@@ -8,19 +8,20 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
 from distill3d.boxes import KITTI_CLASSES, Boxes3D
-from distill3d.camera import Camera, ImageAffine
+from distill3d.camera import Camera, ImageAffine, misfit
 from distill3d.data.augment.image import place, resample
 from distill3d.data.collate import collate
 from distill3d.data.kitti.calibration import read_calibration
 from distill3d.data.kitti.labels import write_results
-from distill3d.data.pictures import read_image
+from distill3d.data.pictures import picture_size, read_image
 from distill3d.data.sample import Sample
 from distill3d.detectors.base import Detector
+from distill3d.devices import find_device
 from distill3d.errors import UserError
 from distill3d.files import refuse_foreign, write_output
 from distill3d.train.checkpoint import load_detector
@@ -29,6 +30,8 @@ from distill3d.train.checkpoint import load_detector
 CANVAS_STEP = 32
 #: A picture whose focal length on the training canvas is this near to training's (relative) is placed as in training.
 FOCAL_TOLERANCE = 0.05
+#: A picture may be looked at on at most so many times the training canvas's area: memory grows with it.
+GREATEST_CANVAS = 16
 
 
 def predict_images(
@@ -36,13 +39,20 @@ def predict_images(
     least_score: float | None = None, device: str = "cpu",
 ) -> Iterator[Path]:  # fmt: skip
     """Detects in each picture and writes ``<out>/<name>.txt`` (KITTI result lines) and ``<out>/<name>.png`` (drawing),
-    named as ``result_names`` says; yields the drawings' paths.
+    named as ``result_names`` says; yields the drawings' paths.  All pictures are looked at before one is computed.
 
     Raises:
-        UserError: the camera is not given, a file cannot be read or is not what it should be, or a result would replace
-            a file that this library did not write, or that is the result of another picture.
+        UserError: no picture or no camera is given, a file cannot be read or is not what it should be, the camera
+            cannot have taken a picture, the device is not there, or a result would replace a file that this library did
+            not write, or that is the result of another picture.
     """
+    if not images:
+        raise UserError("predict: give at least one picture after the checkpoint")
     camera = read_camera(calib, intrinsics)
+    where = find_device(device)
+    sizes = {path: picture_size(path) for path in images}
+    for path, size in sizes.items():
+        refuse_misfit(path, size, camera, calib)
     names = result_names(images)
     for path, name in names.items():
         for ending in (".txt", ".png"):
@@ -57,10 +67,16 @@ def predict_images(
         raise UserError(
             f"{checkpoint} looks at {detector.config.input}, predict needs a detector that looks at pictures alone"
         )
-    detector.to(device)
+    for path, size in sizes.items():
+        try:
+            placed(card, size, camera)
+        except UserError as error:
+            raise UserError(f"{path}: {error}") from None
+    detector.to(where)
     for path, name in names.items():
         image = read_image(path)
-        boxes = predict_image(detector, card, image.float() / 255, camera, device)
+        refuse_misfit(path, (image.shape[-1], image.shape[-2]), camera, calib)
+        boxes = predict_image(detector, card, image.float() / 255, camera, where)
         if least_score is not None and boxes.score is not None:
             boxes = boxes[boxes.score >= least_score]
         _write(out / name, path, image.float() / 255, camera, boxes)
@@ -113,41 +129,77 @@ def result_names(images: Iterable[Path]) -> dict[Path, str]:
     return found
 
 
-def predict_image(
-    detector: Detector, card: dict[str, Any], image: torch.Tensor, camera: Camera, device: str = "cpu"
-) -> Boxes3D:
-    """Boxes in the camera frame of one picture (3, H, W) with values in 0..1.
+def refuse_misfit(path: Path, size: tuple[int, int], camera: Camera, calib: Path | None) -> None:
+    """Keeps a picture of ``size`` (width, height) px from being taken for another camera's.
+
+    Raises:
+        UserError: the camera, of the file ``calib`` or of --intrinsics, cannot have taken it.
+    """
+    fault = misfit(camera, size)
+    if fault is not None:
+        raise UserError(f"{calib or '--intrinsics'}: {fault}, the size of {path}")
+
+
+class PlacedPicture(NamedTuple):
+    """How a picture comes before a detector."""
+
+    pixels: ImageAffine  # how the picture is resampled
+    affine: ImageAffine  # the same as the detector is told of it
+    camera: Camera  # of the picture as the detector is told of it
+    enlarged: float  # how many times larger than it is the picture is said to be
+
+
+def placed(card: dict[str, Any], size: tuple[int, int], camera: Camera) -> PlacedPicture:
+    """Where a picture of ``size`` (width, height) px goes.
 
     A detector has learned depth at one focal length.  The picture is scaled so that objects at the same distance have
     the size that they had in training; it may be larger or smaller than the training canvas, and nothing is cut off.
+
+    Raises:
+        UserError: it would be more than ``GREATEST_CANVAS`` times as large.
     """
-    width, height = image.shape[-1], image.shape[-2]
+    width, height = size
     (canvas_width, canvas_height), focal = card["canvas"], card["focal"]
     placement = card.get("placement", "fit")
     fx = float(camera.projection[0, 0])
     projection = camera.projection.clone()
     projection[2, 3] = 0  # the data sets that detectors learn from divide by z itself
-    enlarged = 1.0
-    as_trained = canvas_width / width
-    if placement == "corner":
-        as_trained = 1.0
+    as_trained = 1.0 if placement == "corner" else canvas_width / width
     fits = width * as_trained <= canvas_width and height * as_trained <= canvas_height * (
         1.0 if placement == "corner" else 1 + FOCAL_TOLERANCE
     )
     if fits and abs(fx * as_trained / focal - 1) <= FOCAL_TOLERANCE:
-        placed = affine = place((width, height), (canvas_width, canvas_height), placement)
-    else:
-        scale = focal / fx
-        size = (_fit(width * scale), _fit(height * scale))
-        placed = ImageAffine.crop((width, height), size, zoom=size[0] / (width * scale))
-        # To the detector the picture is one that training's camera took: the same canvas, from a file of another size.
-        enlarged = card["file_focal"] / fx
-        projection[:2] *= enlarged
-        window = ImageAffine.crop((width * enlarged, height * enlarged), size, zoom=size[0] / (width * scale))
-        affine = replace(window, zoom=torch.ones_like(window.zoom))  # its focal length is training's: depths are true
+        affine = place(size, (canvas_width, canvas_height), placement)
+        return PlacedPicture(affine, affine, Camera(projection), 1.0)
+    scale = focal / fx
+    canvas = (_fit(width * scale), _fit(height * scale))
+    if canvas[0] * canvas[1] > GREATEST_CANVAS * canvas_width * canvas_height:
+        raise UserError(
+            f"{width} x {height} px with a focal length of {fx:g} px would be looked at on {canvas[0]} x "
+            f"{canvas[1]} px, more than {GREATEST_CANVAS} times the {canvas_width} x {canvas_height} px of training: "
+            "cut off what need not be looked at"
+        )
+    pixels = ImageAffine.crop(size, canvas, zoom=canvas[0] / (width * scale))
+    # To the detector the picture is one that training's camera took: the same canvas, from a file of another size.
+    enlarged = card["file_focal"] / fx
+    projection[:2] *= enlarged
+    window = ImageAffine.crop((width * enlarged, height * enlarged), canvas, zoom=canvas[0] / (width * scale))
+    affine = replace(window, zoom=torch.ones_like(window.zoom))  # its focal length is training's: depths are true
+    return PlacedPicture(pixels, affine, Camera(projection), enlarged)
+
+
+def predict_image(
+    detector: Detector, card: dict[str, Any], image: torch.Tensor, camera: Camera, device: torch.device | str = "cpu"
+) -> Boxes3D:
+    """Boxes in the camera frame of one picture (3, H, W) with values in 0..1; ``placed`` says what becomes of it.
+
+    Raises:
+        UserError: as ``placed``.
+    """
+    pixels, affine, camera, enlarged = placed(card, (image.shape[-1], image.shape[-2]), camera)
     mounted = card.get("lidar_to_camera")  # for detectors that answer in a LiDAR's frame: as it was in training
     sample = Sample(
-        "picture", resample(image, placed), affine.camera(Camera(projection)), affine,
+        "picture", resample(image, pixels), affine.camera(camera), affine,
         lidar_to_camera=None if mounted is None else torch.tensor(mounted, dtype=torch.float64),
     )  # fmt: skip
     batch = collate([sample]).to(device)

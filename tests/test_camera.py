@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from distill3d.camera import Camera, DepthBins, Divide, ImageAffine
+from distill3d.camera import Camera, DepthBins, Divide, ImageAffine, misfit
 
 #: KITTI's P2 of most training frames.
 P2 = torch.tensor(
@@ -156,3 +156,24 @@ def test_depths_outside_have_the_last_class(mode) -> None:
     outside = tensor([-5.0, 0.0, 1.0, 47.5, 1e6, math.inf, math.nan])
     assert bins.index(outside).tolist() == [120] * 7
     assert replace(bins, count=80).index(outside).tolist() == [80] * 7
+
+
+@pytest.mark.parametrize(
+    ("camera", "size", "words"),
+    [
+        ((721, 721, 609, 172), (1242, 375), None),
+        ((1266, 1266, 816, 491), (1600, 900), None),  # nuScenes' front camera
+        ((721, 721, 609, 172), (2484, 750), "the principal point (x = 609 px) does not fit an image of 2484 x 750 px"),
+        ((721, 721, 609, 172), (1242, 200), "the principal point (y = 172 px)"),
+        ((0.58, 1.92, 0.49, 0.46), (1242, 375), "look like shares of the picture's size, expected px"),
+        ((1, 1, 621, 187), (1242, 375), "a view of 180 degrees across, expected 0.5 to 160"),
+        ((1e-30, 1e-30, 621, 187), (1242, 375), "the focal length 1e-30 px does not fit"),
+        ((1e308, 721, 621, 187), (1242, 375), "the focal length 1e+308 px does not fit"),
+        ((721, 1e30, 621, 187), (1242, 375), "degrees down"),
+        ((100, 100, 0.5, 32), (1, 64), None),
+        ((800, 800, 1.5, 1000), (3, 2000), None),
+    ],
+)
+def test_cameras_that_cannot_have_taken_a_picture(camera: tuple, size: tuple[int, int], words: str | None) -> None:
+    found = misfit(Camera.from_intrinsics(*camera), size)
+    assert found is None if words is None else found is not None and words in found

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from streets import small_bev_detector
+from streets import TRUNK, small_bev_detector
 
 from distill3d.camera import Camera
 from distill3d.detectors import bevdepth, build_detector, caddn, pointpillars, second
@@ -170,7 +170,7 @@ def test_pictures_and_labels_are_never_replaced(own: str, picture: Path) -> None
         picture = picture.rename(picture.with_suffix(".jpg"))
     before = untouched(picture.parent)
     with pytest.raises(UserError, match=f"{own}: is there already and was not written by distill3d"):
-        list(predict_images(Path("nowhere"), (picture,), None, "93,93,80,20", picture.parent))
+        list(predict_images(Path("nowhere"), (picture,), None, "186,186,160,40", picture.parent))
     assert untouched(picture.parent) == before
 
 
@@ -181,11 +181,104 @@ def test_results_of_another_picture_are_not_replaced(picture: Path, tmp_path: Pa
     Image.new("RGB", (320, 96)).save(other)
     out = tmp_path / "out"
     for _ in range(2):
-        (drawing,) = predict_images(stage, (picture,), None, "93,93,80,20", out)
+        (drawing,) = predict_images(stage, (picture,), None, "186,186,160,40", out)
         assert drawing == out / "street.png"
     before = untouched(out)
     with pytest.raises(UserError, match=f"street.txt: is the result of {picture}"):
-        list(predict_images(stage, (other,), None, "93,93,80,20", out))
+        list(predict_images(stage, (other,), None, "186,186,160,40", out))
     assert untouched(out) == before
-    both = list(predict_images(stage, (picture, other), None, "93,93,80,20", out))
+    both = list(predict_images(stage, (picture, other), None, "186,186,160,40", out))
     assert [path.name for path in both] == [f"{tmp_path.name}__street.png", "other__street.png"]
+
+
+# ------------------------------------------------------------------------------------------- pictures and their cameras
+
+CAMERA = "186,186,160,40"  # of ``picture``
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small detector with fresh weights, all of whose answers count."""
+    torch.manual_seed(0)
+    detector = build_detector(replace(TINY["monodle"], score_threshold=0.0, trunk=TRUNK, head_channels=8))
+    return checkpoint(tmp_path_factory.mktemp("any") / "model", detector, "fit")
+
+
+def refused(model: Path, images: tuple[Path, ...], calib: Path | None, intrinsics: str | None, out: Path) -> str:
+    """The sentence; nothing is computed or written before it."""
+    with pytest.raises(UserError) as error:
+        list(predict_images(model, images, calib, intrinsics, out))
+    assert not out.exists()
+    return str(error.value)
+
+
+def test_a_calibration_of_the_camera_alone_suffices(model: Path, picture: Path, tmp_path: Path) -> None:
+    calib = tmp_path / "p2.txt"
+    calib.write_text("P2: 186 0 160 0 0 186 40 0 0 0 1 0\n")
+    assert len(list(predict_images(model, (picture,), calib, None, tmp_path / "out"))) == 1
+    calib.write_text("P2: 186 20 160 0 0 186 40 0 0 0 1 0\n")
+    assert f"{calib}:1: P2 has a skew of 20 px" in refused(model, (picture,), calib, None, tmp_path / "skew")
+
+
+def test_a_turned_picture_is_its_upright_copy(model: Path, picture: Path, tmp_path: Path) -> None:
+    turned, exif = tmp_path / "turned.png", Image.Exif()
+    exif[0x0112] = 8
+    Image.open(picture).transpose(Image.Transpose.ROTATE_270).save(turned, exif=exif)
+    list(predict_images(model, (picture, turned), None, CAMERA, tmp_path / "out"))
+    upright, found = ((tmp_path / "out" / f"{name}.txt").read_text() for name in ("street", "turned"))
+    assert upright == found and upright
+
+
+@pytest.mark.parametrize("factor", [4, 0.5])
+def test_pictures_of_another_size_than_the_cameras(model: Path, picture: Path, tmp_path: Path, factor: float) -> None:
+    """One of them is enough, and is told of before the first is computed."""
+    other, calib = tmp_path / "other.png", tmp_path / "p2.txt"
+    image = Image.open(picture)
+    image.resize((round(image.width * factor), round(image.height * factor))).save(other)
+    calib.write_text("P2: 186 0 160 0 0 186 40 0 0 0 1 0\n")
+    for given in ((calib, None), (None, CAMERA)):
+        sentence = refused(model, (picture, other), *given, tmp_path / "out")
+        assert f"{given[0] or '--intrinsics'}: the principal point (x = 160 px) does not fit an image of " in sentence
+        assert sentence.endswith(f"the size of {other}")
+
+
+@pytest.mark.parametrize(
+    ("intrinsics", "words"),
+    [
+        ("0.58,1.94,0.5,0.42", "look like shares of the picture's size"),
+        ("1e-30,1e-30,160,40", "a view of 180 degrees"),
+        ("1,1,160,40", "a view of 179 degrees"),
+        ("1e308,1e308,160,40", "e-304 degrees across, expected 0.5 to 160"),
+        ("186,186,160,1e308", "the principal point (y = 1e+308 px)"),
+        ("nan,186,160,40", "expected positive focal lengths and finite numbers"),
+        ("186,186,160", "expected four numbers"),
+    ],
+)
+def test_cameras_that_are_none(model: Path, picture: Path, tmp_path: Path, intrinsics: str, words: str) -> None:
+    assert words in refused(model, (picture,), None, intrinsics, tmp_path / "out")
+
+
+def test_what_is_given_is_looked_at_first(model: Path, picture: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    assert "at least one picture" in refused(model, (), None, CAMERA, out)
+    assert "absent.png: no such file" in refused(model, (picture, tmp_path / "absent.png"), None, CAMERA, out)
+    (tmp_path / "b.png").write_bytes(picture.read_bytes()[:999])
+    assert "b.png: cannot be read as an image" in refused(model, (picture, tmp_path / "b.png"), None, CAMERA, out)
+    with pytest.raises(UserError, match="--device is 'gpu'"):
+        list(predict_images(model, (picture,), None, CAMERA, out, device="gpu"))
+
+
+def test_a_wide_view_is_not_enlarged_beyond_all_memory(model: Path, picture: Path, tmp_path: Path) -> None:
+    sentence = refused(model, (picture,), None, "30,20,160,48", tmp_path / "out")
+    assert sentence.startswith(
+        f"{picture}: 320 x 96 px with a focal length of 30 px would be looked at on 1984 x 608 px"
+    )
+
+
+@pytest.mark.parametrize(("size", "focal"), [((1, 64), 60), ((3, 2000), 2000), ((2000, 3), 2000), ((1, 1), 20)])
+def test_odd_pictures_are_drawn(model: Path, tmp_path: Path, size: tuple[int, int], focal: float) -> None:
+    Image.new("RGB", size, (90, 90, 90)).save(tmp_path / "a.png")
+    camera = f"{focal},{focal},{size[0] / 2},{size[1] / 2}"
+    (drawing,) = predict_images(model, (tmp_path / "a.png",), None, camera, tmp_path / "out")
+    with Image.open(drawing) as image:
+        assert max(image.size) < 8000

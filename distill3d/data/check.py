@@ -8,27 +8,33 @@ from pathlib import Path
 from distill3d.data.kitti.check import Problem, check_kitti
 from distill3d.data.nuscenes.check import check_nuscenes
 from distill3d.data.nuscenes.json_columns import RecordFault
+from distill3d.data.scans import refuse_columns
 from distill3d.errors import UserError
 
 #: What names the problems of a data set, by layout.
-LAYOUTS: dict[str, Callable[[Path], Sequence[Problem | RecordFault]]] = {
+LAYOUTS: dict[str, Callable[..., Sequence[Problem | RecordFault]]] = {
     "kitti": check_kitti,
     "nuscenes": check_nuscenes,
 }
 
 
-def run_check(root: Path, layout: str) -> int:
+def run_check(root: Path, layout: str, scan_columns: int | None = None) -> int:
     """Prints one line per problem and their number; prints nothing where all is well.
+
+    Args:
+        scan_columns: of the scans' files; by default the layout's.
 
     Returns:
         0 for a clean data set, 2 for one with problems.
 
     Raises:
-        UserError: the folder is absent or the layout is not known.
+        UserError: the folder is absent, the layout is not known, or no scan has so many columns.
     """
     if layout not in LAYOUTS:
         raise UserError(f"layout is {layout!r}, expected one of {', '.join(LAYOUTS)}")
-    problems = LAYOUTS[layout](root)
+    if scan_columns is not None:
+        refuse_columns(scan_columns)
+    problems = LAYOUTS[layout](root, **({} if scan_columns is None else {"scan_columns": scan_columns}))
     for problem in problems:
         print(problem)
     if not problems:

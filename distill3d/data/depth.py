@@ -19,12 +19,15 @@ from torch import Tensor
 from torch.nn import functional
 
 from distill3d.camera import Camera, Divide
+from distill3d.data.pictures import opened_picture, upright
 from distill3d.errors import UserError
 from distill3d.files import write_atomically
 
 #: Depth PNGs hold metres times this number (KITTI depth benchmark).
 PNG_STEPS_PER_METRE = 256
 PNG_MAXIMUM = 2**16 - 1
+#: What images that are no depth maps are called.
+MODES = {"1": "one bit", "L": "8 bits", "P": "8 bits and a palette", "RGB": "three channels", "RGBA": "four channels"}
 
 
 def project_depth(
@@ -164,16 +167,17 @@ def read_depth(path: Path) -> Float[Tensor, "h w"]:
     """Depth (m, 0 = none) from a 16-bit PNG, float32.
 
     Raises:
-        UserError: the file is absent, damaged or not a 16-bit image of one channel.
+        UserError: the file is absent, damaged, too large or not a 16-bit image of one channel.
     """
-    try:
-        with Image.open(path) as image:
-            if not image.mode.startswith("I"):
-                raise UserError(f"{path}: a depth image has one 16-bit channel, this one has mode {image.mode}")
-            values = np.asarray(image).astype(np.float32)  # before any warp: Pillow cannot interpolate 16-bit images
-    except (OSError, SyntaxError) as error:
-        raise UserError(f"{path}: cannot be read as a PNG image ({error})") from error
-    return torch.from_numpy(values / PNG_STEPS_PER_METRE)
+    with opened_picture(path) as picture:
+        image = upright(picture)
+        values = np.asarray(image)  # before any warp: Pillow cannot interpolate 16-bit images
+        if image.mode[0] != "I" or values.min() < 0 or values.max() > PNG_MAXIMUM:
+            raise UserError(
+                f"{path}: a depth image has one 16-bit channel of metres times {PNG_STEPS_PER_METRE}, "
+                f"this one has {MODES.get(image.mode, f'mode {image.mode}')}"
+            )
+    return torch.from_numpy(values.astype(np.float32) / PNG_STEPS_PER_METRE)
 
 
 def write_depth(path: Path, depth: Float[Tensor, "h w"]) -> None:

@@ -22,6 +22,7 @@ from distill3d.camera import DepthBins, ImageAffine
 from distill3d.data.sample import Batch
 from distill3d.detectors.base import BevGeometry, Detector, FeatureMap, Modality, Outputs, Style, bev_geometry
 from distill3d.detectors.monodle import RGB_MEAN, RGB_STD
+from distill3d.errors import UserError
 from distill3d.layers.distributed import mean_over_processes
 from distill3d.layers.ground.bev_blocks import (
     AlignedCollapse,
@@ -282,11 +283,15 @@ class CaDDN(Detector):
         """Maps and raw predictions.
 
         Raises:
-            ValueError: the batch does not say where the LiDAR is, or lacks the depth that the input asks for.
+            UserError: the batch does not say where the LiDAR is.
+            ValueError: it lacks the depth that the input asks for.
         """
         config = self.config
         if batch.lidar_to_camera is None:
-            raise ValueError("CaDDN looks at the LiDAR's ground: batches need lidar_to_camera; the data set gives none")
+            raise UserError(
+                f"frame {batch.frame_ids[0]}: CaDDN looks at the LiDAR's ground, and where the LiDAR is "
+                "(lidar_to_camera) is not known, expected the lines R0_rect and Tr_velo_to_cam of the calibration"
+            )
         image = input_image(batch).contiguous(memory_format=torch.channels_last)
         features, logits = self.trunk(image)
         features = self.channel_reduce(features)

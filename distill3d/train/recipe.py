@@ -11,7 +11,8 @@ from distill3d.camera import Divide
 from distill3d.data.augment.image import AugmentConfig, Placement
 from distill3d.data.augment.lidar import LidarAugmentConfig
 from distill3d.data.augment.surround import BevAugmentConfig, ImageAugmentConfig
-from distill3d.data.nuscenes.dataset import SweepConfig
+from distill3d.data.kitti.scans import VELODYNE_COLUMNS
+from distill3d.data.nuscenes.dataset import SCAN_COLUMNS, SweepConfig
 from distill3d.detectors import DetectorConfig
 from distill3d.distill.methods import MethodConfig
 from distill3d.errors import UserError
@@ -46,6 +47,7 @@ class DatasetConfig:
     placement: Placement = "fit"  # of images on the canvas
     divide: Divide = "rect_z"
     depth: Literal["lidar", "completed", "png"] = "completed"
+    scan_columns: int = VELODYNE_COLUMNS  # float32 of each point of the scans' files
     min_height_scale: float = 1.0  # of training difficulties and of evaluation, for reduced images
     in_memory: bool = False
     unlabelled: UnlabelledConfig | None = None
@@ -66,6 +68,7 @@ class SurroundDatasetConfig:
     past: tuple[int, ...] = ()  # earlier key frames that cameras see, counted back
     missing_past: Literal["nearest", "current"] = "nearest"
     sweeps: SweepConfig = field(default_factory=SweepConfig)
+    scan_columns: int = SCAN_COLUMNS  # float32 of each point of the scans' files
     ego_frame: Literal["mean_camera", "lidar"] = "mean_camera"
     in_memory: bool = False
 

@@ -170,8 +170,8 @@ def kitti_config(recipe: Recipe, stage: StageConfig, split: str, train: bool) ->
     return KittiConfig(
         root=root_of(recipe), split=split, canvas=dataset.canvas,
         depth=dataset.depth if inputs & DEPTH_INPUTS else "none", points="points" in inputs,
-        field_of_view="points" in inputs, divide=dataset.divide, placement=dataset.placement,
-        min_height_scale=dataset.min_height_scale,
+        field_of_view="points" in inputs, scan_columns=dataset.scan_columns, divide=dataset.divide,
+        placement=dataset.placement, min_height_scale=dataset.min_height_scale,
         augment=stage.augment if train else None, lidar_augment=stage.lidar_augment if train else None,
         in_memory=dataset.in_memory,
     )  # fmt: skip
@@ -220,7 +220,8 @@ def nuscenes_config(recipe: Recipe, stage: StageConfig, split: str, train: bool)
     inputs = inputs_of(recipe, stage, train)
     return NuScenesConfig(
         root=root_of(recipe), version=dataset.version, split=split, classes=dataset.classes, canvas=dataset.canvas,
-        past=dataset.past, missing_past=dataset.missing_past, sweeps=dataset.sweeps, ego_frame=dataset.ego_frame,
+        past=dataset.past, missing_past=dataset.missing_past, sweeps=dataset.sweeps,
+        scan_columns=dataset.scan_columns, ego_frame=dataset.ego_frame,
         images=bool(inputs & CAMERA_INPUTS), points="points" in inputs, depth=bool(inputs & DEPTH_INPUTS),
         image_augment=stage.image_augment if train else None, bev_augment=stage.bev_augment if train else None,
         in_memory=dataset.in_memory,

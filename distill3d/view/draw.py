@@ -26,6 +26,7 @@ from distill3d.view.palette import TRUE, looks
 NEAR = 0.1
 #: Images narrower than this (px) are enlarged by a whole factor to about this width.
 FIGURE_WIDTH = 1280
+TALLEST = 2  # times that width: the height to which narrow images are enlarged at most
 SUPERSAMPLE = 2
 LINE_WIDTH = 2.0  # px of the finished picture
 HALO_WIDTH = 1.2  # px on either side of a line, so that it shows on any background
@@ -244,12 +245,12 @@ def drawn_panel(
     image: Float[Tensor, "3 h w"], camera: Camera, draw: Callable[[Image.Image, Camera], None] | None,
     width: int = FIGURE_WIDTH,
 ) -> Image.Image:  # fmt: skip
-    """The image (3, H, W), enlarged by a whole factor to about ``width`` px if it is smaller.
+    """The image (3, H, W), enlarged by a whole factor to about ``width`` px if it is smaller; tall ones by less.
 
     ``draw`` is given the picture at ``SUPERSAMPLE`` times that size, and the camera that projects into it.
     """
     picture = _picture(image)
-    factor = max(1, round(width / picture.width))
+    factor = max(1, min(round(width / picture.width), TALLEST * width // picture.height))
     size = (picture.width * factor, picture.height * factor)
     if draw is None:
         return picture.resize(size, Image.Resampling.BICUBIC)

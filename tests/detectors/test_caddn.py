@@ -21,6 +21,7 @@ from distill3d.detectors.caddn import (
     inside_image,
     tiny,
 )
+from distill3d.errors import UserError
 from distill3d.settings import from_plain, to_plain
 
 MONOTAKD = {"spatial_alignment": True, "fusion": "ffm", "assistant": "shared"}
@@ -295,7 +296,7 @@ def test_settings_that_do_not_go_together(fields: dict, message: str) -> None:
 
 def test_batches_that_lack_something() -> None:
     batch = scene(1)
-    with pytest.raises(ValueError, match="lidar_to_camera"):
+    with pytest.raises(UserError, match="lidar_to_camera"):
         build(tiny())(replace(batch, lidar_to_camera=None))
     with pytest.raises(ValueError, match="needs depth"):
         build(CONFIGS["assistant"])(replace(batch, depth=None))

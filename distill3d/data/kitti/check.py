@@ -8,18 +8,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
+from distill3d.camera import Camera, misfit
 from distill3d.data.depth import read_depth
 from distill3d.data.faults import Fault
-from distill3d.data.kitti.calibration import parse_calibration
+from distill3d.data.kitti.calibration import CAMERA_LINE, LIDAR_LINES, parse_calibration
 from distill3d.data.kitti.labels import LABEL_FIELDS, parse_labels
-from distill3d.data.kitti.scans import read_points
+from distill3d.data.kitti.scans import VELODYNE_COLUMNS, read_points
 from distill3d.data.pictures import read_image
 from distill3d.errors import UserError
 from distill3d.files import read_text
 
-#: The principal point may lie this far from the image centre, as shares of width and height.  KITTI's lie within 0.015
-#: and 0.04; an image scaled to half or double size without its calibration is off by 0.25 or more across.
-CENTRE_TOLERANCE = (0.15, 0.25)
 #: Files of a frame: folder and ending.  The labels are the training folder's only; depth_2 is optional.
 FRAME_FILES = {"image_2": "png", "calib": "txt", "velodyne": "bin", "label_2": "txt"}
 T = TypeVar("T")
@@ -39,22 +37,25 @@ class Problem:
         return f"{self.file}:{self.line}: {self.sentence}" if self.line else f"{self.file}: {self.sentence}"
 
 
-def check_kitti(root: Path, splits: list[str] | None = None) -> list[Problem]:
+def check_kitti(
+    root: Path, splits: list[str] | None = None, scan_columns: int = VELODYNE_COLUMNS
+) -> list[Problem]:  # fmt: skip
     """All problems of a data set in KITTI's layout; empty where it is sound.
 
     Args:
         root: the folder that holds ``training`` and ``ImageSets``.
         splits: names of split files; None for all, where ``test`` counts only if there is a ``testing`` folder.
+        scan_columns: of the scans' files.
 
     Raises:
         UserError: the folder is absent.
     """
     if not root.is_dir():
         raise UserError(f"{root}: no such folder")
-    return list(_problems(root, splits))
+    return list(_problems(root, splits, scan_columns))
 
 
-def _problems(root: Path, splits: list[str] | None) -> Iterator[Problem]:
+def _problems(root: Path, splits: list[str] | None, scan_columns: int) -> Iterator[Problem]:
     if not (root / "training").is_dir():
         yield Problem(root / "training", None, "no such folder, expected KITTI's layout (training/image_2, ...)")
     if splits is None:
@@ -76,7 +77,8 @@ def _problems(root: Path, splits: list[str] | None) -> Iterator[Problem]:
             if (split == TEST_SPLIT) == (part == "testing"):
                 yield from _split_problems(root / "ImageSets" / f"{split}.txt", set(frames), folder)
         for frame in frames:
-            yield from _frame_problems(folder, frame, {k: end for k, end in kinds.items() if frame in present[k]})
+            of_frame = {k: end for k, end in kinds.items() if frame in present[k]}
+            yield from _frame_problems(folder, frame, of_frame, scan_columns)
             for kind in [k for k in kinds if frame not in present[k]]:
                 yield Problem(folder / kind / f"{frame}.{kinds[kind]}", None, f"frame {frame} lacks this file")
 
@@ -100,7 +102,7 @@ def _split_problems(path: Path, frames: set[str], folder: Path) -> Iterator[Prob
         yield Problem(path, None, "names no frame")
 
 
-def _frame_problems(folder: Path, frame: str, kinds: dict[str, str]) -> Iterator[Problem]:
+def _frame_problems(folder: Path, frame: str, kinds: dict[str, str], scan_columns: int) -> Iterator[Problem]:
     """Problems inside the files that the frame has."""
     paths = {kind: folder / kind / f"{frame}.{end}" for kind, end in kinds.items()}
     size = None
@@ -109,11 +111,12 @@ def _frame_problems(folder: Path, frame: str, kinds: dict[str, str]) -> Iterator
         yield from problems
         size = None if image is None else (image.shape[2], image.shape[1])
     if "velodyne" in paths:
-        yield from _attempt(read_points, paths["velodyne"])[1]
+        yield from _attempt(lambda path: read_points(path, scan_columns), paths["velodyne"])[1]
     if "label_2" in paths:
         yield from _text_problems(paths["label_2"], _label_faults)
     if "calib" in paths:
-        yield from _text_problems(paths["calib"], lambda text: _calibration_faults(text, size))
+        required = (CAMERA_LINE, *(LIDAR_LINES if "velodyne" in paths else ()))
+        yield from _text_problems(paths["calib"], lambda text: _calibration_faults(text, required, size))
     depth_path = folder / "depth_2" / f"{frame}.png"
     if depth_path.is_file():
         depth, problems = _attempt(read_depth, depth_path)
@@ -133,19 +136,13 @@ def _label_faults(text: str) -> list[Fault]:
     return faults
 
 
-def _calibration_faults(text: str, size: tuple[int, int] | None) -> list[Fault]:
-    """Faults of the file itself, and a principal point that does not belong to an image of ``size`` px."""
-    matrices, faults = parse_calibration(text)
-    if "P2" in matrices and size is not None:
-        line = next(n for n, text_line in enumerate(text.splitlines(), 1) if text_line.startswith("P2:"))
-        for axis, length, tolerance in zip((0, 1), size, CENTRE_TOLERANCE, strict=True):
-            centre = matrices["P2"][axis, 2].item()
-            if abs(centre / length - 0.5) > tolerance:
-                faults.append(Fault(line, (
-                    f"the principal point ({'xy'[axis]} = {centre:g} px) does not fit an image of "
-                    f"{size[0]} x {size[1]} px"
-                )))  # fmt: skip
-                break
+def _calibration_faults(text: str, required: tuple[str, ...], size: tuple[int, int] | None) -> list[Fault]:
+    """Faults of the file itself, and a camera that cannot have taken an image of ``size`` px."""
+    matrices, lines, faults = parse_calibration(text, required=required)
+    if CAMERA_LINE in matrices and size is not None and lines[CAMERA_LINE] not in {fault.line for fault in faults}:
+        sentence = misfit(Camera(matrices[CAMERA_LINE]), size)
+        if sentence is not None:
+            faults.append(Fault(lines[CAMERA_LINE], sentence))
     return faults
 
 

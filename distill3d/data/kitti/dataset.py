@@ -18,7 +18,7 @@ from jaxtyping import Float, UInt8
 from torch import Tensor
 
 from distill3d.boxes import KITTI_CLASSES
-from distill3d.camera import Camera, Divide, ImageAffine
+from distill3d.camera import Camera, Divide, ImageAffine, misfit
 from distill3d.data.augment.image import AugmentConfig, Placement, to_canvas
 from distill3d.data.augment.lidar import (
     LidarAugmentConfig,
@@ -33,7 +33,7 @@ from distill3d.data.cache import cache_folder, cache_key
 from distill3d.data.depth import CompletionConfig, cached_depth, complete_depth, project_depth, read_depth
 from distill3d.data.kitti.calibration import Calibration, read_calibration
 from distill3d.data.kitti.labels import read_labels
-from distill3d.data.kitti.scans import read_plane, read_points
+from distill3d.data.kitti.scans import VELODYNE_COLUMNS, read_plane, read_points
 from distill3d.data.pictures import read_image
 from distill3d.data.sample import Objects, Sample
 from distill3d.data.splits import read_split
@@ -59,12 +59,14 @@ class FrameConfig:
     ``depth_2`` (16-bit PNG, metres * 256; object data only).
     ``field_of_view``: of a scan's points only those that the camera sees are kept, augmented or not, for networks that
     look at points (see ``field_of_view`` in data/augment/lidar.py).
+    ``scan_columns``: how many float32 each point of the scans' files has, of which the first four are read.
     """
 
     canvas: tuple[int, int] = (1280, 384)  # (width, height) px
     depth: Literal["none", "lidar", "completed", "png"] = "none"
     points: bool = False
     field_of_view: bool = False
+    scan_columns: int = VELODYNE_COLUMNS
     divide: Divide = "rect_z"
     placement: Placement = "fit"
     augment: AugmentConfig | None = None
@@ -148,18 +150,21 @@ class FrameDataset(ABC, Generic[C]):
         """What a frame's files hold, as far as the settings ask for it; ``depth_image`` is read with depth ``png``.
 
         Raises:
-            UserError: a file is absent or malformed.
+            UserError: a file is absent or malformed, or they do not belong together.
         """
         config = self.config
         pixels = read_image(image)
         size = (pixels.shape[-1], pixels.shape[-2])
+        fault = misfit(calibration.camera, size)
+        if fault is not None:
+            raise UserError(f"{calibration.path}: {fault}, the size of {image}")
         projection = calibration.p2.clone()
         if config.divide == "rect_z":
             projection[2, 3] = 0
         camera = Camera(projection)
         points = depth = None
         if config.points or config.depth in ("lidar", "completed"):
-            points = carry(read_points(scan), calibration.lidar_to_rect)
+            points = carry(read_points(scan, config.scan_columns), calibration.lidar_to_rect)
         if config.depth == "png" and depth_image is not None:
             depth = read_depth(depth_image)
             if tuple(depth.shape) != size[::-1]:
@@ -172,7 +177,7 @@ class FrameDataset(ABC, Generic[C]):
             points = points[field_of_view(points, camera, size)]
         return _Frame(
             pixels, camera, objects, None if depth is None else depth[None], points if config.points else None,
-            calibration.lidar_to_rect,
+            calibration.lidar_to_rect if calibration.has_lidar else None,
         )  # fmt: skip
 
     def _depth(
@@ -231,7 +236,9 @@ class KittiDataset(FrameDataset[KittiConfig]):
         # Files are told apart by size and time of change: to read all scans would take as long as to build.
         paths = [self._path(kind, frame) for kind in ("velodyne", "calib", "label_2") for frame in self.frame_ids]
         stamps = [_stamp(path) for path in paths]
-        key = cache_key(self.frame_ids, stamps, self.config.min_height_scale, config.least_points)
+        key = cache_key(
+            self.frame_ids, stamps, self.config.min_height_scale, config.least_points, self.config.scan_columns
+        )
         path = self._cache / f"objects-{self.config.split}-{key}.npz"
         return ObjectDatabase.cached(path, scenes, config.least_points)
 
@@ -261,7 +268,8 @@ class KittiDataset(FrameDataset[KittiConfig]):
         """A frame's scan and labels in the LiDAR's frame."""
         pose, objects = read_calibration(self._path("calib", frame)).lidar_to_rect, self._labels(frame)
         return LidarScene(
-            read_points(self._path("velodyne", frame)), None if objects is None else lidar_objects(objects, pose)
+            read_points(self._path("velodyne", frame), self.config.scan_columns),
+            None if objects is None else lidar_objects(objects, pose),
         )
 
 
@@ -286,7 +294,7 @@ class _Frame(NamedTuple):
     objects: Objects | None
     depth: Float[Tensor, "1 h w"] | None
     points: Float[Tensor, "m 4"] | None
-    lidar_to_camera: Float[Tensor, "4 4"]
+    lidar_to_camera: Float[Tensor, "4 4"] | None
 
 
 def _single(objects: Objects) -> Objects:

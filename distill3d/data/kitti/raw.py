@@ -36,8 +36,7 @@ RAW_ID = re.compile(r"(?P<date>\d{4}_\d\d_\d\d)/(?P<drive>(?P=date)_drive_\d{4}_
 EXAMPLE = "2011_09_30/2011_09_30_drive_0034_sync/image_02/data/0000000756"
 IMAGES, SCANS = "image_02", "velodyne_points"
 
-#: Lines of the raw calibration files that are read, and how many numbers each has.  R_rect_00 rectifies for all
-#: cameras, also where P_rect_02 projects.
+#: Lines of the raw calibration files that are read, and how many numbers each has.
 CAMERA_LINES = {"P_rect_02": 12, "R_rect_00": 9}
 LIDAR_LINES = {"R": 9, "T": 3}
 
@@ -199,11 +198,12 @@ def read_raw_calibration(folder: Path) -> Calibration:
     """
     matrices: dict[str, torch.Tensor] = {}
     for name, lines in (("calib_cam_to_cam.txt", CAMERA_LINES), ("calib_velo_to_cam.txt", LIDAR_LINES)):
-        found, faults = parse_calibration(read_text(folder / name), lines, tuple(lines))
+        found, _, faults = parse_calibration(read_text(folder / name), lines, tuple(lines))
         refuse_faults(folder / name, faults)
         matrices |= found
     velo_to_cam = torch.cat((matrices["R"], matrices["T"]), dim=1)
-    return Calibration(matrices["P_rect_02"], matrices["R_rect_00"], velo_to_cam)
+    path = folder / "calib_cam_to_cam.txt"
+    return Calibration(matrices["P_rect_02"], matrices["R_rect_00"], velo_to_cam, path)
 
 
 @dataclass(frozen=True)

@@ -11,32 +11,28 @@ from jaxtyping import Float
 from torch import Tensor
 
 from distill3d.data.faults import number_or_nan
+from distill3d.data.scans import read_rows, with_columns
 from distill3d.errors import UserError
-from distill3d.files import read_text, reason_of
+from distill3d.files import read_text
 
 PLANE_LINE = 4  # of a road plane's file: the line, from 1, that holds its numbers
-VELODYNE_RECORD = 16  # bytes: float32 x, y, z, intensity
+VELODYNE_COLUMNS = 4  # float32 x, y, z, intensity
 
 
-def read_points(path: Path) -> Float[Tensor, "m 4"]:
+def read_points(path: Path, columns: int = VELODYNE_COLUMNS) -> Float[Tensor, "m 4"]:
     """A LiDAR scan in the LiDAR's frame: x forward, y left, z up (m) and intensity 0..1; float32.
 
+    Args:
+        columns: of the file; what follows the intensity is left out, and 3 have an intensity of 0.
+
     Raises:
-        UserError: the file is absent or empty, its size is no whole number of points, or a value is not finite.
+        UserError: the file is absent or empty, is no scan of so many columns (data/scans.py), or a value is not finite.
     """
-    try:
-        data = path.read_bytes()
-    except OSError as error:
-        raise UserError(f"{path}: {reason_of(error)}") from error
-    if not data:
-        raise UserError(f"{path}: the file is empty, expected LiDAR points")
-    if len(data) % VELODYNE_RECORD:
-        raise UserError(f"{path}: {len(data)} bytes are no multiple of the {VELODYNE_RECORD} bytes of a point")
-    points = np.frombuffer(bytearray(data), dtype="<f4").reshape(-1, 4)
+    points = with_columns(read_rows(path, columns), 4)
+    if np.isfinite(points).all():  # of the whole array at once: several times as fast as point by point
+        return torch.from_numpy(points)
     bad = ~np.isfinite(points).all(axis=1)
-    if bad.any():
-        raise UserError(f"{path}: {bad.sum()} points hold NaN or Inf, the first is point {bad.argmax()} (from 0)")
-    return torch.from_numpy(points)
+    raise UserError(f"{path}: {bad.sum()} points hold NaN or Inf, the first is point {bad.argmax()} (from 0)")
 
 
 def read_plane(path: Path) -> Float[Tensor, "4"]:

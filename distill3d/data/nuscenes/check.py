@@ -7,15 +7,17 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
 
-from distill3d.data.nuscenes.dataset import SCAN_RECORD
+from distill3d.camera import Camera, misfit
+from distill3d.data.nuscenes.dataset import SCAN_COLUMNS
 from distill3d.data.nuscenes.json_columns import RecordFault
 from distill3d.data.nuscenes.tables import ANNOTATION, NONE, REQUIRED, Tables, listed, read_tables, table_file
+from distill3d.data.pictures import SIDEWAYS, opened_picture, orientation
+from distill3d.data.scans import read_rows
 from distill3d.errors import UserError
 
 
-def check_nuscenes(root: Path) -> list[RecordFault]:
+def check_nuscenes(root: Path, scan_columns: int = SCAN_COLUMNS) -> list[RecordFault]:
     """All problems of a data set in nuScenes' layout; empty where it is sound.
 
     Every version's folder of tables is checked, and the files that they name: those of key frames are read, of those
@@ -23,6 +25,7 @@ def check_nuscenes(root: Path) -> list[RecordFault]:
 
     Args:
         root: the folder that holds ``samples`` and the versions' folders.
+        scan_columns: of the scans' files.
 
     Raises:
         UserError: the folder is absent.
@@ -32,18 +35,19 @@ def check_nuscenes(root: Path) -> list[RecordFault]:
     versions = [f for f in sorted(root.iterdir()) if f.is_dir() and any(table_file(f, t).is_file() for t in REQUIRED)]
     if not versions:
         return [RecordFault(root, None, "holds no folder of nuScenes' tables (v1.0-trainval, v1.0-mini, ...)")]
-    return [fault for folder in versions for fault in _version_faults(folder)]
+    return [fault for folder in versions for fault in _version_faults(folder, scan_columns)]
 
 
-def _version_faults(folder: Path) -> Iterator[RecordFault]:
+def _version_faults(folder: Path, scan_columns: int) -> Iterator[RecordFault]:
     tables, faults = read_tables(folder)
     yield from faults
     if tables is not None:
         for check in (
             _scene_faults, _sample_faults, _sample_data_faults, _calibration_faults,
-            _annotation_faults, _file_faults,
+            _annotation_faults,
         ):  # fmt: skip
             yield from check(tables)
+        yield from _file_faults(tables, scan_columns)
 
 
 def _scene_faults(t: Tables) -> Iterator[RecordFault]:
@@ -94,6 +98,16 @@ def _calibration_faults(t: Tables) -> Iterator[RecordFault]:
     focal = sensors.camera_intrinsic[:, (0, 1), (0, 1)]
     blind = np.flatnonzero(camera & ~(focal > 0).all(-1))  # NaN where there is no matrix
     yield from listed(path, sensors.token, blind, lambda r: "camera_intrinsic has no positive focal lengths")
+    data, sees = t.sample_data, np.append(camera & (focal > 0).all(-1), False)
+    taken = sees[data.calibrated_sensor] & (data.width > 0) & (data.height > 0)
+    sizes = np.unique(np.stack((data.calibrated_sensor, data.width, data.height), 1)[taken].astype(np.int64), axis=0)
+    misfits: dict[int, str] = {}
+    for row, width, height in sizes.tolist():
+        (fx, _, cx), (_, fy, cy), _ = sensors.camera_intrinsic[row].tolist()
+        fault = misfit(Camera.from_intrinsics(fx, fy, cx, cy), (width, height))
+        if fault is not None:
+            misfits.setdefault(row, fault)
+    yield from listed(path, sensors.token, np.array(sorted(misfits), np.int64), lambda r: misfits[r])
 
 
 def _annotation_faults(t: Tables) -> Iterator[RecordFault]:
@@ -134,7 +148,7 @@ def _channels_of_data(t: Tables) -> np.ndarray:
     return np.append(t.calibrated_sensors.channel, NONE)[t.sample_data.calibrated_sensor]
 
 
-def _file_faults(t: Tables) -> Iterator[RecordFault]:
+def _file_faults(t: Tables, scan_columns: int) -> Iterator[RecordFault]:
     data, channel, root = t.sample_data, _channels_of_data(t), t.folder.parent
     by_folder: dict[str, list[tuple[int, str]]] = {}
     for row, filename in enumerate(data.filename.tolist()):
@@ -155,36 +169,36 @@ def _file_faults(t: Tables) -> Iterator[RecordFault]:
                 continue
             modality = "" if channel[row] == NONE else t.modalities[channel[row]]
             size = (int(data.width[row]), int(data.height[row]))
-            sentence = _content_fault(place / name, modality, size, bool(data.is_key_frame[row]))
+            sentence = _content_fault(place / name, modality, size, bool(data.is_key_frame[row]), scan_columns)
             if sentence is not None:
                 yield RecordFault(place / name, None, sentence)
 
 
-def _content_fault(path: Path, modality: str, size: tuple[int, int], key: bool) -> str | None:
+def _content_fault(path: Path, modality: str, size: tuple[int, int], key: bool, scan_columns: int) -> str | None:
     """What is wrong with a file of sensor data; ``size`` is what the tables say of an image (px)."""
     size_bytes = path.stat().st_size
     if size_bytes == 0:
         return "is empty"
-    if modality == "lidar":
-        if size_bytes % SCAN_RECORD:
-            return f"{size_bytes} bytes are no multiple of the {SCAN_RECORD} bytes of a point"
-        if key:
-            lost = ~np.isfinite(np.fromfile(path, "<f4").reshape(-1, SCAN_RECORD // 4)).all(-1)
+    try:
+        if modality == "lidar":
+            if not key and size_bytes % (4 * scan_columns) == 0:
+                return None
+            lost = ~np.isfinite(read_rows(path, scan_columns)).all(-1)
             if lost.any():
                 return f"{lost.sum()} points hold NaN or Inf, the first is point {np.argmax(lost)} (from 0)"
-    if modality == "camera" and key:
-        return _image_fault(path, size)
+        elif modality == "camera" and key:
+            return _image_fault(path, size)
+    except UserError as error:
+        return str(error).removeprefix(f"{path}: ")
     return None
 
 
 def _image_fault(path: Path, size: tuple[int, int]) -> str | None:
-    try:
-        with Image.open(path) as image:
-            if image.size != size:
-                return f"is {image.size[0]} x {image.size[1]} px, its record says {size[0]} x {size[1]}"
-            # An eighth of the resolution is decoded: a fraction of the time, and a file cut short still shows.
-            image.draft("RGB", (size[0] // 8, size[1] // 8))
-            image.load()
-    except (OSError, ValueError, SyntaxError):
-        return "cannot be read as an image"
-    return None
+    with opened_picture(path) as image:
+        # An eighth of the resolution is decoded: a fraction of the time, and a file cut short still shows.
+        found = image.size
+        image.draft("RGB", (size[0] // 8, size[1] // 8))
+        image.load()
+        if orientation(image) in SIDEWAYS:
+            found = found[::-1]
+    return None if found == size else f"is {found[0]} x {found[1]} px, its record says {size[0]} x {size[1]}"

@@ -37,6 +37,8 @@ from distill3d.data.augment.surround import (
 )
 from distill3d.data.nuscenes.splits import SCENE_NUMBERS, official_scenes
 from distill3d.data.nuscenes.tables import Tables, load_tables, pose_matrices, table_file
+from distill3d.data.pictures import read_picture
+from distill3d.data.scans import read_rows, with_columns
 from distill3d.data.splits import read_split
 from distill3d.data.surround import SurroundObjects, SurroundSample
 from distill3d.errors import UserError
@@ -62,7 +64,7 @@ CLASS_OF_CATEGORY = {
     "movable_object.trafficcone": "traffic_cone",
 }
 
-SCAN_RECORD = 20  # bytes: float32 x, y, z, intensity, ring
+SCAN_COLUMNS = 5  # float32 x, y, z, intensity, ring
 SECONDS = 1e-6  # of a timestamp's unit
 #: Depth labels come from points at least so far inside the picture's edges (px), as in the devkit's own drawing of
 #: points (nuscenes-devkit python-sdk/nuscenes/nuscenes.py, ``map_pointcloud_to_image``).
@@ -134,6 +136,7 @@ class NuScenesConfig:
     points: bool = False
     depth: bool = False  # of the key scan, in the key frame's pictures
     sweeps: SweepConfig = field(default_factory=SweepConfig)  # of ``points``
+    scan_columns: int = SCAN_COLUMNS  # float32 of each point of the scans' files
     #: The vehicle's pose at the key frame: the mean over the cameras' exposures (BEVDepth), or that of the key scan.
     ego_frame: Literal["mean_camera", "lidar"] = "mean_camera"
     #: ``neglected``: every camera's own pose at its key exposure stands for the key ego frame, as the released code of
@@ -311,41 +314,20 @@ def sweep_rows(tables: Tables, key: int, config: SweepConfig) -> list[int]:
 # --------------------------------------------------------------------------------------------------------------- files
 
 
-def read_scan(path: Path) -> Float[Tensor, "m 5"]:
+def read_scan(path: Path, columns: int = SCAN_COLUMNS) -> Float[Tensor, "m 5"]:
     """A LiDAR scan in the sensor's frame: x right, y forward, z up (m), intensity 0..255, ring; float32.
 
     Points with a value that is no finite number are left out.
 
-    Raises:
-        UserError: the file is absent or empty, or its size is no whole number of points.
-    """
-    try:
-        data = path.read_bytes()
-    except FileNotFoundError as error:
-        raise UserError(f"{path}: no such file") from error
-    except OSError as error:
-        raise UserError(f"{path}: {error.strerror or error}") from error
-    if not data:
-        raise UserError(f"{path}: the file is empty, expected LiDAR points")
-    if len(data) % SCAN_RECORD:
-        raise UserError(f"{path}: {len(data)} bytes are no multiple of the {SCAN_RECORD} bytes of a point")
-    points = np.frombuffer(bytearray(data), dtype="<f4").reshape(-1, SCAN_RECORD // 4)
-    return torch.from_numpy(points[np.isfinite(points).all(axis=1)])
-
-
-def read_picture(path: Path) -> Image.Image:
-    """A picture file, RGB.
+    Args:
+        columns: of the file; further ones are left out, and those that it lacks are 0.
 
     Raises:
-        UserError: it is absent, truncated or no picture.
+        UserError: the file is absent or empty, or is no scan of so many columns (data/scans.py).
     """
-    try:
-        with Image.open(path) as picture:
-            return picture.convert("RGB")
-    except FileNotFoundError as error:
-        raise UserError(f"{path}: no such file") from error
-    except (OSError, SyntaxError, ValueError) as error:
-        raise UserError(f"{path}: cannot be read as an image ({error})") from error
+    points = with_columns(read_rows(path, columns), SCAN_COLUMNS)
+    finite = np.isfinite(points)
+    return torch.from_numpy(points if finite.all() else points[finite.all(axis=1)])
 
 
 # ------------------------------------------------------------------------------------------------------------- data set
@@ -530,7 +512,7 @@ class NuScenesDataset:
         if row in self._scans:
             return self._scans[row]
         try:
-            scan = read_scan(self.tables.file(row))
+            scan = read_scan(self.tables.file(row), self.config.scan_columns)
         except UserError as error:
             raise self._of_sample(error, row) from error
         if self.config.in_memory:

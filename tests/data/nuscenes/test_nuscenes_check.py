@@ -98,6 +98,8 @@ RECORD_FAULTS = [
      [("calibrated_sensor", CAMERA, "rotation has length 2, expected a unit quaternion")]),
     ("calibrated_sensor", CAMERA, {"camera_intrinsic": []},
      [("calibrated_sensor", CAMERA, "camera_intrinsic has no positive focal lengths")]),
+    ("calibrated_sensor", CAMERA, {"camera_intrinsic": [[30, 0, 33], [0, 30, 17], [0, 0, 1]]},
+     [("calibrated_sensor", CAMERA, "the principal point (x = 33 px) does not fit an image of 32 x 16 px")]),
     ("calibrated_sensor", CAMERA, {"camera_intrinsic": [[1, 0, 0], [0, -1, 0], [0, 0, 1]]},
      [("calibrated_sensor", CAMERA, "camera_intrinsic has no positive focal lengths")]),
     ("sample_annotation", SEEN, {"size": [1, 0, 2]},
@@ -187,7 +189,7 @@ FILE_FAULTS = [
     (KEY_IMAGE, Path.unlink, f"no such file, but token {IMAGE} of sample_data.json names it"),
     (PAST_SCAN, Path.unlink, f"no such file, but token {PAST_SCAN['token']} of sample_data.json names it"),
     (KEY_IMAGE, cut(0), "is empty"),
-    (KEY_IMAGE, cut(300), "cannot be read as an image"),
+    (KEY_IMAGE, cut(300), "cannot be read as an image (image file is truncated)"),
     (KEY_IMAGE, lambda path: Image.new("RGB", (8, 4)).save(path), "is 8 x 4 px, its record says 32 x 16"),
     (KEY_SCAN, cut(0), "is empty"),
     (KEY_SCAN, cut(39), "39 bytes are no multiple of the 20 bytes of a point"),
@@ -204,16 +206,41 @@ def test_fault_in_a_file(tmp_path: Path, data: dict[str, Any], plant: Callable[[
     assert found(tmp_path) == [(data["filename"], None, sentence)]
 
 
+def test_pictures_are_turned_upright_before_their_size_is_looked_at(tmp_path: Path) -> None:
+    path, exif = write_set(tmp_path, made_up_tables()) / KEY_IMAGE["filename"], Image.Exif()
+    exif[0x0112] = 6
+    Image.new("RGB", (SIZE[1], SIZE[0])).save(path, exif=exif)
+    assert found(tmp_path) == []
+    Image.new("RGB", SIZE).save(path, exif=exif)
+    assert found(tmp_path) == [(KEY_IMAGE["filename"], None, "is 16 x 32 px, its record says 32 x 16")]
+
+
+def test_scans_of_other_columns(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    rows = rng.normal(0, (10, 10, 1, 1), (600, 4)).astype("<f4")
+    rows[:, 3] = rng.uniform(0, 200, 600)
+    write_set(tmp_path, made_up_tables())
+    for path in tmp_path.rglob("*.bin"):
+        rows.tofile(path)
+    sentence = "looks like 4 columns of float32: set --dataset.scan-columns 4 (of check: --scan-columns)"
+    assert {found for _, _, found in found(tmp_path)} == {sentence}
+    assert check_nuscenes(tmp_path, scan_columns=4) == []
+
+
 def test_jpeg_cut_short(tmp_path: Path) -> None:
     """JPEG files are decoded at a fraction of their size, which must not hide a missing end."""
     records = made_up_tables()
     row_of(records, "sample_data", IMAGE).update(filename="samples/CAM_FRONT/a.jpg", width=640, height=480)
+    lens = {**row_of(records, "calibrated_sensor", CAMERA), "token": token("lens")}
+    records["calibrated_sensor"].append({**lens, "camera_intrinsic": [[600, 0, 320], [0, 600, 240], [0, 0, 1]]})
+    row_of(records, "sample_data", IMAGE).update(calibrated_sensor_token=lens["token"])
     write_set(tmp_path, records)
     path = tmp_path / "samples/CAM_FRONT/a.jpg"
     Image.fromarray(np.random.default_rng(0).integers(0, 256, (480, 640, 3), np.uint8)).save(path)
     assert found(tmp_path) == []
     cut(path.stat().st_size * 9 // 10)(path)
-    assert found(tmp_path) == [("samples/CAM_FRONT/a.jpg", None, "cannot be read as an image")]
+    ((file, _, sentence),) = found(tmp_path)
+    assert file == "samples/CAM_FRONT/a.jpg" and sentence.startswith("cannot be read as an image (")
 
 
 def test_every_version_is_checked(tmp_path: Path) -> None:
