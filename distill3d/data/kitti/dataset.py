@@ -39,6 +39,7 @@ from distill3d.data.sample import Objects, Sample
 from distill3d.data.splits import read_split
 from distill3d.errors import UserError
 from distill3d.files import reason_of
+from distill3d.settings import HeightScale, Pixels, check_settings, is_in_range
 
 #: Endings of a frame's files by folder.
 ENDINGS = {
@@ -61,7 +62,7 @@ class FrameConfig:
     look at points (see ``field_of_view`` in data/augment/lidar.py).
     """
 
-    canvas: tuple[int, int] = (1280, 384)  # (width, height) px
+    canvas: tuple[Pixels, Pixels] = (1280, 384)  # (width, height) px
     depth: Literal["none", "lidar", "completed", "png"] = "none"
     points: bool = False
     field_of_view: bool = False
@@ -87,11 +88,11 @@ class KittiConfig(FrameConfig):
     root: Path
     split: str
     folder: Literal["training", "testing"] = "training"
-    min_height_scale: float = 1.0  # of the training difficulties; see training_difficulty
+    min_height_scale: HeightScale = 1.0  # of the training difficulties; see training_difficulty
     lidar_augment: LidarAugmentConfig | None = None
 
     def __post_init__(self) -> None:
-        if self.lidar_augment is not None and not self.points:
+        if is_in_range(self) and self.lidar_augment is not None and not self.points:
             raise UserError("lidar_augment is set but points is not: there would be nothing to augment")
 
 
@@ -104,6 +105,7 @@ class FrameDataset(ABC, Generic[C]):
     classes: tuple[str, ...] = KITTI_CLASSES
 
     def __init__(self, config: C, root: Path, frame_ids: list[str]) -> None:
+        check_settings(config)
         self.config, self.root, self.frame_ids = config, root, frame_ids
         self._memory: dict[int, _Frame] = {}
         self._image_augment = config.augment

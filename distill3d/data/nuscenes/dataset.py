@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 import numpy as np
 import torch
@@ -40,6 +40,7 @@ from distill3d.data.nuscenes.tables import Tables, load_tables, pose_matrices, t
 from distill3d.data.splits import read_split
 from distill3d.data.surround import SurroundObjects, SurroundSample
 from distill3d.errors import UserError
+from distill3d.settings import Between, Count, FramesBack, Length, Number, Pixels, check_settings, is_in_range
 
 #: The cameras in the order of the field's code (BEVDepth bevdepth/exps/nuscenes/base_exp.py).
 CAMERAS = ("CAM_FRONT_LEFT", "CAM_FRONT", "CAM_FRONT_RIGHT", "CAM_BACK_LEFT", "CAM_BACK", "CAM_BACK_RIGHT")
@@ -82,23 +83,23 @@ class SweepConfig:
     (sanmin0312/LabelDistill labeldistill/datasets/nusc_det_dataset_lidar.py).
 
     Raises:
-        UserError: a number lies outside its range.
+        UserError: the nearest points are as far as the farthest.
     """
 
-    past: int = 5
-    future: int = 5
-    scans: int = 9  # with the key scan
+    past: Count = 5
+    future: Count = 5
+    scans: Number = 9  # with the key scan
     forbid_future: bool = False  # for a detector that must not see more than it would on the road
-    nearest: float = 0.0  # m; points with |x| and |y| below this (the vehicle itself) are left out
-    farthest: float = 58.0  # m on the sensor's ground plane; points at this distance or beyond are left out
-    budget: int | None = 320_000  # points; of more, a random subset is kept
+    nearest: Length = 0.0  # m; points with |x| and |y| below this (the vehicle itself) are left out
+    farthest: Annotated[float, Between(0, math.inf, above=True)] = (
+        58.0  # m on the sensor's ground plane; points at this distance or beyond are left out
+    )
+    budget: Annotated[int, Between(1, 100_000_000)] | None = 320_000  # points; of more, a random subset is kept
     style: Literal["released", "intended"] = "released"
 
     def __post_init__(self) -> None:
-        if self.past < 0 or self.future < 0 or self.scans < 1 or (self.budget is not None and self.budget < 1):
-            raise UserError("sweeps.past and sweeps.future must be 0 or more, sweeps.scans and sweeps.budget 1 or more")
-        if not 0 <= self.nearest < self.farthest:
-            raise UserError(f"sweeps.nearest is {self.nearest}, expected 0 or more, and less than sweeps.farthest")
+        if is_in_range(self) and self.nearest >= self.farthest:
+            raise UserError(f"sweeps.nearest is {self.nearest}, expected less than sweeps.farthest, {self.farthest}")
 
     @classmethod
     def devkit(cls, scans: int = 10) -> SweepConfig:
@@ -116,17 +117,17 @@ class NuScenesConfig:
     Augmentations are drawn only where ``get`` is given a generator.
 
     Raises:
-        UserError: a number lies outside its range, or a class is none of nuScenes'.
+        UserError: a class is none of nuScenes', or earlier key frames are out of order.
     """
 
     root: Path
     version: str = "v1.0-trainval"  # the tables' folder
     split: str = "train"  # a file <root>/splits/<split>.txt, or else an official split
     classes: tuple[str, ...] = NUSCENES_CLASSES  # objects of others are left out
-    canvas: tuple[int, int] = (704, 256)  # (width, height) px of the pictures that come out
+    canvas: tuple[Pixels, Pixels] = (704, 256)  # (width, height) px of the pictures that come out
     #: Earlier key frames, counted back from the key frame (every 0.5 s).  BEVDepth: (1,); LabelDistill: (2, 4) or
     #: (2, 4, 6, 8).
-    past: tuple[int, ...] = ()
+    past: tuple[FramesBack, ...] = ()
     #: What stands for an earlier frame that the scene does not have: the nearest one found, or the key frame itself.
     #: LabelDistill trains with the former, BEVDepth with the latter.
     missing_past: Literal["nearest", "current"] = "nearest"
@@ -139,9 +140,9 @@ class NuScenesConfig:
     #: ``neglected``: every camera's own pose at its key exposure stands for the key ego frame, as the released code of
     #: BEVDepth has it; pictures and objects are then up to half a metre apart.
     camera_motion: Literal["exact", "neglected"] = "exact"
-    min_points: int = 1  # LiDAR and radar points that an object must hold
+    min_points: Count = 1  # LiDAR and radar points that an object must hold
     nan_velocity: Literal["zero", "keep"] = "zero"  # what becomes of unknown velocities
-    min_depth: float = 0.0  # m; depth labels are farther than this
+    min_depth: Length = 0.0  # m; depth labels are farther than this
     depth_collision: Collision = "last"
     image_augment: ImageAugmentConfig | None = None
     bev_augment: BevAugmentConfig | None = None
@@ -149,13 +150,13 @@ class NuScenesConfig:
     in_memory: bool = False
 
     def __post_init__(self) -> None:
+        if not is_in_range(self):
+            return
         unknown = [name for name in self.classes if name not in NUSCENES_CLASSES]
         if unknown or not self.classes:
             raise UserError(f"classes are {self.classes}, expected some of {', '.join(NUSCENES_CLASSES)}")
-        if any(offset < 1 for offset in self.past) or list(self.past) != sorted(set(self.past)):
+        if list(self.past) != sorted(set(self.past)):
             raise UserError(f"past is {self.past}, expected key frames back in ascending order, e.g. (2, 4)")
-        if min(self.canvas) < 1 or self.min_points < 0 or self.min_depth < 0:
-            raise UserError("canvas must be 1 px or more, min_points and min_depth 0 or more")
 
 
 # ------------------------------------------------------------------------------------------------------------- geometry
@@ -359,6 +360,7 @@ class NuScenesDataset:
     """
 
     def __init__(self, config: NuScenesConfig) -> None:
+        check_settings(config)
         self.config, self.root, self.classes = config, Path(config.root), config.classes
         self.tables = load_tables(self.root, config.version, cache=not config.in_memory)
         self._samples = split_samples(self.tables, self.root, config.split)
