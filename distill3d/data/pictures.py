@@ -12,6 +12,27 @@ from torch import Tensor
 
 from distill3d.errors import UserError
 
+#: How whole files of these formats end; others are not known by their end.
+ENDS = {"PNG": b"IEND\xaeB`\x82", "JPEG": b"\xff\xd9"}
+
+
+def picture_size(path: Path) -> tuple[int, int]:
+    """Width and height (px) of an image file, from its header; it is decoded only where its end is not as it should be.
+
+    Raises:
+        UserError: it is absent, truncated or no image.
+    """
+    try:
+        with Image.open(path) as image, path.open("rb") as file:
+            size, end = image.size, ENDS.get(image.format or "", b"")
+            file.seek(-len(end), 2)
+            whole = file.read() == end
+    except FileNotFoundError as error:
+        raise UserError(f"{path}: no such file") from error
+    except (OSError, SyntaxError, ValueError) as error:
+        raise UserError(f"{path}: cannot be read as an image ({error})") from error
+    return size if whole else (read_image(path).shape[2], read_image(path).shape[1])
+
 
 def read_image(path: Path) -> UInt8[Tensor, "3 h w"]:
     """An image file, RGB.

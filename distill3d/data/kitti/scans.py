@@ -15,6 +15,7 @@ from distill3d.errors import UserError
 from distill3d.files import read_text, reason_of
 
 PLANE_LINE = 4  # of a road plane's file: the line, from 1, that holds its numbers
+GLANCE = 2**16  # bytes of a scan that are looked at, where not all are
 VELODYNE_RECORD = 16  # bytes: float32 x, y, z, intensity
 
 
@@ -37,6 +38,22 @@ def read_points(path: Path) -> Float[Tensor, "m 4"]:
     if bad.any():
         raise UserError(f"{path}: {bad.sum()} points hold NaN or Inf, the first is point {bad.argmax()} (from 0)")
     return torch.from_numpy(points)
+
+
+def glance_at_points(path: Path) -> None:
+    """Looks at a scan's size and first points, as ``read_points`` looks at all of them.
+
+    Raises:
+        UserError: as ``read_points``.
+    """
+    try:
+        size = path.stat().st_size
+        with path.open("rb") as file:
+            first = file.read(GLANCE)
+    except OSError as error:
+        raise UserError(f"{path}: {reason_of(error)}") from error
+    if size == 0 or size % VELODYNE_RECORD or not np.isfinite(np.frombuffer(first, "<f4")).all():
+        read_points(path)
 
 
 def read_plane(path: Path) -> Float[Tensor, "4"]:

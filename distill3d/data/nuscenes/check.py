@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
-from distill3d.data.nuscenes.dataset import SCAN_RECORD
+from distill3d.boxes import NUSCENES_CLASSES
+from distill3d.data.nuscenes.dataset import CLASS_OF_CATEGORY, OTHER_CATEGORIES, SCAN_RECORD
 from distill3d.data.nuscenes.json_columns import RecordFault
 from distill3d.data.nuscenes.tables import ANNOTATION, NONE, REQUIRED, Tables, listed, read_tables, table_file
+from distill3d.data.pictures import picture_size
 from distill3d.errors import UserError
+
+#: Values of a scan that are looked at, where not all are.
+GLANCE = 1000 * SCAN_RECORD // 4
 
 
 def check_nuscenes(root: Path) -> list[RecordFault]:
@@ -29,21 +34,53 @@ def check_nuscenes(root: Path) -> list[RecordFault]:
     """
     if not root.is_dir():
         raise UserError(f"{root}: no such folder")
-    versions = [f for f in sorted(root.iterdir()) if f.is_dir() and any(table_file(f, t).is_file() for t in REQUIRED)]
+    versions = _versions(root)
     if not versions:
         return [RecordFault(root, None, "holds no folder of nuScenes' tables (v1.0-trainval, v1.0-mini, ...)")]
     return [fault for folder in versions for fault in _version_faults(folder)]
+
+
+def nuscenes_contents(root: Path) -> Iterator[str]:
+    """A line for each class of a sound data set and version: how many objects there are, and how many of them hold
+    points; a warning for categories with objects that nuScenes does not have."""
+    for folder in _versions(root):
+        tables, _ = read_tables(folder)
+        if tables is None or not tables.annotated:
+            yield f"{folder.name}: no annotations"
+            continue
+        annotations = tables.annotations
+        held = annotations.num_lidar_pts.astype(np.int64) + annotations.num_radar_pts > 0
+        of = np.array([CLASS_OF_CATEGORY.get(name, "") for name in tables.categories])[annotations.category]
+        for name in NUSCENES_CLASSES:
+            total = int((of == name).sum())
+            if total:
+                yield f"{folder.name}: {name}: {int((held & (of == name)).sum())} of {total} objects hold points"
+        for number, category in enumerate(tables.categories):
+            count = int((annotations.category == number).sum())
+            if count and category not in CLASS_OF_CATEGORY and category not in OTHER_CATEGORIES:
+                yield (
+                    f"warning: {table_file(folder, 'category')}: {category!r} is no category of nuScenes', "
+                    f"its {count} objects are not learnt"
+                )
+
+
+def _versions(root: Path) -> list[Path]:
+    """The folders of tables."""
+    return [f for f in sorted(root.iterdir()) if f.is_dir() and any(table_file(f, t).is_file() for t in REQUIRED)]
 
 
 def _version_faults(folder: Path) -> Iterator[RecordFault]:
     tables, faults = read_tables(folder)
     yield from faults
     if tables is not None:
-        for check in (
-            _scene_faults, _sample_faults, _sample_data_faults, _calibration_faults,
-            _annotation_faults, _file_faults,
-        ):  # fmt: skip
-            yield from check(tables)
+        yield from table_faults(tables)
+        yield from file_faults(tables, range(len(tables.sample_data)))
+
+
+def table_faults(tables: Tables) -> Iterator[RecordFault]:
+    """What is wrong between the records of tables that could be read."""
+    for check in (_scene_faults, _sample_faults, _sample_data_faults, _calibration_faults, _annotation_faults):
+        yield from check(tables)
 
 
 def _scene_faults(t: Tables) -> Iterator[RecordFault]:
@@ -134,11 +171,14 @@ def _channels_of_data(t: Tables) -> np.ndarray:
     return np.append(t.calibrated_sensors.channel, NONE)[t.sample_data.calibrated_sensor]
 
 
-def _file_faults(t: Tables) -> Iterator[RecordFault]:
+def file_faults(t: Tables, rows: Sequence[int], quick: bool = False) -> Iterator[RecordFault]:
+    """What is wrong with the files of some rows of sensor data; ``quick``: of pictures and scans as much is read as
+    tells what they are."""
     data, channel, root = t.sample_data, _channels_of_data(t), t.folder.parent
     by_folder: dict[str, list[tuple[int, str]]] = {}
-    for row, filename in enumerate(data.filename.tolist()):
-        folder, _, name = filename.decode().rpartition("/")
+    filenames = data.filename.tolist()
+    for row in rows:
+        folder, _, name = filenames[row].decode().rpartition("/")
         by_folder.setdefault(folder, []).append((row, name))
     table = table_file(t.folder, "sample_data").name
     for folder, files in sorted(by_folder.items()):
@@ -155,12 +195,12 @@ def _file_faults(t: Tables) -> Iterator[RecordFault]:
                 continue
             modality = "" if channel[row] == NONE else t.modalities[channel[row]]
             size = (int(data.width[row]), int(data.height[row]))
-            sentence = _content_fault(place / name, modality, size, bool(data.is_key_frame[row]))
+            sentence = _content_fault(place / name, modality, size, bool(data.is_key_frame[row]), quick)
             if sentence is not None:
                 yield RecordFault(place / name, None, sentence)
 
 
-def _content_fault(path: Path, modality: str, size: tuple[int, int], key: bool) -> str | None:
+def _content_fault(path: Path, modality: str, size: tuple[int, int], key: bool, quick: bool) -> str | None:
     """What is wrong with a file of sensor data; ``size`` is what the tables say of an image (px)."""
     size_bytes = path.stat().st_size
     if size_bytes == 0:
@@ -169,15 +209,22 @@ def _content_fault(path: Path, modality: str, size: tuple[int, int], key: bool) 
         if size_bytes % SCAN_RECORD:
             return f"{size_bytes} bytes are no multiple of the {SCAN_RECORD} bytes of a point"
         if key:
-            lost = ~np.isfinite(np.fromfile(path, "<f4").reshape(-1, SCAN_RECORD // 4)).all(-1)
+            count = GLANCE if quick else -1
+            lost = ~np.isfinite(np.fromfile(path, "<f4", count).reshape(-1, SCAN_RECORD // 4)).all(-1)
             if lost.any():
                 return f"{lost.sum()} points hold NaN or Inf, the first is point {np.argmax(lost)} (from 0)"
     if modality == "camera" and key:
-        return _image_fault(path, size)
+        return _image_fault(path, size, quick)
     return None
 
 
-def _image_fault(path: Path, size: tuple[int, int]) -> str | None:
+def _image_fault(path: Path, size: tuple[int, int], quick: bool) -> str | None:
+    if quick:
+        try:
+            found = picture_size(path)
+        except UserError as error:
+            return str(error).removeprefix(f"{path}: ")
+        return None if found == size else f"is {found[0]} x {found[1]} px, its record says {size[0]} x {size[1]}"
     try:
         with Image.open(path) as image:
             if image.size != size:

@@ -62,6 +62,12 @@ CLASS_OF_CATEGORY = {
     "human.pedestrian.police_officer": "pedestrian",
     "movable_object.trafficcone": "traffic_cone",
 }
+#: nuScenes' other categories, which are not detected (nuscenes-devkit docs/instructions_nuscenes.md).
+OTHER_CATEGORIES = (
+    "animal", "human.pedestrian.personal_mobility", "human.pedestrian.stroller", "human.pedestrian.wheelchair",
+    "movable_object.debris", "movable_object.pushable_pullable", "static_object.bicycle_rack",
+    "vehicle.emergency.ambulance", "vehicle.emergency.police",
+)  # fmt: skip
 
 SCAN_RECORD = 20  # bytes: float32 x, y, z, intensity, ring
 SECONDS = 1e-6  # of a timestamp's unit
@@ -352,6 +358,16 @@ def read_picture(path: Path) -> Image.Image:
 # ------------------------------------------------------------------------------------------------------------- data set
 
 
+@dataclass(frozen=True)
+class Inventory:
+    """The N annotated objects of some samples, as columns."""
+
+    category: Int[np.ndarray, " n"]  # index into the tables' categories
+    label: Int[np.ndarray, " n"]  # index into the data set's classes, -1 for what belongs to none
+    points: Int[np.ndarray, " n"]  # of LiDAR and radar
+    centre: Float64[np.ndarray, "n 3"]  # m, in the frame of the vehicle at its key scan
+
+
 class NuScenesDataset:
     """Moments of nuScenes as ``SurroundSample``; labels index ``config.classes``.
 
@@ -421,6 +437,53 @@ class NuScenesDataset:
         presence = np.zeros((len(self.tables.samples), len(self.classes)), dtype=bool)
         presence[annotations.sample[label >= 0], label[label >= 0]] = True
         return torch.from_numpy(presence[self._samples])
+
+    def needed_data(self) -> list[int]:
+        """Rows of the sensor data whose files the settings ask for, ascending.
+
+        Raises:
+            UserError: a key frame lacks a camera or the LiDAR.
+        """
+        config, rows = self.config, set()
+        for sample in self._samples:
+            frames = [sample, *past_samples(self.tables, sample, config.past, config.missing_past)]
+            if config.images:
+                rows.update(row for frame in frames for row in self._key_data(frame, CAMERAS))
+            if config.points or config.depth:
+                (key,) = self._key_data(sample, (LIDAR,))
+                rows.update(sweep_rows(self.tables, key, config.sweeps) if config.points else (key,))
+        return sorted(rows)
+
+    def inventory(self) -> Inventory:
+        """The annotated objects of the data set's samples, those of other categories among them."""
+        tables, annotations = self.tables, self.tables.annotations
+        chosen = np.zeros(len(tables.samples), bool)
+        chosen[self._samples] = True
+        rows = np.flatnonzero(chosen[annotations.sample])
+        ego = np.zeros(len(tables.samples), np.int64)
+        data = tables.sample_data
+        of_lidar = data.is_key_frame & (tables.calibrated_sensors.channel[data.calibrated_sensor] == self._lidar)
+        ego[data.sample[of_lidar]] = data.ego_pose[of_lidar]
+        moment = ego[annotations.sample[rows]]
+        poses = pose_matrices(tables.ego_poses.translation[moment], tables.ego_poses.rotation[moment])
+        away = annotations.translation[rows] - poses[:, :3, 3]
+        return Inventory(
+            category=annotations.category[rows].astype(np.int64),
+            label=self._label_of_category[annotations.category[rows]],
+            points=annotations.num_lidar_pts[rows].astype(np.int64) + annotations.num_radar_pts[rows],
+            centre=np.einsum("nij,ni->nj", poses[:, :3, :3], away),
+        )
+
+    def own_categories(self) -> dict[str, int]:
+        """The categories that nuScenes does not have, with how many objects of the data set's samples they name."""
+        counts = np.bincount(self.inventory().category, minlength=len(self.tables.categories)).tolist()
+        known = {*CLASS_OF_CATEGORY, *OTHER_CATEGORIES}
+        return {n: count for n, count in zip(self.tables.categories, counts, strict=True) if count and n not in known}
+
+    @property
+    def _lidar(self) -> int:
+        """The number of the LiDAR's channel."""
+        return self.tables.channels.index(LIDAR) if LIDAR in self.tables.channels else -1
 
     def _table(self, name: str) -> Path:
         return table_file(self.tables.folder, name)
