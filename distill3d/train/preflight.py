@@ -32,13 +32,20 @@ from distill3d.data.nuscenes.class_balance import ClassBalanced
 from distill3d.data.nuscenes.dataset import NuScenesDataset
 from distill3d.data.pictures import picture_size
 from distill3d.data.sample import Dataset, JointDataset
+from distill3d.detectors import build_detector
+from distill3d.detectors.base import Detector
+from distill3d.distill.methods import build_terms
+from distill3d.distill.term import Term
 from distill3d.errors import UserError
 from distill3d.evaluate.kitti import Annotations
 from distill3d.evaluate.nuscenes import ground_truth
 from distill3d.files import write_atomically
+from distill3d.settings import from_plain, to_plain
+from distill3d.train.checkpoint import untrained
 from distill3d.train.learnable import ClassCount, kitti_counts, nuscenes_counts, refuse_nothing
-from distill3d.train.loop import RunOptions
+from distill3d.train.loop import RunOptions, TrainingStep
 from distill3d.train.recipe import DatasetConfig, Recipe, StageConfig
+from distill3d.train.schedules import build_optimiser
 from distill3d.train.sources import Source, source_of
 
 #: Changes when something is looked at that was not, so that verdicts of before do not count.
@@ -67,6 +74,7 @@ def check_recipe(recipe: Recipe, stages: Sequence[StageConfig], options: RunOpti
         looked.training(data)
         for split in _evaluated(recipe):
             looked.evaluation(source.evaluation(stage, split), split)
+    _check_networks(recipe, stages)
     looked.refuse_problems(recipe)
     for stage in stages:
         _tell_counts(recipe, stage, source, told)
@@ -90,6 +98,27 @@ def _check_devices(options: RunOptions) -> None:
         raise UserError(
             f"devices is {options.devices}, expected at most {PER_CORE * cores} processes on {cores} CPU cores"
         )
+
+
+def _check_networks(recipe: Recipe, stages: Sequence[StageConfig]) -> None:
+    """Builds what stages train, without weights from elsewhere; leaves the global random numbers alone."""
+    with torch.random.fork_rng(devices=[]):
+        for stage in stages:
+            student = _untrained(stage)
+            teachers = [_untrained(recipe.stage(name)) for name in stage.teachers[:1]]
+            terms: list[Term] = []
+            if stage.method is not None:
+                taught_by = teachers[0].tap_channels if teachers else {}
+                try:
+                    terms = build_terms(stage.method, student.tap_channels, taught_by)
+                except ValueError as error:
+                    raise UserError(f"the method of stage {stage.name!r} does not fit its detectors: {error}") from None
+            build_optimiser(TrainingStep(student, terms), stage.schedule)
+
+
+def _untrained(stage: StageConfig) -> Detector:
+    plain = untrained(to_plain(stage.detector))
+    return build_detector(from_plain(type(stage.detector), plain, f"stages.{stage.name}.detector"))
 
 
 # --------------------------------------------------------------------------------------------------------------- files

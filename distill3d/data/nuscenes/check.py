@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from distill3d.boxes import NUSCENES_CLASSES
+from distill3d.boxes import NUSCENES_ATTRIBUTES, NUSCENES_CLASSES
 from distill3d.data.nuscenes.dataset import CLASS_OF_CATEGORY, OTHER_CATEGORIES, SCAN_RECORD
 from distill3d.data.nuscenes.json_columns import RecordFault
 from distill3d.data.nuscenes.tables import ANNOTATION, NONE, REQUIRED, Tables, listed, read_tables, table_file
@@ -55,6 +55,12 @@ def nuscenes_contents(root: Path) -> Iterator[str]:
             total = int((of == name).sum())
             if total:
                 yield f"{folder.name}: {name}: {int((held & (of == name)).sum())} of {total} objects hold points"
+        for attribute in tables.attributes:
+            if attribute not in NUSCENES_ATTRIBUTES:
+                yield (
+                    f"warning: {table_file(folder, 'attribute')}: {attribute!r} is no attribute of nuScenes', "
+                    "so nothing can be evaluated on this data"
+                )
         for number, category in enumerate(tables.categories):
             count = int((annotations.category == number).sum())
             if count and category not in CLASS_OF_CATEGORY and category not in OTHER_CATEGORIES:
