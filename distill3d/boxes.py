@@ -34,6 +34,10 @@ KITTI_CLASSES = ("Pedestrian", "Car", "Cyclist", "Van", "Truck", "Person_sitting
 #: (Megvii-BaseDetection/BEVDepth bevdepth/exps/nuscenes/base_exp.py, CLASSES).
 NUSCENES_CLASSES = ("car", "truck", "construction_vehicle", "bus", "trailer", "barrier", "motorcycle", "bicycle",
                     "pedestrian", "traffic_cone")  # fmt: skip
+NUSCENES_ATTRIBUTES = (
+    "vehicle.moving", "vehicle.stopped", "vehicle.parked", "cycle.with_rider", "cycle.without_rider",
+    "pedestrian.sitting_lying_down", "pedestrian.standing", "pedestrian.moving",
+)  # fmt: skip
 #: Label of a row that is no object: padding, or a region where the data set says nothing (KITTI's DontCare).
 IGNORE = -1
 

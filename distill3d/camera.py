@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
+
+from distill3d.errors import UserError
+from distill3d.settings import Between, Length, is_in_range
 
 #: ``rect_z`` divides by the point's own z, as MonoDLE and OpenPCDet do; ``homogeneous`` divides by the third row of the
 #: projection, which is exact.  They differ by P[2, 3] / z (KITTI: about 0.003 m / z).
@@ -189,12 +192,19 @@ class DepthBins:
 
     ``LID`` bins grow linearly with depth, ``UD`` are equal, ``SID`` grow exponentially
     (CaDDN, arXiv:2103.01100; Cc-Hy/CMKD pcdet/utils/transform_utils.py).
+
+    Raises:
+        UserError: ``near`` is no less than ``far``.
     """
 
-    near: float
-    far: float
-    count: int
+    near: Length
+    far: Length
+    count: Annotated[int, Between(1, 10_000)]
     mode: Literal["LID", "UD", "SID"] = "LID"
+
+    def __post_init__(self) -> None:
+        if is_in_range(self) and self.near >= self.far:
+            raise UserError(f"bins.near is {self.near}, expected less than bins.far, {self.far}")
 
     def position(self, depth: Float[Tensor, "*s"]) -> Float[Tensor, "*s"]:
         """Continuous bin number of each depth; NaN where the scheme is undefined (LID well below ``near``)."""

@@ -13,6 +13,7 @@ from typing import Annotated, Any, Literal, TypeVar
 from distill3d import stop
 from distill3d.errors import UserError
 from distill3d.files import outputs
+from distill3d.settings import Between, Count, HeightScale, Number, Share, check_settings
 
 T = TypeVar("T")
 #: Exit code of everything that a user can mend.
@@ -82,7 +83,7 @@ def _parse(kind: Callable[..., T], command: str, arguments: list[str], default: 
     """A dataclass from the command line.
 
     Raises:
-        UserError: an option is unknown, missing or of the wrong type.
+        UserError: an option is unknown, missing, of the wrong type or outside its range.
     """
     import tyro
 
@@ -100,6 +101,7 @@ def _parse(kind: Callable[..., T], command: str, arguments: list[str], default: 
         raise UserError(f"{command}: {_sentence(errors.getvalue())}") from None
     if unknown:
         raise UserError(f"{command}: unknown option {unknown[0]!r}, see distill3d {command} --help")
+    check_settings(value)
     return value
 
 
@@ -117,10 +119,12 @@ def _sentence(panel: str) -> str:
 def demo(arguments: list[str]) -> None:
     """Synthetic streets -> teacher, baseline, distilled students -> report.html, within minutes."""
 
+    from distill3d.synth.folder import DrawSeed
+
     @dataclass(frozen=True)
     class Options:
         out: Path = Path("runs/demo")  # folder of data, runs and report
-        seed: int = 0
+        seed: DrawSeed = 0
 
     options = _parse(Options, "demo", arguments)
     from distill3d.demo import run_demo
@@ -132,6 +136,7 @@ def synth(arguments: list[str]) -> None:
     """Write ray-cast streets, camera and LiDAR, in a data set's official layout."""
     import tyro
 
+    from distill3d.synth.folder import DrawSeed, WriterWorkers
     from distill3d.synth.nuscenes_writer import SurroundStreetConfig, write_nuscenes
     from distill3d.synth.writer import StreetConfig, write_kitti
 
@@ -139,10 +144,10 @@ def synth(arguments: list[str]) -> None:
     class Options:
         folder: tyro.conf.Positional[Path]  # where to write
         layout: Literal["kitti", "nuscenes"] = "kitti"
-        frames: int = 600  # of nuscenes: key frames, rounded up to whole scenes
-        seed: int = 0
-        val_share: float = 1 / 3  # of the frames or scenes, for the split "val"
-        workers: int | None = None  # processes; by default one per core
+        frames: Number = 600  # of nuscenes: key frames, rounded up to whole scenes
+        seed: DrawSeed = 0
+        val_share: Share = 1 / 3  # of the frames or scenes, for the split "val"
+        workers: WriterWorkers | None = None  # processes; by default one per core
         street: StreetConfig = field(default_factory=StreetConfig)  # of layout kitti
         drive: SurroundStreetConfig = field(default_factory=SurroundStreetConfig)  # of layout nuscenes
 
@@ -249,7 +254,7 @@ def _evaluate_kitti(arguments: list[str]) -> None:
         predictions: Path  # folder of result files
         split: Path | None = None  # file of frame names; by default the frames that have a result file
         json: Path | None = None  # write the numbers here too
-        min_height_scale: float = 1.0  # of the minimum box heights, for reduced images
+        min_height_scale: HeightScale = 1.0  # of the minimum box heights, for reduced images
         style: Literal["c++", "python"] = "c++"  # rules of the official program, or of its Python port
 
     o = _parse(Options, "eval kitti", arguments)
@@ -290,7 +295,7 @@ def predict(arguments: list[str]) -> None:
         calib: Path | None = None  # KITTI calibration file
         intrinsics: str | None = None  # fx,fy,cx,cy in px
         out: Path = Path("predictions")
-        score: float | None = None  # least score; by default the detector's own
+        score: Share | None = None  # least score; by default the detector's own
         device: str = "cpu"
 
     o = _parse(Options, "predict", arguments)
@@ -319,11 +324,13 @@ def check(arguments: list[str]) -> int:
     """Name every problem of a data set, with file and line; exit code 2 if there is one."""
     import tyro
 
+    from distill3d.data.scans import ScanColumns
+
     @dataclass(frozen=True)
     class Options:
         folder: tyro.conf.Positional[Path]
         layout: Literal["kitti", "nuscenes"] = "kitti"
-        scan_columns: int | None = None  # of the scans' files; by default the layout's: 4, or 5 of nuscenes
+        scan_columns: ScanColumns | None = None  # of the scans' files; by default the layout's: 4, or 5 of nuscenes
 
     options = _parse(Options, "check", arguments)
     from distill3d.data.check import run_check
@@ -362,7 +369,7 @@ def report(arguments: list[str]) -> None:
     class Options:
         runs: tyro.conf.Positional[tuple[Path, ...]]  # run folders, or single stages of them
         out: Path = Path("report.html")
-        gallery: int = 8  # frames drawn
+        gallery: Count = 8  # frames drawn
 
     options = _parse(Options, "report", arguments)
     from distill3d.view.report import write_report
@@ -381,7 +388,7 @@ def diagnose(arguments: list[str]) -> None:
         baseline: str | None = None  # stage to compare with, or another run's folder; by default of role baseline
         student: str | None = None  # stage to judge; by default all of role student
         out: Path | None = None  # page, with .json and .csv beside it; by default RUN/diagnosis.html
-        margin: float = 0.02  # of the depth, by which depth errors must differ to count
+        margin: Annotated[float, Between(0, 100)] = 0.02  # of the depth, by which depth errors must differ to count
         device: str = "cpu"  # where networks are asked for their uncertainty and their maps of the ground
 
     o = _parse(Options, "diagnose", arguments)

@@ -131,7 +131,7 @@ def test_detectors_of_surround_views_are_refused(tmp_path: Path, picture: Path) 
     assert "\n" not in str(error.value) and not (tmp_path / "out").exists()
 
 
-# ------------------------------------------------------------------------------------------------------ what results are
+# ----------------------------------------------------------------------------------------------------- what results are
 
 
 @pytest.mark.parametrize(

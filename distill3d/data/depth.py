@@ -10,6 +10,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
 import numpy as np
 import torch
@@ -22,6 +23,7 @@ from distill3d.camera import Camera, Divide
 from distill3d.data.pictures import opened_picture, upright
 from distill3d.errors import UserError
 from distill3d.files import write_atomically
+from distill3d.settings import Between, Length, Side, is_in_range
 
 #: Depth PNGs hold metres times this number (KITTI depth benchmark).
 PNG_STEPS_PER_METRE = 256
@@ -50,28 +52,51 @@ def project_depth(
 # ---------------------------------------------------------------------------------------------------------- completion
 
 
+#: Side of a kernel, px; odd.
+KernelSide = Annotated[int, Between(1, 99)]
+
+
 @dataclass(frozen=True)
 class CompletionConfig:
     """Parameters of ``complete_depth``; the defaults are those of kujason/ip_basic's multi-scale filling.
 
     Kernels are side lengths in px, odd.
+
+    Raises:
+        UserError: a kernel has an even side.
     """
 
-    maximum: float = 100.0  # m; depths are handled as maximum - depth, so that near surfaces win dilations
-    valid: float = 0.1  # m; what is not above it counts as empty
-    near: float = 15.0  # m; depths up to here are dilated by the near kernel
-    medium: float = 30.0  # m; depths up to here by the medium kernel, all others by the far kernel
-    near_cross: int = 7
-    medium_cross: int = 5
-    far_cross: int = 3
-    closing: int = 5
-    median: int = 5
-    hole_fill: int = 9
-    gap_fill: int = 5
-    gap_fill_rounds: int = 6
-    bilateral: int = 5  # diameter of the round neighbourhood
-    colour_deviation: float = 0.5  # m
-    space_deviation: float = 2.0  # px
+    maximum: Side = 100.0  # m; depths are handled as maximum - depth, so that near surfaces win dilations
+    valid: Length = 0.1  # m; what is not above it counts as empty
+    near: Length = 15.0  # m; depths up to here are dilated by the near kernel
+    medium: Length = 30.0  # m; depths up to here by the medium kernel, all others by the far kernel
+    near_cross: KernelSide = 7
+    medium_cross: KernelSide = 5
+    far_cross: KernelSide = 3
+    closing: KernelSide = 5
+    median: KernelSide = 5
+    hole_fill: KernelSide = 9
+    gap_fill: KernelSide = 5
+    gap_fill_rounds: Annotated[int, Between(0, 1000)] = 6
+    bilateral: KernelSide = 5  # diameter of the round neighbourhood
+    colour_deviation: Annotated[float, Between(0, 1e4, above=True)] = 0.5  # m
+    space_deviation: Annotated[float, Between(0, 1e4, above=True)] = 2.0  # px
+
+    def __post_init__(self) -> None:
+        if not is_in_range(self):
+            return
+        for name in (
+            "near_cross",
+            "medium_cross",
+            "far_cross",
+            "closing",
+            "median",
+            "hole_fill",
+            "gap_fill",
+            "bilateral",
+        ):
+            if getattr(self, name) % 2 == 0:
+                raise UserError(f"completion.{name} is {getattr(self, name)}, expected an odd side of a kernel")
 
 
 def complete_depth(depth: Float[Tensor, "h w"], config: CompletionConfig | None = None) -> Float[Tensor, "h w"]:

@@ -8,13 +8,14 @@ sample's points do not, other layouts are tried: the right one is plausible, and
 from __future__ import annotations
 
 from pathlib import Path
-from typing import NamedTuple
+from typing import Annotated, NamedTuple
 
 import numpy as np
 from jaxtyping import Float32
 
 from distill3d.errors import UserError
-from distill3d.files import read_bytes
+from distill3d.files import read_bytes, reason_of
+from distill3d.settings import Between
 
 #: m from the sensor, along x or y, and along z.  The HDL-64E of KITTI and the HDL-32E of nuScenes reach 120 m and
 #: 100 m (Velodyne's data sheets), the farthest on the market about 500 m; the beams end 30 degrees above or below.
@@ -24,11 +25,13 @@ GREATEST_INTENSITY = 2.0**16
 #: Share of the points that may break a range: real scans have none, scrambled ones a quarter or more.
 ODD_SHARE = 0.01
 LEAST_COLUMNS, MOST_COLUMNS = 3, 64  # x, y, z; more than any sensor gives
+ScanColumns = Annotated[int, Between(LEAST_COLUMNS, MOST_COLUMNS)]
 TRIED_COLUMNS = range(LEAST_COLUMNS, 9)
 PIECE, PIECES = 1600, 8  # values of a run, and runs of a file, that are looked at
 #: By how much the mean log variance of the columns of another layout must be smaller to be believed.  On KITTI's and
 #: nuScenes' scans that of the true layout is smaller by more than 1.
 CLEARLY = 0.5
+GLANCE = 2**16  # bytes of a scan that are looked at, where not all are
 LEAST_VALUES = 256  # of a file: in fewer, variances mean little
 #: Mean log variances that differ by less are alike: of 4 columns and 8, it is 4.
 ALIKE = 0.1
@@ -77,6 +80,26 @@ def read_rows(path: Path, columns: int) -> Float32[np.ndarray, "m c"]:
     if fault is not None:
         raise UserError(f"{path}: {fault}")
     return rows
+
+
+def glance_at_rows(path: Path, columns: int) -> Float32[np.ndarray, "m c"]:
+    """The first rows of a scan whose size and first rows are as they should be; of others all.
+
+    Raises:
+        UserError: as ``read_rows``.
+    """
+    refuse_columns(columns)
+    row = 4 * columns
+    try:
+        size = path.stat().st_size
+        with path.open("rb") as file:
+            first = file.read(GLANCE // row * row)
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path}: {reason_of(error)}") from None
+    if not size or size % row or len(first) % row:
+        return read_rows(path, columns)
+    rows = np.frombuffer(first, "<f4").reshape(-1, columns)
+    return rows if layout_fault(rows) is None else read_rows(path, columns)
 
 
 def with_columns(rows: Float32[np.ndarray, "m _"], columns: int) -> Float32[np.ndarray, "m _"]:

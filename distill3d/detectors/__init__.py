@@ -54,8 +54,17 @@ DetectorConfig = (
 
 
 def build_detector(config: DetectorConfig) -> Detector:
-    """A detector with fresh weights from its settings."""
-    return DETECTORS[detector_name(config)].build(config)
+    """A detector with fresh weights from its settings.
+
+    Raises:
+        UserError: the settings do not fit together.
+    """
+    name = detector_name(config)
+    try:
+        return DETECTORS[name].build(config)
+    except (ArithmeticError, AssertionError, LookupError, RuntimeError, TypeError, ValueError) as error:
+        # Networks meet what does not fit as they are built, in their own words or those of torch and timm.
+        raise UserError(f"the settings of detector {name!r} do not fit together: {error}") from error
 
 
 def detector_name(config: DetectorConfig) -> str:

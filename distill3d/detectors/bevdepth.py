@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 from jaxtyping import Float, Int
@@ -62,6 +62,7 @@ from distill3d.layers.image.depth_net import (
 )
 from distill3d.layers.image.resnet import ResNet, ResNetConfig
 from distill3d.layers.points.voxels import VoxelGrid
+from distill3d.settings import Between, Channels, Layers, Weight
 
 #: Pixels per cell of the map that is lifted, and by how much the trunk's maps, from fine to coarse, grow for it.
 STRIDE = 16
@@ -84,22 +85,22 @@ class BEVDepthConfig:
     classes: tuple[str, ...] = NUSCENES_CLASSES  # the data set's, which labels index; the head's are among them
     trunk: ResNetConfig = ResNetConfig(finest=4)
     frozen_stem: bool = False  # the trunk's stem and its batch norm stay as they are: asks for ImageNet weights
-    neck_channels: int = 128  # of each of the trunk's four maps
-    frames: int = 1  # the key frame and earlier ones, which get no gradient
+    neck_channels: Channels = 128  # of each of the trunk's four maps
+    frames: Annotated[int, Between(1, 100)] = 1  # the key frame and earlier ones, which get no gradient
     bins: DepthBins = DepthBins(2.0, 58.0, 112, "UD")
-    depth_channels: int = 512  # inside the depth network
-    context_channels: int = 80  # of each frame's map on the ground
+    depth_channels: Channels = 512  # inside the depth network
+    context_channels: Channels = 80  # of each frame's map on the ground
     depth_aggregation: bool = False  # mixes the lifted volume before pooling; the released ``use_da``
     grid: VoxelGrid = VoxelGrid((-51.2, -51.2, -5.0, 51.2, 51.2, 3.0), (0.8, 0.8, 8.0))  # of the ground, ego frame
     # MonoTAKD's, all of which stay in the network at test time:
-    bev_channels: int | None = None  # to which the frames' maps are collapsed, those of the map that is imitated
+    bev_channels: Channels | None = None  # to which the frames' maps are collapsed, those of the map that is imitated
     spatial_alignment: bool = False  # a second collapse, aligned: P, offered as tap and to ``fusion``
     fusion: Literal["none", "ffm"] = "none"  # ``ffm``: the network on the ground sees FFM(V + P)
-    bev_base: int | None = None  # first width of the network on the ground; None: twice ``context_channels``
-    bev_layers: tuple[int, ...] = (2, 2, 2)  # blocks of its stages
-    bev_neck_channels: int = 64  # of each of its four maps
+    bev_base: Channels | None = None  # first width of the network on the ground; None: twice ``context_channels``
+    bev_layers: tuple[Layers, ...] = (2, 2, 2)  # blocks of its stages
+    bev_neck_channels: Channels = 64  # of each of its four maps
     head: CentreHeadConfig = CentreHeadConfig(code_weights=ONE_FRAME_CODE_WEIGHTS)
-    depth_weight: float = 3.0  # of the depth loss, in batches with depth
+    depth_weight: Weight = 3.0  # of the depth loss, in batches with depth
     # released versus intended
     #: ``bgr_with_rgb_means`` shows the trunk blue where it looks for red, with red's mean, as released weights saw it.
     channel_order: Literal["rgb", "bgr_with_rgb_means"] = "rgb"

@@ -9,7 +9,7 @@ MonoTAKD's teaching assistant.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -45,6 +45,7 @@ from distill3d.layers.heads.anchors import KITTI_ANCHORS
 from distill3d.layers.image.resnet import ResNet, ResNetConfig
 from distill3d.layers.points.voxels import STUDENT_RANGE, VoxelGrid
 from distill3d.layers.readout import Readout
+from distill3d.settings import Between, Channels, Weight
 
 #: Pixels per cell of the map that is lifted, in the published networks.
 STRIDE = 8
@@ -64,8 +65,8 @@ class DepthTrunkConfig:
 
     network: Literal["deeplabv3_resnet50", "deeplabv3_resnet101", "small"] = "deeplabv3_resnet50"
     pretrained: bool = False  # DeepLab's weights of COCO; they are fetched by torchvision
-    channels: tuple[int, ...] = (32, 48, 64, 96)  # of ``small``: its four stages
-    width: int = 64  # of ``small``: the map that is lifted
+    channels: tuple[Channels, ...] = (32, 48, 64, 96)  # of ``small``: its four stages
+    width: Channels = 64  # of ``small``: the map that is lifted
     stride: Literal[4, 8] = STRIDE  # px per cell of the map that is lifted; 4 for ``small`` only
 
 
@@ -78,14 +79,16 @@ class CaDDNConfig:
     trunk: DepthTrunkConfig = field(default_factory=DepthTrunkConfig)
     voxels: VoxelGrid = VoxelGrid(STUDENT_RANGE, (0.32, 0.32, 0.4))  # ground cells are square
     bins: DepthBins = DepthBins(2.0, 46.8, 120)
-    lift_channels: int = 64
-    bev_channels: int = 128
-    domain_adaptation: int = 4  # blocks of CMKD's adaptation of the map to a LiDAR's; 0 for none
+    lift_channels: Channels = 64
+    bev_channels: Channels = 128
+    domain_adaptation: Annotated[int, Between(0, 256)] = (
+        4  # blocks of CMKD's adaptation of the map to a LiDAR's; 0 for none
+    )
     spatial_alignment: bool = False  # MonoTAKD's second map P, offered as tap and to ``fusion``
     fusion: Fusion = "none"  # anything else stays in the network at test time
     assistant: Literal["none", "shared"] = "none"  # ``shared``: F_A from own features and true depth, in training only
-    detection_weight: float = 1.0  # of the head's losses; 0 where a teacher's answers are all that is learned
-    depth_weight: float = 0.5  # of the depth loss, in batches with depth maps
+    detection_weight: Weight = 1.0  # of the head's losses; 0 where a teacher's answers are all that is learned
+    depth_weight: Weight = 0.5  # of the depth loss, in batches with depth maps
     # released versus intended
     sampling: Normalisation = "released"
     fusion_norm: Literal["shared", "separate"] = "separate"

@@ -39,6 +39,7 @@ from distill3d.layers.heads.centre_head import (
 )
 from distill3d.layers.points.sparse_conv import SparseResNet, SparseResNetConfig, SparseTensor
 from distill3d.layers.points.voxels import VoxelGrid, mean_of_points, voxelise
+from distill3d.settings import Channels, Number
 
 #: Where the networks look (m, key ego frame).
 RANGE = (-51.2, -51.2, -5.0, 51.2, 51.2, 3.0)
@@ -56,9 +57,9 @@ class VoxelEncoderConfig:
     """Voxel means and a sparse 3D network."""
 
     grid: VoxelGrid = VoxelGrid(RANGE, (0.1, 0.1, 0.2))
-    max_points: int = 10  # of a voxel
-    train_voxels: int = 90000  # of a sample
-    test_voxels: int = 120000
+    max_points: Number = 10  # of a voxel
+    train_voxels: Number = 90000  # of a sample
+    test_voxels: Number = 120000
     network: SparseResNetConfig = SparseResNetConfig(
         inputs=POINT_VALUES, channels=(16, 32, 64, 128), outputs=128, block_bias=False
     )
@@ -72,11 +73,11 @@ class PillarEncoderConfig:
     """
 
     grid: VoxelGrid = VoxelGrid(RANGE, (0.2, 0.2, 8.0))
-    max_points: int = 20  # of a pillar
-    train_pillars: int = 30000  # of a sample
-    test_pillars: int = 40000
-    features: int = 64  # channels of a pillar
-    channels: tuple[int, ...] = (128, 256)  # of the convolutions, each of stride 2
+    max_points: Number = 20  # of a pillar
+    train_pillars: Number = 30000  # of a sample
+    test_pillars: Number = 40000
+    features: Channels = 64  # channels of a pillar
+    channels: tuple[Channels, ...] = (128, 256)  # of the convolutions, each of stride 2
     #: Slots that batch norm sees: all, the empty ones too, as released, or those that hold a point.
     norm_slots: Literal["all", "filled"] = "all"
 
@@ -99,7 +100,7 @@ class CenterPointConfig:
 
     def __post_init__(self) -> None:
         if (self.voxels is None) == (self.pillars is None):
-            raise ValueError("CenterPoint looks at voxels or at pillars: give exactly one of the two settings")
+            raise UserError("CenterPoint looks at voxels or at pillars: give exactly one of the two settings")
 
 
 def with_pillars(**fields: Any) -> CenterPointConfig:

@@ -10,7 +10,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar, Literal, TypeVar
+from typing import Annotated, Any, ClassVar, Literal, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -40,6 +40,7 @@ from distill3d.detectors.monodle import (
 from distill3d.layers.distributed import mean_over_processes
 from distill3d.layers.image.heatmap import clamped_sigmoid, focal_heatmap_loss, gather_cells
 from distill3d.layers.image.roi import COORDINATE_CHANNELS, MapWindow, RoIs, RoISlots, look_at, pooled_head
+from distill3d.settings import Ascending, Length, Side
 
 #: Mean (height, width, length) in m of ``HEAT_CLASSES``, from which sizes are regressed.
 MEAN_SIZE = (
@@ -65,8 +66,8 @@ class TwoStageConfig(MonoDLEConfig):
 
     classes: tuple[str, ...] = HEAT_CLASSES
     mean_size: Literal[False] = False  # MonoDLE's option; here sizes are always differences to ``class_sizes``
-    class_sizes: tuple[tuple[float, ...], ...] = MEAN_SIZE  # m, (height, width, length) of HEAT_CLASSES
-    depth_range: tuple[float, float] = (2.0, NO_FAR_LIMIT)
+    class_sizes: tuple[tuple[Side, ...], ...] = MEAN_SIZE  # m, (height, width, length) of HEAT_CLASSES
+    depth_range: Annotated[tuple[Length, Length], Ascending()] = (2.0, NO_FAR_LIMIT)
     depth_mask: Literal["mask_2d"] = "mask_2d"  # MonoDLE's option; here crops keep their 3D supervision
     roi_aligned: bool = False  # of the sampling; True shifts the grid by half a cell, as torchvision recommends
     # released versus intended

@@ -31,6 +31,7 @@ from distill3d.layers.heads.centre_head import (
     CentreHead,
     CentreHeadConfig,
 )
+from distill3d.settings import Channels
 
 #: Of the head's box loss: half on the velocity.
 CODE_WEIGHTS = (*(1.0,) * 8, 0.5, 0.5)
@@ -46,8 +47,8 @@ class LabelEncoderConfig:
 
     input: Literal["labels"] = "labels"
     classes: tuple[str, ...] = NUSCENES_CLASSES  # of the data set, in its order: what labels index
-    hidden: int = 256
-    channels: tuple[int, ...] = (128, 256)
+    hidden: Channels = 256
+    channels: tuple[Channels, ...] = (128, 256)
     neck: SECONDFPNConfig = field(default_factory=SECONDFPNConfig)
     head: CentreHeadConfig = field(default_factory=lambda: CentreHeadConfig(code_weights=CODE_WEIGHTS))
     # released versus intended

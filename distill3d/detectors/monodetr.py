@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -42,6 +42,7 @@ from distill3d.layers.heads.matching import UNMATCHED, assign
 from distill3d.layers.image.deformable_attention import DeformableAttention, Sizes, cell_centres
 from distill3d.layers.image.resnet import STRIDES, ResNet, ResNetConfig
 from distill3d.layers.readout import LinearReadout, Readout
+from distill3d.settings import Ascending, Between, Channels, Layers, Length, Number, Share
 
 #: Channels of the classification, whatever classes are trained.
 CLASSES = HEAT_CLASSES
@@ -85,22 +86,24 @@ class MonoDETRConfig:
     input: Literal["rgb", "depth"] = "rgb"
     classes: tuple[str, ...] = ("Car",)  # trained and detected; a subset of CLASSES
     trunk: ResNetConfig = field(default_factory=ResNetConfig)
-    channels: int = 256  # of the transformers; a multiple of 32
-    feed_forward: int = 256
-    attention_heads: int = 8
-    points: int = 4  # of deformable attention, per head and level
-    encoder_layers: int = 3
-    decoder_layers: int = 3
-    queries: int = 50  # that answer at test time; the first group's
-    groups: int = 11  # of queries in training, each matched on its own (Group DETR, arXiv:2207.13085)
-    dropout: float = 0.1
-    max_objects: int = 50  # label lines looked at per image
-    depth_range: tuple[float, float] = (2.0, 65.0)  # m; objects outside are not trained
-    depth_bins: int = 80  # of the depth map, growing linearly; one more stands for everything beyond
-    max_depth: int = 60  # m; where the depth map's bins and its embedding end
+    channels: Channels = 256  # of the transformers; a multiple of 32
+    feed_forward: Channels = 256
+    attention_heads: Layers = 8
+    points: Layers = 4  # of deformable attention, per head and level
+    encoder_layers: Layers = 3
+    decoder_layers: Layers = 3
+    queries: Number = 50  # that answer at test time; the first group's
+    groups: Layers = 11  # of queries in training, each matched on its own (Group DETR, arXiv:2207.13085)
+    dropout: Annotated[float, Between(0, 1, below=True)] = 0.1
+    max_objects: Number = 50  # label lines looked at per image
+    depth_range: Annotated[tuple[Length, Length], Ascending()] = (2.0, 65.0)  # m; objects outside are not trained
+    depth_bins: Annotated[int, Between(1, 10_000)] = (
+        80  # of the depth map, growing linearly; one more stands for everything beyond
+    )
+    max_depth: Annotated[int, Between(1, 10_000)] = 60  # m; where the depth map's bins and its embedding end
     depth_encoding: DepthEncoding = "clean"
-    top_k: int = 50
-    score_threshold: float = 0.2  # of the class, before the depth confidence is multiplied in
+    top_k: Number = 50
+    score_threshold: Share = 0.2  # of the class, before the depth confidence is multiplied in
     clip_2d: bool = False  # keep objects whose 3D centre is outside their 2D box, with distances cut to 0..1
     # released versus intended
     flip_camera: Literal["mirrored", "source"] = "mirrored"  # camera of the observation angle in mirrored images

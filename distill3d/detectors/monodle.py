@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
@@ -32,6 +32,7 @@ from distill3d.layers.image.heatmap import (
     gaussian_radius,
 )
 from distill3d.layers.readout import Readout
+from distill3d.settings import Ascending, Between, Channels, Length, Number, Share
 
 STRIDE = 4
 #: Channels of the heat map, whatever classes are trained.
@@ -78,15 +79,17 @@ class MonoDLEConfig:
     classes: tuple[str, ...] = ("Car",)  # trained and detected; a subset of HEAT_CLASSES
     merge_classes: tuple[str, ...] = ()  # drawn as cars in the heat map, nothing regressed; e.g. Van, Truck
     trunk: DLAConfig = field(default_factory=DLAConfig)
-    head_channels: int = 256
-    head_std: float | None = 0.001  # of initial weights of all heads but the heat map; None: PyTorch's default
-    max_objects: int = 50  # label lines looked at per image
+    head_channels: Channels = 256
+    head_std: Annotated[float, Between(0, 100)] | None = (
+        0.001  # of initial weights of all heads but the heat map; None: PyTorch's default
+    )
+    max_objects: Number = 50  # label lines looked at per image
     cell: Literal["centre_3d", "centre_2d"] = "centre_3d"  # which projected point marks an object's cell
     mean_size: bool = False  # regress sizes as differences to class means
-    depth_range: tuple[float, float] = (2.0, 65.0)  # m; objects outside are not trained
+    depth_range: Annotated[tuple[Length, Length], Ascending()] = (2.0, 65.0)  # m; objects outside are not trained
     depth_encoding: DepthEncoding = "clean"
-    top_k: int = 50
-    score_threshold: float = 0.2  # of the heat map, before the depth confidence is multiplied in
+    top_k: Number = 50
+    score_threshold: Share = 0.2  # of the heat map, before the depth confidence is multiplied in
     # released versus intended
     depth_mask: Literal["mask_2d", "mask_3d"] = "mask_2d"  # mask_3d drops objects of cropped images (xinzhuma/monodle)
     empty_reduction: Literal["zero", "nan"] = "zero"  # mean over no object

@@ -21,6 +21,7 @@ from distill3d.layers.heads.anchor_head import TINY_BACKBONE, AnchorHead, Anchor
 from distill3d.layers.heads.anchors import KITTI_ANCHORS
 from distill3d.layers.points.sparse_conv import normalise_rows, row_norm
 from distill3d.layers.points.voxels import STUDENT_RANGE, VoxelGrid, Voxels, voxelise
+from distill3d.settings import Channels, Layers, Number, Stride
 
 #: Values of a point: x, y, z, intensity.
 POINT_VALUES = 4
@@ -34,12 +35,12 @@ class PointPillarsConfig:
 
     input: Literal["points"] = "points"
     pillars: VoxelGrid = VoxelGrid(STUDENT_RANGE, (0.16, 0.16, 4.0))
-    max_points: int = 32  # of a pillar
-    train_pillars: int = 20000  # of a scan
-    test_pillars: int = 40000
-    channels: int = 128
-    stride: int = 2  # of the first convolution on the pillars' picture; 1: the picture itself is the tap
-    layers: int = 5  # convolutions that follow it
+    max_points: Number = 32  # of a pillar
+    train_pillars: Number = 20000  # of a scan
+    test_pillars: Number = 40000
+    channels: Channels = 128
+    stride: Stride = 2  # of the first convolution on the pillars' picture; 1: the picture itself is the tap
+    layers: Layers = 5  # convolutions that follow it
     head: AnchorHeadConfig = field(default_factory=focal_head)
     #: Slots that batch norm sees: all, the empty ones too, as released, or those that hold a point.
     norm_slots: Literal["all", "filled"] = "all"

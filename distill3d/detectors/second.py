@@ -23,6 +23,7 @@ from distill3d.layers.heads.anchor_head import TINY_BACKBONE, AnchorHead, Anchor
 from distill3d.layers.heads.anchors import KITTI_ANCHORS
 from distill3d.layers.points.sparse_conv import SparseResNet, SparseResNetConfig, SparseTensor
 from distill3d.layers.points.voxels import STUDENT_RANGE, VoxelGrid, mean_of_points, voxelise
+from distill3d.settings import Number
 
 
 @dataclass(frozen=True)
@@ -31,9 +32,9 @@ class SECONDConfig:
 
     input: Literal["points"] = "points"
     voxels: VoxelGrid = VoxelGrid(STUDENT_RANGE, (0.04, 0.04, 0.1))
-    max_points: int = 5  # of a voxel
-    train_voxels: int = 20000  # of a scan
-    test_voxels: int = 40000
+    max_points: Number = 5  # of a voxel
+    train_voxels: Number = 20000  # of a scan
+    test_voxels: Number = 40000
     backbone: SparseResNetConfig = field(default_factory=SparseResNetConfig)
     head: AnchorHeadConfig = field(default_factory=AnchorHeadConfig)
 

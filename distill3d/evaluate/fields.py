@@ -29,7 +29,7 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Annotated, Literal, get_args
 
 import numpy as np
 import torch
@@ -53,6 +53,7 @@ from distill3d.evaluate.kitti import (
 )
 from distill3d.evaluate.matching import MISSED, match_in_image
 from distill3d.evaluate.transfer import TransferSettings, find, labelled_objects
+from distill3d.settings import Between, HeightScale, Share
 
 Field = Literal["depth", "projected_centre", "heading", "size", "score", "box_2d"]
 FIELDS: tuple[Field, ...] = get_args(Field)
@@ -81,11 +82,11 @@ class FieldSettings:
 
     name: Class = "car"
     difficulty: Literal["easy", "moderate", "hard"] = "moderate"  # of AP; errors are of all that count at hard
-    min_height_scale: float = 1.0  # this and the next as in ``evaluate.kitti.evaluate``
+    min_height_scale: HeightScale = 1.0  # this and the next as in ``evaluate.kitti.evaluate``
     style: Style = "c++"
-    least_overlap: float = 0.5  # IoU of image boxes, as in ``TransferSettings``
+    least_overlap: Share = 0.5  # IoU of image boxes, as in ``TransferSettings``
     #: Per frame: where detectors with other scales of scores, or other least ones, are compared in what they find.
-    false_positives: float = 0.1
+    false_positives: Annotated[float, Between(0, 1e6)] = 0.1
 
 
 @dataclass(frozen=True)

@@ -46,6 +46,7 @@ from distill3d.evaluate.nuscenes_boxes import (
 )
 from distill3d.evaluate.nuscenes_submission import read_submission
 from distill3d.files import refuse_foreign, write_output_text
+from distill3d.settings import Length, Number, Share, Side, Weight, is_in_range
 
 if TYPE_CHECKING:  # the command line must start fast, and the maths needs neither tables nor a terminal
     from rich.table import Table
@@ -69,20 +70,20 @@ class DetectionConfig:
     """Constants of the metric; by default the official detection_cvpr_2019.
 
     Raises:
-        ValueError: the errors' distance is none of the distances.
+        UserError: the errors' distance is none of the distances.
     """
 
-    class_range: dict[str, float] = field(default_factory=CLASS_RANGE.copy)  # m
-    distances: tuple[float, ...] = (0.5, 1.0, 2.0, 4.0)  # m, between centres on the ground
-    tp_distance: float = 2.0  # m, the distance at which true positives' errors are measured
-    min_recall: float = 0.1
-    min_precision: float = 0.1
-    max_boxes: int = MAX_BOXES  # predictions in a sample
-    map_weight: float = 5  # of mAP in NDS; each of the five errors weighs 1
+    class_range: dict[str, Length] = field(default_factory=CLASS_RANGE.copy)  # m
+    distances: tuple[Side, ...] = (0.5, 1.0, 2.0, 4.0)  # m, between centres on the ground
+    tp_distance: Side = 2.0  # m, the distance at which true positives' errors are measured
+    min_recall: Share = 0.1
+    min_precision: Share = 0.1
+    max_boxes: Number = MAX_BOXES  # predictions in a sample
+    map_weight: Weight = 5  # of mAP in NDS; each of the five errors weighs 1
 
     def __post_init__(self) -> None:
-        if self.tp_distance not in self.distances:
-            raise ValueError(f"tp_distance must be one of {self.distances}, not {self.tp_distance}")
+        if is_in_range(self) and self.tp_distance not in self.distances:
+            raise UserError(f"tp_distance must be one of {self.distances}, not {self.tp_distance}")
 
     @property
     def first_point(self) -> int:

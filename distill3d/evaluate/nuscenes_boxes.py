@@ -10,16 +10,15 @@ from dataclasses import dataclass, fields, replace
 import numpy as np
 from jaxtyping import Float, Int
 
+from distill3d.boxes import NUSCENES_ATTRIBUTES
+
 #: Official range of evaluation by class, m from the vehicle; the order is that of ``boxes.NUSCENES_CLASSES``.
 CLASS_RANGE: dict[str, float] = {
     "car": 50, "truck": 50, "construction_vehicle": 50, "bus": 50, "trailer": 50, "barrier": 30, "motorcycle": 40,
     "bicycle": 40, "pedestrian": 40, "traffic_cone": 30,
 }  # fmt: skip
 CLASSES = tuple(CLASS_RANGE)
-ATTRIBUTES = (
-    "vehicle.moving", "vehicle.stopped", "vehicle.parked", "cycle.with_rider", "cycle.without_rider",
-    "pedestrian.sitting_lying_down", "pedestrian.standing", "pedestrian.moving",
-)  # fmt: skip
+ATTRIBUTES = NUSCENES_ATTRIBUTES
 NO_ATTRIBUTE = -1
 PREDICTED_POINTS = -1  # number of points of a prediction: not counted
 MAX_BOXES = 500  # predictions in a sample

@@ -17,6 +17,7 @@ witnesses. It tells how far other frames would move a number, not how far anothe
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Annotated
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
@@ -24,6 +25,7 @@ from jaxtyping import Bool, Float, Int
 from distill3d.evaluate.iou import iou_3d
 from distill3d.evaluate.kitti import Annotations
 from distill3d.evaluate.matching import MISSED, match_in_image, objects_of_interest
+from distill3d.settings import Between, Count, HeightScale, Number, Share
 
 OUTCOMES = ("positive", "neutral", "negative", "gained", "lost", "missed")
 POSITIVE, NEUTRAL, NEGATIVE, GAINED, LOST, NEITHER = range(len(OUTCOMES))
@@ -44,13 +46,17 @@ class TransferSettings:
     """What counts as found, as transfer and as enough."""
 
     classes: tuple[str, ...] = ("car",)  # lower case; objects of all of them are judged together
-    margin: float = 0.02  # of the object's depth, above 0; about half of the median error of a good camera detector
-    least_overlap: float = 0.5  # IoU of image boxes; what KITTI asks of pedestrians and cyclists
-    min_height_scale: float = 1.0  # as in ``evaluate.kitti.evaluate``
-    least_objects: int = 20  # bins with fewer, or in fewer frames, get no estimate: intervals would not be trustworthy
-    least_frames: int = 10
-    resamples: int = 2000
-    seed: int = 0
+    margin: Annotated[float, Between(0, 100)] = (
+        0.02  # of the object's depth, above 0; about half of the median error of a good camera detector
+    )
+    least_overlap: Share = 0.5  # IoU of image boxes; what KITTI asks of pedestrians and cyclists
+    min_height_scale: HeightScale = 1.0  # as in ``evaluate.kitti.evaluate``
+    least_objects: Count = (
+        20  # bins with fewer, or in fewer frames, get no estimate: intervals would not be trustworthy
+    )
+    least_frames: Count = 10
+    resamples: Number = 2000
+    seed: Annotated[int, Between(0, 2**62)] = 0
 
 
 @dataclass(frozen=True)

@@ -12,9 +12,10 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
+from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import TypeVar
+from typing import Annotated, TypeVar
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
@@ -22,11 +23,22 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from ..errors import UserError
 from ..files import read_json, sweep_below, write_text
 from ..lock import only_writer
+from ..settings import Between
 from ..stop import end_with
 
 Settings = TypeVar("Settings")
+DrawSeed = Annotated[int, Between(0, 2**62)]
+WriterWorkers = Annotated[int, Between(1, 256)]
 
 RECORD = "synth.json"
+
+
+@dataclass(frozen=True)
+class Writing:
+    """What a writer is asked for beside the streets' settings."""
+
+    seed: DrawSeed
+    workers: WriterWorkers | None = None
 
 
 def generator_hash() -> str:

@@ -15,6 +15,7 @@ from pathlib import Path
 from PIL import Image
 
 from ..files import write_atomically, write_text
+from ..settings import check_settings
 from . import folder
 from .folder import available_cores
 from .nuscenes_records import TABLES, VERSION, Record, terms, token
@@ -46,10 +47,13 @@ def write_nuscenes(
     processes, None for one per available core; 1 works in this process. Scene i of a seed does not depend on workers or
     on the other scenes. A call that was cut short is completed by the same call; complete scenes are kept.
 
-    Raises UserError if the folder holds streets of other settings, of another generator, or other data, and where
-    configs names a split that there is not.
+    Raises UserError if a setting lies outside its range, if the folder holds streets of other settings, of another
+    generator, or other data, and where configs names a split that there is not.
     """
     out, config = Path(out), config or SurroundStreetConfig()
+    check_settings(folder.Writing(seed, workers))
+    for name, settings in {"": config, **(configs or {})}.items():
+        check_settings(settings, name)
     sizes = folder.split_sizes(scenes, val_share, splits, writer="write_nuscenes", unit="scenes")
     by_scene = folder.settings_in_order(config, configs, sizes, writer="write_nuscenes")
     own = {name: asdict(configs[name]) for name in sizes if configs and name in configs}

@@ -3,18 +3,24 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
 
+from ..errors import UserError
+from ..settings import Ascending, Between, Share, Stride, is_in_range
 from . import cars
 
 CLEAR_HAZE = 0.0014  # 1 / m, visibility 2.8 km: what is above it counts as fog, and sun and LiDAR suffer
 LOW_SUN = 22.0  # degrees: below it the sun's way through the air counts
 CAR_BODIES = tuple(style.name for style in cars.STYLES)
-#: Lowest and highest value of each range.
-LIMITS = {
-    "sun_elevation": (1.0, 90.0), "haze": (0.0, 1.0), "exposure": (0.001, 1.0), "noise": (0.0, 64.0),
-    "lidar_keep": (0.0, 1.0),
-}  # fmt: skip
+PictureSide = Annotated[int, Between(1, 4096)]  # px
+RaysPerSide = Annotated[int, Between(1, 8)]
+#: Camera rays of one picture: more would not fit into memory.
+MOST_RAYS = 40_000_000
+Crowd = Annotated[int, Between(0, 1000)]
+Rate = Annotated[float, Between(0.01, 100)]  # Hz
+Speed = Annotated[float, Between(0, 60)]  # m/s
+AzimuthStep = Annotated[float, Between(0.01, 90)]  # degrees
+LidarRange = Annotated[float, Between(0, 1000, above=True)]  # m
 
 
 @dataclass(frozen=True)
@@ -24,42 +30,45 @@ class Conditions:
     Ranges are (lowest, highest), both included; one value is drawn for each frame of a street or scene of a drive.
     """
 
-    overcast_share: float = 0.25
+    overcast_share: Share = 0.25
     """Share of frames or scenes without sun."""
-    sun_elevation: tuple[float, float] = (LOW_SUN, 62.0)
+    sun_elevation: Annotated[tuple[float, float], Between(1, 90), Ascending()] = (LOW_SUN, 62.0)
     """The sun's elevation, degrees; the lower below 22, the dimmer and redder its light."""
-    haze: tuple[float, float] = (0.0002, CLEAR_HAZE)
+    haze: Annotated[tuple[Share, Share], Ascending()] = (0.0002, CLEAR_HAZE)
     """Extinction of the air, 1 / m: things are seen up to 3.912 / haze metres (Koschmieder), in fog of 0.02 up to 200.
     Above 0.0014 the sun fades, too, and LiDAR loses returns."""
-    exposure: tuple[float, float] = (0.085, 0.17)
+    exposure: Annotated[tuple[float, float], Between(0.001, 1), Ascending()] = (0.085, 0.17)
     """Mean brightness that a camera's exposure aims at, before the tone curve; 0.02 is dim."""
-    noise: tuple[float, float] = (1.0, 3.5)
+    noise: Annotated[tuple[float, float], Between(0, 64), Ascending()] = (1.0, 3.5)
     """Standard deviation of a camera's noise at mid grey, 8-bit steps."""
     car_bodies: tuple[str, ...] = CAR_BODIES
     """Bodies of the cars, in their usual proportion; vans are not among them."""
-    lidar_keep: tuple[float, float] = (1.0, 1.0)
+    lidar_keep: Annotated[tuple[Share, Share], Ascending()] = (1.0, 1.0)
     """Share of the returns that are kept, at random after drop-out."""
-    lidar_beam_strides: tuple[int, ...] = (1,)
+    lidar_beam_strides: tuple[Stride, ...] = (1,)
     """One of them is drawn: n keeps every n-th beam, of 64 (KITTI) or 32 (nuScenes)."""
-    lidar_dropout: float = 0.08
+    lidar_dropout: Share = 0.08
     """Share of returns lost on bright surfaces seen head on; dark and glancing ones lose more."""
-    lidar_range_sigma: float = 0.02
+    lidar_range_sigma: Annotated[float, Between(0, 10)] = 0.02
     """Standard deviation of the measured range, m."""
 
     def __post_init__(self) -> None:
-        for name, (least, most) in LIMITS.items():
-            low, high = getattr(self, name)
-            if not least <= low <= high <= most:
-                raise ValueError(f"{name}: expected {least:g} <= lowest <= highest <= {most:g}, not ({low}, {high})")
-        for name in ("overcast_share", "lidar_dropout"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise ValueError(f"{name} must lie in 0..1, not {getattr(self, name)}")
+        if not is_in_range(self):
+            return
         unknown = [name for name in self.car_bodies if name not in CAR_BODIES]
         if unknown or not self.car_bodies:
             given = repr(unknown[0]) if unknown else "none"
-            raise ValueError(f"car_bodies: expected some of {', '.join(CAR_BODIES)}, not {given}")
-        if not self.lidar_beam_strides or min(self.lidar_beam_strides) < 1:
-            raise ValueError(f"lidar_beam_strides must all be at least 1, not {self.lidar_beam_strides}")
+            raise UserError(f"car_bodies: expected some of {', '.join(CAR_BODIES)}, not {given}")
+        if not self.lidar_beam_strides:
+            raise UserError("lidar_beam_strides are none, expected at least one")
+
+
+def _refuse_rays(config: StreetConfig | SurroundStreetConfig) -> None:
+    rays = config.width * config.height * config.rays_per_pixel_side**2 if is_in_range(config) else 0
+    if rays > MOST_RAYS:
+        raise UserError(
+            f"width, height and rays_per_pixel_side ask for {rays} rays for each picture, expected at most {MOST_RAYS}"
+        )
 
 
 KITTI_FOCAL, KITTI_WIDTH = 721.5377, 1242  # px
@@ -69,57 +78,47 @@ KITTI_FOCAL, KITTI_WIDTH = 721.5377, 1242  # px
 class StreetConfig(Conditions):
     """What is drawn and how it is seen. Ranges are (lowest, highest), both included."""
 
-    width: int = 320
+    width: PictureSide = 320
     """Image width, px. Intrinsics are KITTI's, scaled by width / 1242."""
-    height: int = 96
+    height: PictureSide = 96
     """Image height, px."""
-    rays_per_pixel_side: int = 2
+    rays_per_pixel_side: RaysPerSide = 2
     """Camera rays per pixel and axis: 2 casts 2 x 2 rays."""
-    distance: tuple[float, float] = (4.0, 42.0)
+    distance: Annotated[tuple[float, float], Between(0, 1000, above=True), Ascending()] = (4.0, 42.0)
     """Distance ahead of the camera at which objects stand, m."""
-    cars: tuple[int, int] = (5, 12)
+    cars: Annotated[tuple[Crowd, Crowd], Ascending()] = (5, 12)
     """Cars per frame; fewer where the street is full."""
-    vans: tuple[int, int] = (0, 1)
+    vans: Annotated[tuple[Crowd, Crowd], Ascending()] = (0, 1)
     """Vans per frame: labelled Van, which the official evaluation neither asks for nor punishes."""
-    pedestrians: tuple[int, int] = (0, 2)
+    pedestrians: Annotated[tuple[Crowd, Crowd], Ascending()] = (0, 2)
     """Pedestrians per frame."""
-    cyclists: tuple[int, int] = (0, 2)
+    cyclists: Annotated[tuple[Crowd, Crowd], Ascending()] = (0, 2)
     """Cyclists per frame."""
-    random_yaw_share: float = 0.08
+    random_yaw_share: Share = 0.08
     """Share of cars at any heading; the others are parked or drive along the road."""
-    grade_sigma: float = 0.022
+    grade_sigma: Annotated[float, Between(0, 1)] = 0.022
     """Standard deviation of the slope that the road takes up ahead, m per m."""
-    grade_limit: float = 0.045
+    grade_limit: Annotated[float, Between(0, 1)] = 0.045
     """Largest such slope. KITTI boxes turn about the camera's y axis only, so steep roads make labels inexact."""
-    camera_height: float = 1.65
+    camera_height: Annotated[float, Between(0, 100, above=True)] = 1.65
     """Mean height of the camera above the ground, m (KITTI)."""
-    camera_height_sigma: float = 0.03
+    camera_height_sigma: Annotated[float, Between(0, 10)] = 0.03
     """Its standard deviation from frame to frame, m."""
-    pitch_sigma: float = 0.6
+    pitch_sigma: Annotated[float, Between(0, 45)] = 0.6
     """Standard deviation of the camera's pitch, degrees. Label boxes do not pitch: at 1 degree they overlap the upright
     ones by an IoU of 0.97 on average, at 2 by 0.96, at 3 by 0.94."""
-    roll_sigma: float = 0.4
+    roll_sigma: Annotated[float, Between(0, 45)] = 0.4
     """Standard deviation of the camera's roll, degrees."""
-    lidar_azimuth: tuple[float, float] = (-45.0, 45.0)
+    lidar_azimuth: Annotated[tuple[float, float], Between(-180, 180), Ascending()] = (-45.0, 45.0)
     """LiDAR sector about the forward axis, degrees, left positive."""
-    lidar_step: float = 0.18
+    lidar_step: AzimuthStep = 0.18
     """Azimuth step, degrees (HDL-64E at 10 Hz: 0.16 to 0.2)."""
-    lidar_max_range: float = 80.0
+    lidar_max_range: LidarRange = 80.0
     """Longest range with a return, m."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name in ("distance", "cars", "vans", "pedestrians", "cyclists", "lidar_azimuth"):
-            low, high = getattr(self, name)
-            if low > high:
-                raise ValueError(f"{name}: the lowest value {low} is above the highest value {high}")
-        for name in ("width", "height", "rays_per_pixel_side"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, not {getattr(self, name)}")
-        if self.distance[0] <= 0 or self.lidar_step <= 0:
-            raise ValueError("distance and lidar_step must be above 0")
-        if not 0 <= self.random_yaw_share <= 1:
-            raise ValueError(f"random_yaw_share must lie in 0..1, not {self.random_yaw_share}")
+        _refuse_rays(self)
 
 
 NUSCENES_FOCAL, NUSCENES_WIDTH, NUSCENES_HEIGHT = 1266.0, 1600, 900  # px; the front camera and the image files
@@ -134,72 +133,60 @@ class SurroundStreetConfig(Conditions):
     kerbs, pavements and what lies beyond rise as on the other streets.
     """
 
-    width: int = 256
+    width: PictureSide = 256
     """Image width, px: all of a camera's view, so that intrinsics are nuScenes', scaled by width / 1600."""
-    height: int = 96
+    height: PictureSide = 96
     """Image height, px: the lowest rows of the scaled image, as BEVDepth crops it; at most width * 900 / 1600."""
-    rays_per_pixel_side: int = 2
+    rays_per_pixel_side: RaysPerSide = 2
     """Camera rays per pixel and axis: 2 casts 2 x 2 rays."""
     image_format: Literal["jpg", "png"] = "jpg"
     """jpg as in nuScenes, or png without loss at about three times the size."""
-    frames_per_scene: int = 8
+    frames_per_scene: Annotated[int, Between(1, 1000)] = 8
     """Key frames (samples) per scene."""
-    key_interval: float = 0.5
+    key_interval: Annotated[float, Between(0.01, 60)] = 0.5
     """Time between key frames, s (nuScenes: 2 Hz)."""
-    lidar_rate: float = 10.0
+    lidar_rate: Rate = 10.0
     """LiDAR sweeps per second, key frames among them: a multiple of the key frames' rate (nuScenes: 20 Hz)."""
-    camera_rate: float = 2.0
+    camera_rate: Rate = 2.0
     """Images per second and camera: a multiple of the key frames' rate, 2 Hz for key frames only (nuScenes: 12 Hz)."""
-    reach: float = 45.0
+    reach: Annotated[float, Between(0, 1000, above=True)] = 45.0
     """Distance before and behind the vehicle's way on which objects stand, m."""
-    cars: tuple[int, int] = (10, 24)
+    cars: Annotated[tuple[Crowd, Crowd], Ascending()] = (10, 24)
     """Cars per scene, along the whole street; fewer where it is full."""
-    vans: tuple[int, int] = (1, 4)
+    vans: Annotated[tuple[Crowd, Crowd], Ascending()] = (1, 4)
     """Panel vans per scene, annotated as vehicle.truck: vehicles made to haul cargo."""
-    pedestrians: tuple[int, int] = (3, 10)
+    pedestrians: Annotated[tuple[Crowd, Crowd], Ascending()] = (3, 10)
     """Pedestrians per scene."""
-    cyclists: tuple[int, int] = (1, 5)
+    cyclists: Annotated[tuple[Crowd, Crowd], Ascending()] = (1, 5)
     """Cyclists per scene."""
-    random_yaw_share: float = 0.05
+    random_yaw_share: Share = 0.05
     """Share of cars at any heading; the others are parked or drive along the road."""
-    ego_speed: tuple[float, float] = (2.0, 8.0)
+    ego_speed: Annotated[tuple[Speed, Speed], Ascending()] = (2.0, 8.0)
     """Speed of the vehicle, one per scene, m/s."""
-    standing_share: float = 0.15
+    standing_share: Share = 0.15
     """Share of scenes in which the vehicle, and the traffic on its side of the road, stands."""
-    traffic_speed: tuple[float, float] = (3.0, 10.0)
+    traffic_speed: Annotated[tuple[Speed, Speed], Ascending()] = (3.0, 10.0)
     """Speed of the traffic on the other side of the road, one per scene, m/s; each car deviates by up to a tenth."""
-    mount_sigma: float = 0.3
+    mount_sigma: Annotated[float, Between(0, 45)] = 0.3
     """Standard deviation of the sensors' mounting angles from scene to scene, degrees."""
-    lidar_step: float = 0.6
+    lidar_step: AzimuthStep = 0.6
     """Azimuth step, degrees (nuScenes' HDL-32E at 20 Hz: 0.33)."""
-    lidar_max_range: float = 70.0
+    lidar_max_range: LidarRange = 70.0
     """Longest range with a return, m."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name in ("cars", "vans", "pedestrians", "cyclists", "ego_speed", "traffic_speed"):
-            low, high = getattr(self, name)
-            if not 0 <= low <= high:
-                raise ValueError(f"{name}: expected 0 <= lowest <= highest, not ({low}, {high})")
-        for name in ("width", "height", "rays_per_pixel_side", "frames_per_scene"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, not {getattr(self, name)}")
-        for name in ("key_interval", "reach", "lidar_step", "lidar_max_range"):
-            if getattr(self, name) <= 0:
-                raise ValueError(f"{name} must be above 0, not {getattr(self, name)}")
-        for name in ("random_yaw_share", "standing_share"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise ValueError(f"{name} must lie in 0..1, not {getattr(self, name)}")
+        if not is_in_range(self):
+            return
+        _refuse_rays(self)
         if self.height * NUSCENES_WIDTH > self.width * NUSCENES_HEIGHT:
-            raise ValueError(f"height {self.height} is above width * 900 / 1600; the cameras see no more")
-        if self.image_format not in ("jpg", "png"):
-            raise ValueError(f"image_format must be jpg or png, not {self.image_format}")
+            raise UserError(f"height {self.height} is above width * 900 / 1600; the cameras see no more")
         for name in ("lidar_rate", "camera_rate"):
             per_key = getattr(self, name) * self.key_interval
             if per_key < 1 or abs(per_key - round(per_key)) > 1e-6:
-                raise ValueError(f"{name} {getattr(self, name)} Hz is no multiple of {1 / self.key_interval:g} Hz")
+                raise UserError(f"{name} {getattr(self, name)} Hz is no multiple of {1 / self.key_interval:g} Hz")
         if self.ego_speed[1] * self.duration > LONGEST_WAY:
-            raise ValueError(
+            raise UserError(
                 f"ego_speed and frames_per_scene: the vehicle may drive {self.ego_speed[1] * self.duration:g} m, "
                 f"but the street has room for {LONGEST_WAY:g} m"
             )

@@ -14,6 +14,7 @@ import numpy as np
 from PIL import Image
 
 from ..files import write_atomically, write_text
+from ..settings import check_settings
 from . import folder
 from .folder import available_cores
 from .frame import Frame, render_frame
@@ -97,10 +98,13 @@ def write_kitti(
     processes, None for one per available core; 1 works in this process. Frame i of a seed does not depend on workers or
     on the other frames. A call that was cut short is completed by the same call; complete frames are kept.
 
-    Raises UserError if the folder holds streets of other settings, of another generator, or other data, and where
-    configs names a split that there is not.
+    Raises UserError if a setting lies outside its range, if the folder holds streets of other settings, of another
+    generator, or other data, and where configs names a split that there is not.
     """
     out, config = Path(out), config or StreetConfig()
+    check_settings(folder.Writing(seed, workers))
+    for name, settings in {"": config, **(configs or {})}.items():
+        check_settings(settings, name)
     sizes = folder.split_sizes(frames, val_share, splits, writer="write_kitti", unit="frames")
     by_frame = folder.settings_in_order(config, configs, sizes, writer="write_kitti")
     own = {name: asdict(configs[name]) for name in sizes if configs and name in configs}

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 from jaxtyping import Float
@@ -19,6 +19,7 @@ from torch import Tensor
 from distill3d.detectors.base import Style
 from distill3d.errors import UserError
 from distill3d.layers.distributed import across_processes
+from distill3d.settings import Between
 
 #: Which tasks a task rests on, by names of loss terms.  Terms that are not listed have weight 1 throughout.
 PREREQUISITES: dict[str, tuple[str, ...]] = {
@@ -40,7 +41,9 @@ class HTLConfig:
     """The graph of tasks and, below it, the points where released code and intention differ."""
 
     prerequisites: dict[str, tuple[str, ...]] = field(default_factory=lambda: dict(PREREQUISITES))
-    history: int = 5  # epochs whose losses are remembered; weights are 0 until there are as many
+    history: Annotated[int, Between(LAG + 1, 1000)] = (
+        5  # epochs whose losses are remembered; weights are 0 until there are as many
+    )
     #: Whether a pass over the training set, in train mode but without gradient, precedes the first epoch and is the
     #: first that is remembered.  Without it (MonoSKD) all begins one epoch later.
     first_pass: bool = True
@@ -48,7 +51,9 @@ class HTLConfig:
     #: names say that they stand; None: by name.
     columns: tuple[str, ...] | None = None
     # released versus intended
-    ramp_epochs: int | None = None  # T, from which on all weights are 1; None: the epochs of the training
+    ramp_epochs: Annotated[int, Between(1, 100_000)] | None = (
+        None  # T, from which on all weights are 1; None: the epochs of the training
+    )
     guarded: bool = True  # against a first trend of 0, and against weights above 1
     shared: bool = True  # losses averaged over processes, rather than each process for itself
 

@@ -9,7 +9,7 @@ import sys
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import torch
 import yaml
@@ -29,7 +29,7 @@ from distill3d.distill.term import Term
 from distill3d.errors import UserError
 from distill3d.files import append_text, read_text, write_text
 from distill3d.layers.distributed import share_batch_norm, world_size
-from distill3d.settings import to_plain
+from distill3d.settings import Between, Number, Workers, to_plain
 from distill3d.stop import Stopped, noted
 from distill3d.train.card import require
 from distill3d.train.checkpoint import (
@@ -63,13 +63,13 @@ class RunOptions:
     """What does not change the result: where, how many processes, what is shown."""
 
     out: Path = Path("runs")
-    devices: int = 1
-    nodes: int = 1
-    accelerator: str = "auto"  # cpu, cuda or auto
-    threads: int | None = None  # of torch, per process; None leaves torch's choice
-    workers: int = 0  # processes that load data
-    checkpoint_steps: int = 200  # steps between states within an epoch; each epoch's end is always written
-    log_steps: int = 10  # steps between lines of metrics.jsonl
+    devices: Annotated[int, Between(1, 1024)] = 1
+    nodes: Annotated[int, Between(1, 1024)] = 1
+    accelerator: Literal["auto", "cpu", "cuda"] = "auto"
+    threads: Annotated[int, Between(1, 1024)] | None = None  # of torch, per process; None leaves torch's choice
+    workers: Workers = 0  # processes that load data
+    checkpoint_steps: Number = 200  # steps between states within an epoch; each epoch's end is always written
+    log_steps: Number = 10  # steps between lines of metrics.jsonl
     progress: bool = True
     live: bool = True  # a bar that redraws itself, on terminals; otherwise a line now and then
     allow_overlap: bool = False  # train or evaluate on frames that a teacher or the model itself has seen

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, ClassVar, Literal
 
 from distill3d.boxes import NUSCENES_CLASSES
 from distill3d.camera import Divide
@@ -13,13 +13,16 @@ from distill3d.data.augment.lidar import LidarAugmentConfig
 from distill3d.data.augment.surround import BevAugmentConfig, ImageAugmentConfig
 from distill3d.data.kitti.scans import VELODYNE_COLUMNS
 from distill3d.data.nuscenes.dataset import SCAN_COLUMNS, SweepConfig
+from distill3d.data.scans import ScanColumns
 from distill3d.detectors import DetectorConfig
 from distill3d.distill.methods import MethodConfig
 from distill3d.errors import UserError
-from distill3d.settings import fingerprint
+from distill3d.settings import Between, FramesBack, HeightScale, Number, Seed, fingerprint, is_in_range
 from distill3d.train.htl import HTLConfig
 from distill3d.train.schedules import Schedule
 
+#: Of a canvas, px: the coarsest maps of the image networks have a stride of 32.
+CanvasSide = Annotated[int, Between(32, 16_384, multiple_of=32)]
 #: ``preparation``: weights that a later stage starts from, of no use by themselves.
 Role = Literal["teacher", "assistant", "label_encoder", "preparation", "baseline", "student", "control"]
 
@@ -43,12 +46,12 @@ class DatasetConfig:
     train_split: str = "train"
     eval_split: str = "val"
     select_split: str | None = None  # for ``keep="best"``; never the split that is reported
-    canvas: tuple[int, int] = (1280, 384)  # (width, height) px
+    canvas: tuple[CanvasSide, CanvasSide] = (1280, 384)  # (width, height) px
     placement: Placement = "fit"  # of images on the canvas
     divide: Divide = "rect_z"
     depth: Literal["lidar", "completed", "png"] = "completed"
-    scan_columns: int = VELODYNE_COLUMNS  # float32 of each point of the scans' files
-    min_height_scale: float = 1.0  # of training difficulties and of evaluation, for reduced images
+    scan_columns: ScanColumns = VELODYNE_COLUMNS  # float32 of each point of the scans' files
+    min_height_scale: HeightScale = 1.0  # of training difficulties and of evaluation, for reduced images
     in_memory: bool = False
     unlabelled: UnlabelledConfig | None = None
 
@@ -64,11 +67,11 @@ class SurroundDatasetConfig:
     eval_split: str = "val"
     select_split: str | None = None  # for ``keep="best"``; never the split that is reported
     classes: tuple[str, ...] = NUSCENES_CLASSES  # that are trained and evaluated; fewer are no official evaluation
-    canvas: tuple[int, int] = (704, 256)  # (width, height) px
-    past: tuple[int, ...] = ()  # earlier key frames that cameras see, counted back
+    canvas: tuple[CanvasSide, CanvasSide] = (704, 256)  # (width, height) px
+    past: tuple[FramesBack, ...] = ()  # earlier key frames that cameras see, counted back
     missing_past: Literal["nearest", "current"] = "nearest"
     sweeps: SweepConfig = field(default_factory=SweepConfig)
-    scan_columns: int = SCAN_COLUMNS  # float32 of each point of the scans' files
+    scan_columns: ScanColumns = SCAN_COLUMNS  # float32 of each point of the scans' files
     ego_frame: Literal["mean_camera", "lidar"] = "mean_camera"
     in_memory: bool = False
 
@@ -76,6 +79,8 @@ class SurroundDatasetConfig:
 @dataclass(frozen=True)
 class StageConfig:
     """One training: a detector, its schedule, and what teaches it."""
+
+    known_by_name: ClassVar[bool] = True  # rather than by its number, where settings are spelled
 
     name: str
     role: Role
@@ -89,7 +94,7 @@ class StageConfig:
     #: Earlier stages from which it takes what agrees in name and shape, later over earlier ones; the card says what.
     inherit: tuple[str, ...] = ()
     inherit_parts: tuple[str, ...] = ()  # of the detector's modules, such as "neck"; by default all of them
-    seed_offset: int = 0  # added to the recipe's seed, for a second baseline
+    seed_offset: Seed = 0  # added to the recipe's seed, for a second baseline
     lidar_augment: LidarAugmentConfig | None = None  # in place of ``augment``, for detectors that see points alone
     unlabelled: bool = False  # also learns from the data set's unlabelled frames
     # Of surround views, in place of ``augment``:
@@ -98,6 +103,8 @@ class StageConfig:
     class_balanced: bool = False  # frames of rare classes are seen more often (CBGS)
 
     def __post_init__(self) -> None:
+        if not is_in_range(self):
+            return
         if bool(self.teachers) != (self.method is not None and not self.method.teacherless):
             raise UserError(
                 f"stage {self.name!r}: a method needs teachers, unless it looks at none, and teachers a method"
@@ -122,10 +129,10 @@ class StageConfig:
 class EvaluationConfig:
     """When and what is evaluated."""
 
-    every: int = 10  # epochs; the last epoch is always evaluated
+    every: Number = 10  # epochs; the last epoch is always evaluated
     #: ``best``: by KITTI's Car 3D moderate (loose overlap), or nuScenes' NDS, on ``dataset.select_split``.
     keep: Literal["last", "best"] = "last"
-    batch_size: int = 8
+    batch_size: Annotated[int, Between(1, 65_536)] = 8
 
 
 @dataclass(frozen=True)
@@ -136,11 +143,13 @@ class Recipe:
     stages: tuple[StageConfig, ...]
     dataset: DatasetConfig | SurroundDatasetConfig = field(default_factory=DatasetConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
-    seed: int = 0
+    seed: Seed = 0
     precision: Literal["fp32", "bf16", "auto"] = "auto"  # auto: bf16 where the device computes it fast
     note: str = ""  # what the recipe reproduces, with the published number and its source
 
     def __post_init__(self) -> None:
+        if not is_in_range(self):
+            return
         names: list[str] = []
         for stage in self.stages:
             for other in stage.needs:

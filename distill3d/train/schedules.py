@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
 from torch import nn
 
 from distill3d.errors import UserError
+from distill3d.settings import Between, Count, Decay, Divisor, Share
 
 #: Where the cosine warm-up begins (xinzhuma/monodle lib/helpers/scheduler_helper.py).
 WARMUP_START = 1e-5
@@ -21,30 +22,32 @@ DROP = 0.1
 class Schedule:
     """How long and how a stage is trained. Defaults: MonoDLE's on KITTI."""
 
-    epochs: int = 140
-    batch_size: int = 16  # of all processes together
-    lr: float = 1.25e-3
+    epochs: Annotated[int, Between(1, 100_000)] = 140
+    batch_size: Annotated[int, Between(1, 65_536)] = 16  # of all processes together
+    lr: Annotated[float, Between(0, 100, above=True)] = 1.25e-3
     shape: Literal["steps", "one_cycle"] = "steps"
-    warmup_epochs: int = 5  # cosine rise of the step schedule
-    drops: tuple[int, ...] = (90, 120)  # epochs after warm-up; the released scheduler counts only from there
+    warmup_epochs: Count = 5  # cosine rise of the step schedule
+    drops: tuple[Count, ...] = (90, 120)  # epochs after warm-up; the released scheduler counts only from there
     optimiser: Literal["adam", "adamw"] = "adam"
-    weight_decay: float = 1e-5  # batch-norm scales too; see ``decay``
-    clip_norm: float | None = None  # of the gradient of all trained parameters
-    ema: float | None = None  # decay per step of averaged weights, which are then evaluated and shared
-    ema_warmup: float | None = None  # steps over which that decay rises, see train/ema.py
+    weight_decay: Annotated[float, Between(0, 100)] = 1e-5  # batch-norm scales too; see ``decay``
+    clip_norm: Annotated[float, Between(0, 1e9, above=True)] | None = None  # of the gradient of all trained parameters
+    ema: Decay | None = None  # decay per step of averaged weights, which are then evaluated and shared
+    ema_warmup: Annotated[float, Between(0, 1e9, above=True)] | None = (
+        None  # steps over which that decay rises, see train/ema.py
+    )
     drop_last: bool = True
     #: One cycle (Smith and Topin, arXiv:1708.07120, with torch's defaults): the share of steps spent rising, by what
     #: the peak is divided at the start, and the start at the end.
-    rise: float = 0.3
-    start_divisor: float = 25.0
-    end_divisor: float = 1e4
-    betas: tuple[float, float] = (0.9, 0.999)
+    rise: Decay = 0.3
+    start_divisor: Divisor = 25.0
+    end_divisor: Divisor = 1e4
+    betas: tuple[Decay, Decay] = (0.9, 0.999)
     #: Adam's first beta falls from the first to the second while the rate rises, and comes back; None: it stays.
-    momentum: tuple[float, float] | None = None
+    momentum: tuple[Decay, Decay] | None = None
     decay: Literal["all", "all_but_bias"] = "all_but_bias"  # which parameters decay
     #: Part of the student (the beginning of its parameters' names) that learns at a share of the rate.
     slower: str | None = None
-    slower_share: float = 0.5
+    slower_share: Share = 0.5
 
 
 def learning_rate(schedule: Schedule, epoch: int, step: int, steps_per_epoch: int) -> float:

@@ -46,12 +46,28 @@ class Source(ABC):
         self.recipe = recipe
 
     @abstractmethod
-    def training(self, stage: StageConfig) -> Dataset:
-        """What a stage learns from.
+    def labelled(self, stage: StageConfig) -> Dataset:
+        """The labelled frames that a stage learns from.
 
         Raises:
             UserError: a folder, a file or a list is not given or not there.
         """
+
+    @abstractmethod
+    def frames(self, stage: StageConfig) -> Dataset:
+        """All frames that a stage learns from.
+
+        Raises:
+            UserError: a folder, a file or a list is not given or not there.
+        """
+
+    def training(self, stage: StageConfig) -> Dataset:
+        """``frames``, with what they are augmented with made ready once, rather than in every worker.
+
+        Raises:
+            UserError: as ``frames``, or a file is malformed.
+        """
+        return self.frames(stage)
 
     @abstractmethod
     def evaluation(self, stage: StageConfig, split: str) -> Dataset:
@@ -112,10 +128,18 @@ def root_of(recipe: Recipe) -> Path:
 class KittiSource(Source):
     """KITTI's object data, and its raw drives without labels."""
 
+    def labelled(self, stage: StageConfig) -> KittiDataset:
+        return KittiDataset(kitti_config(self.recipe, stage, self.recipe.dataset.train_split, train=True))
+
     def training(self, stage: StageConfig) -> Dataset:
-        labelled = KittiDataset(kitti_config(self.recipe, stage, self.recipe.dataset.train_split, train=True))
-        if stage.lidar_augment is not None:
-            _ = labelled.object_database  # once, not in every worker
+        data = self.frames(stage)
+        labelled = data.parts[0] if isinstance(data, JointDataset) else data
+        if stage.lidar_augment is not None and isinstance(labelled, KittiDataset):
+            _ = labelled.object_database
+        return data
+
+    def frames(self, stage: StageConfig) -> Dataset:
+        labelled = self.labelled(stage)
         if not stage.unlabelled:
             return labelled
         config = _kitti(self.recipe).unlabelled
@@ -188,8 +212,11 @@ def _kitti(recipe: Recipe) -> DatasetConfig:
 class NuScenesSource(Source):
     """Surround views in nuScenes' layout."""
 
-    def training(self, stage: StageConfig) -> Dataset:
-        data = NuScenesDataset(nuscenes_config(self.recipe, stage, self.recipe.dataset.train_split, train=True))
+    def labelled(self, stage: StageConfig) -> NuScenesDataset:
+        return NuScenesDataset(nuscenes_config(self.recipe, stage, self.recipe.dataset.train_split, train=True))
+
+    def frames(self, stage: StageConfig) -> Dataset:
+        data = self.labelled(stage)
         return ClassBalanced(data, self.recipe.seed + stage.seed_offset) if stage.class_balanced else data
 
     def evaluation(self, stage: StageConfig, split: str) -> NuScenesDataset:

@@ -14,13 +14,14 @@ from lightning_fabric import Fabric
 from distill3d.errors import UserError
 from distill3d.files import folder_name, read_text, sweep_below
 from distill3d.lock import only_writer
+from distill3d.settings import check_settings
 from distill3d.train.card import CARD, read_card, require
 from distill3d.train.checkpoint import PREVIOUS, STATE, WEIGHTS, last_state
 from distill3d.train.evaluation import EVALUATION, PREDICTIONS
 from distill3d.train.loop import CONFIG, METRICS, RECIPE, RunOptions, train_stage
 from distill3d.train.memory import keep_freed_memory
+from distill3d.train.preflight import check_recipe
 from distill3d.train.recipe import Recipe, StageConfig
-from distill3d.train.sources import source_of
 
 #: What a training writes into its stage's folder, the settings last.
 STAGE_FILES = (METRICS, STATE, PREVIOUS, WEIGHTS, CARD, EVALUATION, PREDICTIONS, CONFIG)
@@ -35,21 +36,22 @@ def run_recipe(recipe: Recipe, options: RunOptions, only: tuple[str, ...] = ()) 
     those that they need must be finished.  What is refused leaves the folder as it was.
 
     Raises:
-        UserError: a stage was begun or finished with other settings, one that is needed is not finished, another
-            process trains the same stage, or files that are not of a training stand where it would write.
+        UserError: a setting lies outside its range, ``check_recipe`` finds a fault, a stage was begun or finished with
+            other settings, one that is needed is not finished, another process trains the same stage, or files that are
+            not of a training stand where it would write.
     """
+    check_settings(recipe)
+    check_settings(options)
     chosen = [recipe.stage(name) for name in only] if only else list(recipe.stages)
     folder = options.out / folder_name(recipe.name, "the recipe's name")
     for stage in recipe.stages:
         folder_name(stage.name, "a stage's name")
-    source = source_of(recipe)
-    for split in (recipe.dataset.train_split, recipe.dataset.eval_split):
-        source.evaluation(chosen[0], split)  # refuses a wrong folder before any is made
     unfinished = [stage for stage in chosen if not is_finished(recipe, stage, folder)]
     for stage in unfinished:
         _refuse_unmet(recipe, stage, folder, [other.name for other in unfinished])
         _refuse_begun_otherwise(recipe, stage, folder)
     _refuse_others_files(folder, unfinished)
+    check_recipe(recipe, unfinished, options)
     fabric = launch(options)
     if options.threads is not None:
         torch.set_num_threads(options.threads)

@@ -252,7 +252,7 @@ def test_settings_survive_being_written(config: CenterPointConfig) -> None:
     ],
 )
 def test_settings_that_do_not_fit_are_refused(fields: dict, words: str) -> None:
-    with pytest.raises(ValueError, match=words):
+    with pytest.raises((ValueError, UserError), match=words):
         CenterPoint(tiny(**fields))
 
 

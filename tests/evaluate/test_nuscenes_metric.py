@@ -310,7 +310,7 @@ def test_unfit_columns_are_refused(change: dict[str, np.ndarray]) -> None:
 
 
 def test_the_errors_distance_must_be_one_of_the_distances() -> None:
-    with pytest.raises(ValueError, match="tp_distance"):
+    with pytest.raises(UserError, match="tp_distance"):
         DetectionConfig(tp_distance=3.0)
 
 

@@ -9,6 +9,8 @@ from functools import cache
 import numpy as np
 import pytest
 
+from distill3d.errors import UserError
+from distill3d.settings import check_settings
 from distill3d.synth import Frame, StreetConfig, cars, labels, people, render_frame, sensors
 from distill3d.synth.placing import StreetObject, standing
 from distill3d.synth.settings import CAR_BODIES
@@ -258,5 +260,5 @@ def test_templates_fill_their_unit_boxes() -> None:
     ],
 )
 def test_settings_are_checked(changes: dict, message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        StreetConfig(**changes)
+    with pytest.raises(UserError, match=message):
+        check_settings(StreetConfig(**changes))

@@ -13,6 +13,7 @@ import pytest
 from PIL import Image
 
 from distill3d.errors import UserError
+from distill3d.settings import check_settings
 from distill3d.synth import SurroundStreetConfig, sensors, surround_rig, write_nuscenes
 from distill3d.synth.nuscenes_records import TABLES, VERSION
 from distill3d.synth.nuscenes_scene import World, random_world
@@ -502,8 +503,8 @@ def test_foreign_folder_is_not_touched(tmp_path: Path) -> None:
     ],
 )
 def test_settings_are_checked(changes: dict, message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        SurroundStreetConfig(**changes)
+    with pytest.raises(UserError, match=message):
+        check_settings(SurroundStreetConfig(**changes))
 
 
 def test_nothing_runs_into_anything() -> None:

@@ -11,7 +11,7 @@ import hashlib
 import math
 import struct
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
 from jaxtyping import Float
@@ -20,7 +20,7 @@ from torch import Tensor
 from distill3d.boxes import Boxes3D, wrap_angle
 from distill3d.camera import ImageAffine
 from distill3d.data.sample import Objects, Sample
-from distill3d.errors import UserError
+from distill3d.settings import Ascending, Between, Deviation, Share
 
 #: Brightness, contrast and saturation are multiplied by 1 + U(-JITTER, JITTER); lighting noise has this deviation
 #: (CenterNet's colour augmentation as MonoDistill carries it).
@@ -48,29 +48,15 @@ class AugmentConfig:
 
     ``style="released"`` weighs the RGB image's channels as if they were BGR, as the released code does; ``"intended"``
     uses luma weights and colour components in their right order.
-
-    Raises:
-        UserError: a probability is outside 0..1, or the zoom range is not positive and ascending.
     """
 
-    flip: float = 0.5  # probability of mirroring
-    crop: float = 0.5  # probability of a random crop window
-    zoom_deviation: float = 0.4  # of the window's size about 1
-    zoom_range: tuple[float, float] = (0.6, 1.4)
-    shift: float = 0.1  # deviation of the window's centre, share of the image's size (MonoDistill, MonoSTL: 0)
+    flip: Share = 0.5  # probability of mirroring
+    crop: Share = 0.5  # probability of a random crop window
+    zoom_deviation: Deviation = 0.4  # of the window's size about 1
+    zoom_range: Annotated[tuple[float, float], Between(0, 100, above=True), Ascending()] = (0.6, 1.4)
+    shift: Deviation = 0.1  # deviation of the window's centre, share of the image's size (MonoDistill, MonoSTL: 0)
     photometric: bool = True  # colour jitter and lighting noise
     style: Literal["released", "intended"] = "released"
-
-    def __post_init__(self) -> None:
-        for name in ("flip", "crop"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise UserError(f"augment.{name} is {getattr(self, name)}, expected a probability in 0..1")
-        if not 0 < self.zoom_range[0] <= self.zoom_range[1]:
-            raise UserError(
-                f"augment.zoom_range is {self.zoom_range}, expected two positive numbers in ascending order"
-            )
-        if self.zoom_deviation < 0 or self.shift < 0:
-            raise UserError("augment.zoom_deviation and augment.shift are standard deviations, expected 0 or more")
 
 
 def frame_generator(seed: int, epoch: int, index: int) -> torch.Generator:

@@ -12,7 +12,7 @@ import math
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Annotated, Literal, NamedTuple
 from zipfile import BadZipFile
 
 import numpy as np
@@ -25,6 +25,7 @@ from distill3d.camera import Camera, Divide
 from distill3d.data.sample import UNKNOWN, Objects, Sample
 from distill3d.errors import UserError
 from distill3d.files import write_atomically
+from distill3d.settings import Angle, Ascending, Between, Count, Number, Share
 
 #: Box corners at or behind the camera are projected from this depth (m), so that they stay on their side of the image.
 NEAREST_CORNER = 0.1
@@ -36,31 +37,21 @@ class LidarAugmentConfig:
 
     ``style`` tells what happens to candidates of one class that would stand in each other: ``"released"`` pastes none
     of them, ``"intended"`` the one that was drawn first.
-
-    Raises:
-        UserError: a number lies outside its range.
     """
 
-    flip_y: float = 0.5  # probability of mirroring left and right
-    rotation: float = math.pi / 4  # rad; turned about z by U(-rotation, rotation)
-    scale: tuple[float, float] = (0.95, 1.05)  # of all lengths, uniform
+    flip_y: Share = 0.5  # probability of mirroring left and right
+    rotation: Angle = math.pi / 4  # rad; turned about z by U(-rotation, rotation)
+    scale: Annotated[tuple[float, float], Between(0, 100, above=True), Ascending()] = (
+        0.95,
+        1.05,
+    )  # of all lengths, uniform
     #: Objects of each class that a frame is filled up to from others; empty for no pasting.
-    counts: tuple[tuple[str, int], ...] = (("Car", 20), ("Pedestrian", 15), ("Cyclist", 15))
+    counts: tuple[tuple[str, Count], ...] = (("Car", 20), ("Pedestrian", 15), ("Cyclist", 15))
     less_existing: bool = True  # fill up to the counts; False (PointPillars, with 15 cars): always draw that many
-    least_points: int = 5  # that an object must hold to be pasted
+    least_points: Number = 5  # that an object must hold to be pasted
     road_planes: bool = True  # stand pasted objects on the frame's road plane, where the data set has the folder planes
     shuffle: bool = True  # the order of points, which decides what a full voxel keeps
     style: Literal["released", "intended"] = "released"
-
-    def __post_init__(self) -> None:
-        if not 0 <= self.flip_y <= 1:
-            raise UserError(f"lidar_augment.flip_y is {self.flip_y}, expected a probability in 0..1")
-        if self.rotation < 0:
-            raise UserError(f"lidar_augment.rotation is {self.rotation}, expected an angle of 0 or more")
-        if not 0 < self.scale[0] <= self.scale[1]:
-            raise UserError(f"lidar_augment.scale is {self.scale}, expected two positive numbers in ascending order")
-        if self.least_points < 1 or any(count < 0 for _, count in self.counts):
-            raise UserError("lidar_augment.least_points must be 1 or more, and lidar_augment.counts 0 or more")
 
 
 # ------------------------------------------------------------------------------------------------------------- geometry

@@ -11,6 +11,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from typing import Annotated
 
 import numpy as np
 import torch
@@ -19,7 +20,7 @@ from PIL import Image
 from torch import Tensor
 
 from distill3d.boxes import Boxes3D, wrap_angle
-from distill3d.errors import UserError
+from distill3d.settings import Angle, Ascending, Between, Share
 
 #: The scale at which 1600 x 900 px pictures are tested on a canvas of 704 x 256 px; training scales are relative to it.
 TEST_SCALE = 0.44
@@ -27,48 +28,30 @@ TEST_SCALE = 0.44
 
 @dataclass(frozen=True)
 class ImageAugmentConfig:
-    """How pictures are augmented, each camera by draws of its own (defaults: BEVDepth's).
-
-    Raises:
-        UserError: a number lies outside its range.
-    """
+    """How pictures are augmented, each camera by draws of its own (defaults: BEVDepth's)."""
 
     #: Range of the scale, relative to the one of the test, which fits the picture to the canvas's width or height.
-    scale: tuple[float, float] = (0.386 / TEST_SCALE, 0.55 / TEST_SCALE)
-    flip: float = 0.5  # probability of mirroring
-    rotation: float = math.radians(5.4)  # rad; turned about the canvas's centre by U(-rotation, rotation)
-
-    def __post_init__(self) -> None:
-        _check("image_augment", self.scale, self.rotation, flip=self.flip)
+    scale: Annotated[tuple[float, float], Between(0, 100, above=True), Ascending()] = (
+        0.386 / TEST_SCALE,
+        0.55 / TEST_SCALE,
+    )
+    flip: Share = 0.5  # probability of mirroring
+    rotation: Angle = math.radians(5.4)  # rad; turned about the canvas's centre by U(-rotation, rotation)
 
 
 @dataclass(frozen=True)
 class BevAugmentConfig:
-    """How the key ego frame is augmented (defaults: BEVDepth's).
+    """How the key ego frame is augmented (defaults: BEVDepth's)."""
 
-    Raises:
-        UserError: a number lies outside its range.
-    """
-
-    rotation: float = math.radians(22.5)  # rad; turned about z by U(-rotation, rotation)
-    scale: tuple[float, float] = (0.95, 1.05)  # of all lengths, uniform
-    flip_x: float = 0.5  # probability of x -> -x
-    flip_y: float = 0.5  # probability of y -> -y
+    rotation: Angle = math.radians(22.5)  # rad; turned about z by U(-rotation, rotation)
+    scale: Annotated[tuple[float, float], Between(0, 100, above=True), Ascending()] = (
+        0.95,
+        1.05,
+    )  # of all lengths, uniform
+    flip_x: Share = 0.5  # probability of x -> -x
+    flip_y: Share = 0.5  # probability of y -> -y
     #: Whether the heights of points are scaled too.  The released code scales those of boxes and pictures only.
     scale_point_heights: bool = False
-
-    def __post_init__(self) -> None:
-        _check("bev_augment", self.scale, self.rotation, flip_x=self.flip_x, flip_y=self.flip_y)
-
-
-def _check(name: str, scale: tuple[float, float], rotation: float, **probabilities: float) -> None:
-    if not 0 < scale[0] <= scale[1]:
-        raise UserError(f"{name}.scale is {scale}, expected two positive numbers in ascending order")
-    if rotation < 0:
-        raise UserError(f"{name}.rotation is {rotation}, expected an angle of 0 or more")
-    for flip, probability in probabilities.items():
-        if not 0 <= probability <= 1:
-            raise UserError(f"{name}.{flip} is {probability}, expected a probability in 0..1")
 
 
 # ------------------------------------------------------------------------------------------------------------- pictures

@@ -6,23 +6,45 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
+
+from torch import Tensor
 
 from distill3d.camera import Camera, misfit
 from distill3d.data.depth import read_depth
 from distill3d.data.faults import Fault
 from distill3d.data.kitti.calibration import CAMERA_LINE, LIDAR_LINES, parse_calibration
 from distill3d.data.kitti.labels import LABEL_FIELDS, parse_labels
-from distill3d.data.kitti.scans import VELODYNE_COLUMNS, read_points
-from distill3d.data.pictures import read_image
+from distill3d.data.kitti.scans import VELODYNE_COLUMNS, glance_at_points, read_points
+from distill3d.data.pictures import picture_size, read_image
 from distill3d.errors import UserError
 from distill3d.files import read_text
 
 #: Files of a frame: folder and ending.  The labels are the training folder's only; depth_2 is optional.
 FRAME_FILES = {"image_2": "png", "calib": "txt", "velodyne": "bin", "label_2": "txt"}
 T = TypeVar("T")
+
+
+class Look(NamedTuple):
+    """How closely the files of a frame are looked at; each raises a UserError where one is faulty."""
+
+    size: Callable[[Path], tuple[int, int]]  # of a picture, (width, height) px
+    scan: Callable[[Path], object]
+    depth_size: Callable[[Path], tuple[int, int]]
+
+
 #: The split whose frames lie in the testing folder.
 TEST_SPLIT = "test"
+
+
+def thorough(scan_columns: int = VELODYNE_COLUMNS) -> Look:
+    """Everything is read and decoded."""
+    return Look(lambda p: _size(read_image(p)), lambda p: read_points(p, scan_columns), lambda p: _size(read_depth(p)))
+
+
+def quick(scan_columns: int = VELODYNE_COLUMNS) -> Look:
+    """Texts are parsed, of pictures and scans as much is read as tells what they are: for every start of a training."""
+    return Look(picture_size, lambda p: glance_at_points(p, scan_columns), picture_size)
 
 
 @dataclass(frozen=True)
@@ -78,7 +100,7 @@ def _problems(root: Path, splits: list[str] | None, scan_columns: int) -> Iterat
                 yield from _split_problems(root / "ImageSets" / f"{split}.txt", set(frames), folder)
         for frame in frames:
             of_frame = {k: end for k, end in kinds.items() if frame in present[k]}
-            yield from _frame_problems(folder, frame, of_frame, scan_columns)
+            yield from frame_problems(folder, frame, of_frame, thorough(scan_columns))
             for kind in [k for k in kinds if frame not in present[k]]:
                 yield Problem(folder / kind / f"{frame}.{kinds[kind]}", None, f"frame {frame} lacks this file")
 
@@ -102,16 +124,15 @@ def _split_problems(path: Path, frames: set[str], folder: Path) -> Iterator[Prob
         yield Problem(path, None, "names no frame")
 
 
-def _frame_problems(folder: Path, frame: str, kinds: dict[str, str], scan_columns: int) -> Iterator[Problem]:
-    """Problems inside the files that the frame has."""
+def frame_problems(folder: Path, frame: str, kinds: dict[str, str], look: Look) -> Iterator[Problem]:
+    """Problems inside the files that the frame has; ``kinds``: their folders and endings."""
     paths = {kind: folder / kind / f"{frame}.{end}" for kind, end in kinds.items()}
     size = None
     if "image_2" in paths:
-        image, problems = _attempt(read_image, paths["image_2"])
+        size, problems = _attempt(look.size, paths["image_2"])
         yield from problems
-        size = None if image is None else (image.shape[2], image.shape[1])
     if "velodyne" in paths:
-        yield from _attempt(lambda path: read_points(path, scan_columns), paths["velodyne"])[1]
+        yield from _attempt(look.scan, paths["velodyne"])[1]
     if "label_2" in paths:
         yield from _text_problems(paths["label_2"], _label_faults)
     if "calib" in paths:
@@ -119,11 +140,16 @@ def _frame_problems(folder: Path, frame: str, kinds: dict[str, str], scan_column
         yield from _text_problems(paths["calib"], lambda text: _calibration_faults(text, required, size))
     depth_path = folder / "depth_2" / f"{frame}.png"
     if depth_path.is_file():
-        depth, problems = _attempt(read_depth, depth_path)
+        depth_size, problems = _attempt(look.depth_size, depth_path)
         yield from problems
-        if depth is not None and size is not None and tuple(depth.shape) != size[::-1]:
-            sentence = f"is {depth.shape[1]} x {depth.shape[0]} px, its image {size[0]} x {size[1]}"
+        if depth_size is not None and size is not None and depth_size != size:
+            sentence = f"is {depth_size[0]} x {depth_size[1]} px, its image {size[0]} x {size[1]}"
             yield Problem(depth_path, None, sentence)
+
+
+def _size(values: Tensor) -> tuple[int, int]:
+    """Width and height of what ends in (..., h, w)."""
+    return values.shape[-1], values.shape[-2]
 
 
 def _label_faults(text: str) -> list[Fault]:

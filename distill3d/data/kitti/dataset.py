@@ -36,9 +36,11 @@ from distill3d.data.kitti.labels import read_labels
 from distill3d.data.kitti.scans import VELODYNE_COLUMNS, read_plane, read_points
 from distill3d.data.pictures import read_image
 from distill3d.data.sample import Objects, Sample
+from distill3d.data.scans import ScanColumns
 from distill3d.data.splits import read_split
 from distill3d.errors import UserError
 from distill3d.files import reason_of
+from distill3d.settings import HeightScale, Pixels, check_settings, is_in_range
 
 #: Endings of a frame's files by folder.
 ENDINGS = {
@@ -62,11 +64,11 @@ class FrameConfig:
     ``scan_columns``: how many float32 each point of the scans' files has, of which the first four are read.
     """
 
-    canvas: tuple[int, int] = (1280, 384)  # (width, height) px
+    canvas: tuple[Pixels, Pixels] = (1280, 384)  # (width, height) px
     depth: Literal["none", "lidar", "completed", "png"] = "none"
     points: bool = False
     field_of_view: bool = False
-    scan_columns: int = VELODYNE_COLUMNS
+    scan_columns: ScanColumns = VELODYNE_COLUMNS
     divide: Divide = "rect_z"
     placement: Placement = "fit"
     augment: AugmentConfig | None = None
@@ -89,11 +91,11 @@ class KittiConfig(FrameConfig):
     root: Path
     split: str
     folder: Literal["training", "testing"] = "training"
-    min_height_scale: float = 1.0  # of the training difficulties; see training_difficulty
+    min_height_scale: HeightScale = 1.0  # of the training difficulties; see training_difficulty
     lidar_augment: LidarAugmentConfig | None = None
 
     def __post_init__(self) -> None:
-        if self.lidar_augment is not None and not self.points:
+        if is_in_range(self) and self.lidar_augment is not None and not self.points:
             raise UserError("lidar_augment is set but points is not: there would be nothing to augment")
 
 
@@ -106,6 +108,7 @@ class FrameDataset(ABC, Generic[C]):
     classes: tuple[str, ...] = KITTI_CLASSES
 
     def __init__(self, config: C, root: Path, frame_ids: list[str]) -> None:
+        check_settings(config)
         self.config, self.root, self.frame_ids = config, root, frame_ids
         self._memory: dict[int, _Frame] = {}
         self._image_augment = config.augment

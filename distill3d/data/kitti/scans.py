@@ -11,7 +11,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from distill3d.data.faults import number_or_nan
-from distill3d.data.scans import read_rows, with_columns
+from distill3d.data.scans import glance_at_rows, read_rows, with_columns
 from distill3d.errors import UserError
 from distill3d.files import read_text
 
@@ -33,6 +33,16 @@ def read_points(path: Path, columns: int = VELODYNE_COLUMNS) -> Float[Tensor, "m
         return torch.from_numpy(points)
     bad = ~np.isfinite(points).all(axis=1)
     raise UserError(f"{path}: {bad.sum()} points hold NaN or Inf, the first is point {bad.argmax()} (from 0)")
+
+
+def glance_at_points(path: Path, columns: int = VELODYNE_COLUMNS) -> None:
+    """Looks at a scan's size and first points, as ``read_points`` looks at all of them.
+
+    Raises:
+        UserError: as ``read_points``.
+    """
+    if not np.isfinite(glance_at_rows(path, columns)).all():
+        read_points(path, columns)
 
 
 def read_plane(path: Path) -> Float[Tensor, "4"]:

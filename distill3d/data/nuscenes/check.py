@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
 
+from distill3d.boxes import NUSCENES_ATTRIBUTES, NUSCENES_CLASSES
 from distill3d.camera import Camera, misfit
-from distill3d.data.nuscenes.dataset import SCAN_COLUMNS
+from distill3d.data.nuscenes.dataset import CLASS_OF_CATEGORY, OTHER_CATEGORIES, SCAN_COLUMNS
 from distill3d.data.nuscenes.json_columns import RecordFault
 from distill3d.data.nuscenes.tables import ANNOTATION, NONE, REQUIRED, Tables, listed, read_tables, table_file
-from distill3d.data.pictures import SIDEWAYS, opened_picture, orientation
-from distill3d.data.scans import read_rows
+from distill3d.data.pictures import SIDEWAYS, opened_picture, orientation, picture_size
+from distill3d.data.scans import glance_at_rows, read_rows
 from distill3d.errors import UserError
 
 
@@ -32,22 +33,59 @@ def check_nuscenes(root: Path, scan_columns: int = SCAN_COLUMNS) -> list[RecordF
     """
     if not root.is_dir():
         raise UserError(f"{root}: no such folder")
-    versions = [f for f in sorted(root.iterdir()) if f.is_dir() and any(table_file(f, t).is_file() for t in REQUIRED)]
+    versions = _versions(root)
     if not versions:
         return [RecordFault(root, None, "holds no folder of nuScenes' tables (v1.0-trainval, v1.0-mini, ...)")]
     return [fault for folder in versions for fault in _version_faults(folder, scan_columns)]
+
+
+def nuscenes_contents(root: Path) -> Iterator[str]:
+    """A line for each class of a sound data set and version: how many objects there are, and how many of them hold
+    points; a warning for categories with objects that nuScenes does not have."""
+    for folder in _versions(root):
+        tables, _ = read_tables(folder)
+        if tables is None or not tables.annotated:
+            yield f"{folder.name}: no annotations"
+            continue
+        annotations = tables.annotations
+        held = annotations.num_lidar_pts.astype(np.int64) + annotations.num_radar_pts > 0
+        of = np.array([CLASS_OF_CATEGORY.get(name, "") for name in tables.categories])[annotations.category]
+        for name in NUSCENES_CLASSES:
+            total = int((of == name).sum())
+            if total:
+                yield f"{folder.name}: {name}: {int((held & (of == name)).sum())} of {total} objects hold points"
+        for attribute in tables.attributes:
+            if attribute not in NUSCENES_ATTRIBUTES:
+                yield (
+                    f"warning: {table_file(folder, 'attribute')}: {attribute!r} is no attribute of nuScenes', "
+                    "so nothing can be evaluated on this data"
+                )
+        for number, category in enumerate(tables.categories):
+            count = int((annotations.category == number).sum())
+            if count and category not in CLASS_OF_CATEGORY and category not in OTHER_CATEGORIES:
+                yield (
+                    f"warning: {table_file(folder, 'category')}: {category!r} is no category of nuScenes', "
+                    f"its {count} objects are not learnt"
+                )
+
+
+def _versions(root: Path) -> list[Path]:
+    """The folders of tables."""
+    return [f for f in sorted(root.iterdir()) if f.is_dir() and any(table_file(f, t).is_file() for t in REQUIRED)]
 
 
 def _version_faults(folder: Path, scan_columns: int) -> Iterator[RecordFault]:
     tables, faults = read_tables(folder)
     yield from faults
     if tables is not None:
-        for check in (
-            _scene_faults, _sample_faults, _sample_data_faults, _calibration_faults,
-            _annotation_faults,
-        ):  # fmt: skip
-            yield from check(tables)
-        yield from _file_faults(tables, scan_columns)
+        yield from table_faults(tables)
+        yield from file_faults(tables, range(len(tables.sample_data)), scan_columns)
+
+
+def table_faults(tables: Tables) -> Iterator[RecordFault]:
+    """What is wrong between the records of tables that could be read."""
+    for check in (_scene_faults, _sample_faults, _sample_data_faults, _calibration_faults, _annotation_faults):
+        yield from check(tables)
 
 
 def _scene_faults(t: Tables) -> Iterator[RecordFault]:
@@ -148,11 +186,14 @@ def _channels_of_data(t: Tables) -> np.ndarray:
     return np.append(t.calibrated_sensors.channel, NONE)[t.sample_data.calibrated_sensor]
 
 
-def _file_faults(t: Tables, scan_columns: int) -> Iterator[RecordFault]:
+def file_faults(t: Tables, rows: Sequence[int], scan_columns: int, quick: bool = False) -> Iterator[RecordFault]:
+    """What is wrong with the files of some rows of sensor data; ``quick``: of pictures and scans as much is read as
+    tells what they are."""
     data, channel, root = t.sample_data, _channels_of_data(t), t.folder.parent
     by_folder: dict[str, list[tuple[int, str]]] = {}
-    for row, filename in enumerate(data.filename.tolist()):
-        folder, _, name = filename.decode().rpartition("/")
+    filenames = data.filename.tolist()
+    for row in rows:
+        folder, _, name = filenames[row].decode().rpartition("/")
         by_folder.setdefault(folder, []).append((row, name))
     table = table_file(t.folder, "sample_data").name
     for folder, files in sorted(by_folder.items()):
@@ -169,7 +210,8 @@ def _file_faults(t: Tables, scan_columns: int) -> Iterator[RecordFault]:
                 continue
             modality = "" if channel[row] == NONE else t.modalities[channel[row]]
             size = (int(data.width[row]), int(data.height[row]))
-            sentence = _content_fault(place / name, modality, size, bool(data.is_key_frame[row]), scan_columns)
+            look = _quick_fault if quick else _content_fault
+            sentence = look(place / name, modality, size, bool(data.is_key_frame[row]), scan_columns)
             if sentence is not None:
                 yield RecordFault(place / name, None, sentence)
 
@@ -193,12 +235,29 @@ def _content_fault(path: Path, modality: str, size: tuple[int, int], key: bool, 
     return None
 
 
+def _quick_fault(path: Path, modality: str, size: tuple[int, int], key: bool, scan_columns: int) -> str | None:
+    """What ``_content_fault`` says, as far as headers and first points tell."""
+    try:
+        if modality == "lidar":
+            if not np.isfinite(glance_at_rows(path, scan_columns)).all():
+                return _content_fault(path, modality, size, key, scan_columns)
+        elif modality == "camera" and key:
+            return _size_fault(picture_size(path), size)
+    except UserError as error:
+        return str(error).removeprefix(f"{path}: ")
+    return None
+
+
 def _image_fault(path: Path, size: tuple[int, int]) -> str | None:
     with opened_picture(path) as image:
         # An eighth of the resolution is decoded: a fraction of the time, and a file cut short still shows.
-        found = image.size
+        width, height = image.size
         image.draft("RGB", (size[0] // 8, size[1] // 8))
         image.load()
         if orientation(image) in SIDEWAYS:
-            found = found[::-1]
+            width, height = height, width
+    return _size_fault((width, height), size)
+
+
+def _size_fault(found: tuple[int, int], size: tuple[int, int]) -> str | None:
     return None if found == size else f"is {found[0]} x {found[1]} px, its record says {size[0]} x {size[1]}"

@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 import numpy as np
 import torch
@@ -38,10 +38,11 @@ from distill3d.data.augment.surround import (
 from distill3d.data.nuscenes.splits import SCENE_NUMBERS, official_scenes
 from distill3d.data.nuscenes.tables import Tables, load_tables, pose_matrices, table_file
 from distill3d.data.pictures import read_picture
-from distill3d.data.scans import read_rows, with_columns
+from distill3d.data.scans import ScanColumns, read_rows, with_columns
 from distill3d.data.splits import read_split
 from distill3d.data.surround import SurroundObjects, SurroundSample
 from distill3d.errors import UserError
+from distill3d.settings import Between, Count, FramesBack, Length, Number, Pixels, check_settings, is_in_range
 
 #: The cameras in the order of the field's code (BEVDepth bevdepth/exps/nuscenes/base_exp.py).
 CAMERAS = ("CAM_FRONT_LEFT", "CAM_FRONT", "CAM_FRONT_RIGHT", "CAM_BACK_LEFT", "CAM_BACK", "CAM_BACK_RIGHT")
@@ -63,6 +64,12 @@ CLASS_OF_CATEGORY = {
     "human.pedestrian.police_officer": "pedestrian",
     "movable_object.trafficcone": "traffic_cone",
 }
+#: nuScenes' other categories, which are not detected (nuscenes-devkit docs/instructions_nuscenes.md).
+OTHER_CATEGORIES = (
+    "animal", "human.pedestrian.personal_mobility", "human.pedestrian.stroller", "human.pedestrian.wheelchair",
+    "movable_object.debris", "movable_object.pushable_pullable", "static_object.bicycle_rack",
+    "vehicle.emergency.ambulance", "vehicle.emergency.police",
+)  # fmt: skip
 
 SCAN_COLUMNS = 5  # float32 x, y, z, intensity, ring
 SECONDS = 1e-6  # of a timestamp's unit
@@ -84,23 +91,23 @@ class SweepConfig:
     (sanmin0312/LabelDistill labeldistill/datasets/nusc_det_dataset_lidar.py).
 
     Raises:
-        UserError: a number lies outside its range.
+        UserError: the nearest points are as far as the farthest.
     """
 
-    past: int = 5
-    future: int = 5
-    scans: int = 9  # with the key scan
+    past: Count = 5
+    future: Count = 5
+    scans: Number = 9  # with the key scan
     forbid_future: bool = False  # for a detector that must not see more than it would on the road
-    nearest: float = 0.0  # m; points with |x| and |y| below this (the vehicle itself) are left out
-    farthest: float = 58.0  # m on the sensor's ground plane; points at this distance or beyond are left out
-    budget: int | None = 320_000  # points; of more, a random subset is kept
+    nearest: Length = 0.0  # m; points with |x| and |y| below this (the vehicle itself) are left out
+    farthest: Annotated[float, Between(0, math.inf, above=True)] = (
+        58.0  # m on the sensor's ground plane; points at this distance or beyond are left out
+    )
+    budget: Annotated[int, Between(1, 100_000_000)] | None = 320_000  # points; of more, a random subset is kept
     style: Literal["released", "intended"] = "released"
 
     def __post_init__(self) -> None:
-        if self.past < 0 or self.future < 0 or self.scans < 1 or (self.budget is not None and self.budget < 1):
-            raise UserError("sweeps.past and sweeps.future must be 0 or more, sweeps.scans and sweeps.budget 1 or more")
-        if not 0 <= self.nearest < self.farthest:
-            raise UserError(f"sweeps.nearest is {self.nearest}, expected 0 or more, and less than sweeps.farthest")
+        if is_in_range(self) and self.nearest >= self.farthest:
+            raise UserError(f"sweeps.nearest is {self.nearest}, expected less than sweeps.farthest, {self.farthest}")
 
     @classmethod
     def devkit(cls, scans: int = 10) -> SweepConfig:
@@ -118,17 +125,17 @@ class NuScenesConfig:
     Augmentations are drawn only where ``get`` is given a generator.
 
     Raises:
-        UserError: a number lies outside its range, or a class is none of nuScenes'.
+        UserError: a class is none of nuScenes', or earlier key frames are out of order.
     """
 
     root: Path
     version: str = "v1.0-trainval"  # the tables' folder
     split: str = "train"  # a file <root>/splits/<split>.txt, or else an official split
     classes: tuple[str, ...] = NUSCENES_CLASSES  # objects of others are left out
-    canvas: tuple[int, int] = (704, 256)  # (width, height) px of the pictures that come out
+    canvas: tuple[Pixels, Pixels] = (704, 256)  # (width, height) px of the pictures that come out
     #: Earlier key frames, counted back from the key frame (every 0.5 s).  BEVDepth: (1,); LabelDistill: (2, 4) or
     #: (2, 4, 6, 8).
-    past: tuple[int, ...] = ()
+    past: tuple[FramesBack, ...] = ()
     #: What stands for an earlier frame that the scene does not have: the nearest one found, or the key frame itself.
     #: LabelDistill trains with the former, BEVDepth with the latter.
     missing_past: Literal["nearest", "current"] = "nearest"
@@ -136,15 +143,15 @@ class NuScenesConfig:
     points: bool = False
     depth: bool = False  # of the key scan, in the key frame's pictures
     sweeps: SweepConfig = field(default_factory=SweepConfig)  # of ``points``
-    scan_columns: int = SCAN_COLUMNS  # float32 of each point of the scans' files
+    scan_columns: ScanColumns = SCAN_COLUMNS  # float32 of each point of the scans' files
     #: The vehicle's pose at the key frame: the mean over the cameras' exposures (BEVDepth), or that of the key scan.
     ego_frame: Literal["mean_camera", "lidar"] = "mean_camera"
     #: ``neglected``: every camera's own pose at its key exposure stands for the key ego frame, as the released code of
     #: BEVDepth has it; pictures and objects are then up to half a metre apart.
     camera_motion: Literal["exact", "neglected"] = "exact"
-    min_points: int = 1  # LiDAR and radar points that an object must hold
+    min_points: Count = 1  # LiDAR and radar points that an object must hold
     nan_velocity: Literal["zero", "keep"] = "zero"  # what becomes of unknown velocities
-    min_depth: float = 0.0  # m; depth labels are farther than this
+    min_depth: Length = 0.0  # m; depth labels are farther than this
     depth_collision: Collision = "last"
     image_augment: ImageAugmentConfig | None = None
     bev_augment: BevAugmentConfig | None = None
@@ -152,13 +159,13 @@ class NuScenesConfig:
     in_memory: bool = False
 
     def __post_init__(self) -> None:
+        if not is_in_range(self):
+            return
         unknown = [name for name in self.classes if name not in NUSCENES_CLASSES]
         if unknown or not self.classes:
             raise UserError(f"classes are {self.classes}, expected some of {', '.join(NUSCENES_CLASSES)}")
-        if any(offset < 1 for offset in self.past) or list(self.past) != sorted(set(self.past)):
+        if list(self.past) != sorted(set(self.past)):
             raise UserError(f"past is {self.past}, expected key frames back in ascending order, e.g. (2, 4)")
-        if min(self.canvas) < 1 or self.min_points < 0 or self.min_depth < 0:
-            raise UserError("canvas must be 1 px or more, min_points and min_depth 0 or more")
 
 
 # ------------------------------------------------------------------------------------------------------------- geometry
@@ -333,6 +340,16 @@ def read_scan(path: Path, columns: int = SCAN_COLUMNS) -> Float[Tensor, "m 5"]:
 # ------------------------------------------------------------------------------------------------------------- data set
 
 
+@dataclass(frozen=True)
+class Inventory:
+    """The N annotated objects of some samples, as columns."""
+
+    category: Int[np.ndarray, " n"]  # index into the tables' categories
+    label: Int[np.ndarray, " n"]  # index into the data set's classes, -1 for what belongs to none
+    points: Int[np.ndarray, " n"]  # of LiDAR and radar
+    centre: Float64[np.ndarray, "n 3"]  # m, in the frame of the vehicle at its key scan
+
+
 class NuScenesDataset:
     """Moments of nuScenes as ``SurroundSample``; labels index ``config.classes``.
 
@@ -341,6 +358,7 @@ class NuScenesDataset:
     """
 
     def __init__(self, config: NuScenesConfig) -> None:
+        check_settings(config)
         self.config, self.root, self.classes = config, Path(config.root), config.classes
         self.tables = load_tables(self.root, config.version, cache=not config.in_memory)
         self._samples = split_samples(self.tables, self.root, config.split)
@@ -401,6 +419,53 @@ class NuScenesDataset:
         presence = np.zeros((len(self.tables.samples), len(self.classes)), dtype=bool)
         presence[annotations.sample[label >= 0], label[label >= 0]] = True
         return torch.from_numpy(presence[self._samples])
+
+    def needed_data(self) -> list[int]:
+        """Rows of the sensor data whose files the settings ask for, ascending.
+
+        Raises:
+            UserError: a key frame lacks a camera or the LiDAR.
+        """
+        config, rows = self.config, set()
+        for sample in self._samples:
+            frames = [sample, *past_samples(self.tables, sample, config.past, config.missing_past)]
+            if config.images:
+                rows.update(row for frame in frames for row in self._key_data(frame, CAMERAS))
+            if config.points or config.depth:
+                (key,) = self._key_data(sample, (LIDAR,))
+                rows.update(sweep_rows(self.tables, key, config.sweeps) if config.points else (key,))
+        return sorted(rows)
+
+    def inventory(self) -> Inventory:
+        """The annotated objects of the data set's samples, those of other categories among them."""
+        tables, annotations = self.tables, self.tables.annotations
+        chosen = np.zeros(len(tables.samples), bool)
+        chosen[self._samples] = True
+        rows = np.flatnonzero(chosen[annotations.sample])
+        ego = np.zeros(len(tables.samples), np.int64)
+        data = tables.sample_data
+        of_lidar = data.is_key_frame & (tables.calibrated_sensors.channel[data.calibrated_sensor] == self._lidar)
+        ego[data.sample[of_lidar]] = data.ego_pose[of_lidar]
+        moment = ego[annotations.sample[rows]]
+        poses = pose_matrices(tables.ego_poses.translation[moment], tables.ego_poses.rotation[moment])
+        away = annotations.translation[rows] - poses[:, :3, 3]
+        return Inventory(
+            category=annotations.category[rows].astype(np.int64),
+            label=self._label_of_category[annotations.category[rows]],
+            points=annotations.num_lidar_pts[rows].astype(np.int64) + annotations.num_radar_pts[rows],
+            centre=np.einsum("nij,ni->nj", poses[:, :3, :3], away),
+        )
+
+    def own_categories(self) -> dict[str, int]:
+        """The categories that nuScenes does not have, with how many objects of the data set's samples they name."""
+        counts = np.bincount(self.inventory().category, minlength=len(self.tables.categories)).tolist()
+        known = {*CLASS_OF_CATEGORY, *OTHER_CATEGORIES}
+        return {n: count for n, count in zip(self.tables.categories, counts, strict=True) if count and n not in known}
+
+    @property
+    def _lidar(self) -> int:
+        """The number of the LiDAR's channel."""
+        return self.tables.channels.index(LIDAR) if LIDAR in self.tables.channels else -1
 
     def _table(self, name: str) -> Path:
         return table_file(self.tables.folder, name)

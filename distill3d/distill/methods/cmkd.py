@@ -33,6 +33,7 @@ from distill3d.distill.term import Term
 from distill3d.errors import UserError
 from distill3d.layers.heads.anchors import quality_focal, sine_difference, smooth_l1
 from distill3d.layers.heads.centre_head import CentreHeadConfig
+from distill3d.settings import Share, Weight
 
 #: Weight of empty cells where occupied ones are weighted (``use_nonzero_mask``).
 BACKGROUND_WEIGHT = 0.05
@@ -54,12 +55,12 @@ class ResponseConfig(StyledConfig):
 
     #: What both heads are; ``centres`` asks for weights as in ``CENTRE_RESPONSE``.
     response: Literal["anchors", "centres"] = "anchors"
-    cls_weight: float = 2.0
-    loc_weight: float = 2.0
-    dir_weight: float = 0.4
+    cls_weight: Weight = 2.0
+    loc_weight: Weight = 2.0
+    dir_weight: Weight = 0.4
     #: The teacher's probability above which an anchor counts as an object; of centres, above which a cell's box counts.
-    positive: float = 0.1
-    centre_positive: float = 0.3  # of centres: above which a cell counts in the divisor of L_cls
+    positive: Share = 0.1
+    centre_positive: Share = 0.3  # of centres: above which a cell counts in the divisor of L_cls
     tap: str = "bev"
     teacher_tap: str | None = None  # what it is compared to in the teacher; None: the tap of the same name
     teacher: str | None = None  # its stage; None: the only one
@@ -74,7 +75,7 @@ class CMKDConfig(ResponseConfig):
     """Weights of the released configs with a SECOND teacher, and one option for each point where code and intention
     differ."""
 
-    feature_weight: float = 32.0
+    feature_weight: Weight = 32.0
     #: ``sum``: means over channels are compared, each side divided by its own mean over the whole batch.
     feature_form: FeatureForm = "l2"
     #: Cells where the teacher has no feature count ``BACKGROUND_WEIGHT``; has no effect on ``sum``.

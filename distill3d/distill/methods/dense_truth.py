@@ -21,6 +21,7 @@ from distill3d.distill.responses import dense_losses
 from distill3d.distill.style import StyledConfig
 from distill3d.distill.term import Term
 from distill3d.errors import UserError
+from distill3d.settings import Weight
 
 
 @dataclass(frozen=True)
@@ -30,7 +31,7 @@ class DenseTruthConfig(StyledConfig):
     teacherless: ClassVar[bool] = True
     teacher_bn: ClassVar[Literal["eval"]] = "eval"
 
-    weight: float = 1.0
+    weight: Weight = 1.0
 
 
 def terms(config: DenseTruthConfig, student_channels: dict[str, int], teacher_channels: dict[str, int]) -> list[Term]:

@@ -20,7 +20,7 @@ what the student learns (``per_frame``) and a target that is imitated (``qfl``).
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
@@ -46,6 +46,7 @@ from distill3d.layers.heads.centre_head import (
     heat_normaliser,
 )
 from distill3d.layers.image.heatmap import clamped_sigmoid
+from distill3d.settings import Between, Weight
 
 #: Whom the student's channels imitate; ``free`` ones are left to the student.
 Part = Literal["label", "lidar", "free"]
@@ -62,9 +63,9 @@ class LabelDistillConfig(StyledConfig):
 
     teacher: str = "teacher"  # the LiDAR teacher's stage
     label_encoder: str = "label_encoder"  # its stage
-    lidar_weight: float = 0.3
-    label_weight: float = 0.3
-    response_weight: float = 1.0
+    lidar_weight: Weight = 0.3
+    label_weight: Weight = 0.3
+    response_weight: Weight = 1.0
     #: Of the student and of both teachers, from fine to coarse; the first holds the student's frames one behind the
     #: other, the key frame first.
     taps: tuple[str, ...] = ("bev", "bev_stage1")
@@ -72,7 +73,7 @@ class LabelDistillConfig(StyledConfig):
     #: What is cut into thirds: all channels of a tap; of the first tap the key frame's channels only, which asks for
     #: ``frames``; nothing, so that both adaptors see all channels.
     partition: Partition = option(released="concatenated", intended="per_frame", default="concatenated")
-    frames: int | None = None  # in the first tap, the key frame included
+    frames: Annotated[int, Between(1, 100)] | None = None  # in the first tap, the key frame included
     #: ``qfl``: the quality focal loss, which imitates its soft target; ``released``: see above.
     response: ResponseForm = option(released="released", intended="qfl", default="released")
     #: Batch norm of teacher and label encoder; for the train loop.

@@ -15,6 +15,7 @@ from distill3d.distill.methods.monotakd import MonoTAKDConfig
 from distill3d.distill.methods.trusted import TrustedConfig
 from distill3d.distill.style import StyledConfig
 from distill3d.errors import UserError
+from distill3d.settings import is_in_range
 
 
 @dataclass(frozen=True)
@@ -43,6 +44,8 @@ class MixedConfig(StyledConfig):
     select: MonoSTLConfig | None = None
 
     def __post_init__(self) -> None:
+        if not is_in_range(self):
+            return
         if not self.parts:
             raise UserError("a mixture needs at least one method in its parts")
         for name in ("teacher_bn", "depth_input"):

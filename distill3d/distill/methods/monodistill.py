@@ -26,6 +26,7 @@ from distill3d.distill.relations import AffinityNorm, affinity_loss
 from distill3d.distill.responses import ResponseMask, ResponseTerm
 from distill3d.distill.style import StyledConfig, option
 from distill3d.distill.term import Term
+from distill3d.settings import Channels, Divisor, Weight
 
 #: Images on each of the two GPUs of the published run; the released losses are divided by that number once more.
 PUBLISHED_REPLICA_BATCH = 6.0
@@ -40,21 +41,21 @@ class MonoDistillConfig(StyledConfig):
     A term of weight 0 is left out.
     """
 
-    object_weight: float = 10.0
-    scene_weight: float = 1.0
-    response_weight: float = 1.0
+    object_weight: Weight = 10.0
+    scene_weight: Weight = 1.0
+    response_weight: Weight = 1.0
     taps: tuple[str, ...] = ("backbone_8", "backbone_16", "backbone_32")  # compared, from fine to coarse
     #: Fused before the adapters, none to switch fusion off.  The released code also fuses ``backbone_4`` and uses the
     #: result nowhere; naming it here too only adds its parameters.
     fusion_taps: tuple[str, ...] = ("backbone_8", "backbone_16", "backbone_32")
-    fusion_channels: int = 512
+    fusion_channels: Channels = 512
 
     #: Teacher's batch norm; ``train`` uses each batch's statistics and lets the stored ones drift.  For the train loop.
     teacher_bn: Literal["eval", "train"] = option(released="train", intended="eval", default="eval")
     #: The only published accuracy is that of raw products; cosines need a weight of their own.
     affinity_norm: AffinityNorm = option(released="none", intended="cosine", default="none")
     #: Extra divisor of L_object and L_scene; None: images in this process, so the loss depends on the number of GPUs.
-    batch_divisor: float | None = option(
+    batch_divisor: Divisor | None = option(
         released=None, intended=PUBLISHED_REPLICA_BATCH, default=PUBLISHED_REPLICA_BATCH
     )
     box_slice: SliceRule = option(released="python", intended="clamp", default="clamp")

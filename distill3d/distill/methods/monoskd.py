@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
 import torch
 from jaxtyping import Float
@@ -33,6 +33,7 @@ from distill3d.distill.responses import ResponseTerm
 from distill3d.distill.softrank import hard_rank, soft_rank
 from distill3d.distill.style import StyledConfig, option
 from distill3d.distill.term import Term
+from distill3d.settings import Between, Divisor, Number, Weight
 
 #: Images on each of the four GPUs of the published run.
 PUBLISHED_REPLICA_BATCH = 4
@@ -51,14 +52,14 @@ class MonoSKDConfig(StyledConfig):
     A term of weight 0 is left out.
     """
 
-    spearman_weight: float = 1.0
-    affinity_weight: float = 1.0
-    response_weight: float = 1.0
+    spearman_weight: Weight = 1.0
+    affinity_weight: Weight = 1.0
+    response_weight: Weight = 1.0
     taps: tuple[str, ...] = ("neck_4", "neck_8", "neck_16", "backbone_32")  # from fine to coarse
-    strength: float = 1.0  # of the teacher's soft rank in mode ``released``
+    strength: Divisor = 1.0  # of the teacher's soft rank in mode ``released``
     #: ``both_rank``: the student's strength times the length of a row, on rows of unit variance.  Values near 3 follow
     #: the true ranks; from about 10 on, rows of nearly normal values are one block, that is, affine again.
-    rank_smoothness: float = 3.0
+    rank_smoothness: Divisor = 3.0
 
     #: ``released``: student raw, teacher soft-ranked; ``both_rank``: Spearman's correlation; ``teacher_rank``: student
     #: raw, teacher hard-ranked.  Only the first has a published accuracy.
@@ -66,12 +67,12 @@ class MonoSKDConfig(StyledConfig):
     #: One correlation for a group of images, or for each; the rank modes are always per sample.
     corr_scope: Literal["batch", "sample"] = option(released="batch", intended="sample", default="batch")
     #: Images in a group; None: all of this process, so the loss depends on the number of GPUs.
-    corr_group: int | None = option(released=None, intended=None, default=PUBLISHED_REPLICA_BATCH)
+    corr_group: Number | None = option(released=None, intended=None, default=PUBLISHED_REPLICA_BATCH)
     #: Norms up to this count as no correlation; 0: NaN on constant maps.
-    corr_eps: float = option(released=0.0, intended=1e-12, default=1e-12)
+    corr_eps: Annotated[float, Between(0, 1)] = option(released=0.0, intended=1e-12, default=1e-12)
     affinity_norm: AffinityNorm = option(released="none", intended="cosine", default="none")
     #: Extra divisor of L_affinity; None: images in this process.
-    affinity_div: float | None = option(
+    affinity_div: Divisor | None = option(
         released=None, intended=float(PUBLISHED_REPLICA_BATCH), default=float(PUBLISHED_REPLICA_BATCH)
     )
     #: ``zero_rows``: label lines that are not eligible mark cell (0, 0) of the response's region.

@@ -52,6 +52,7 @@ from distill3d.distill.responses import ResponseMask, ResponseTerm
 from distill3d.distill.style import StyledConfig, option
 from distill3d.distill.term import Term
 from distill3d.errors import UserError
+from distill3d.settings import Channels, Divisor, Weight
 
 #: Weight of a box whose object lies in cell 0, which the released code takes for an empty slot.
 SENTINEL_WEIGHT = 0.01
@@ -70,15 +71,15 @@ class MonoSTLConfig(StyledConfig):
     A term of weight 0 is left out.
     """
 
-    feature_weight: float = 10.0
-    relation_weight: float = 1.0
-    response_weight: float = 1.0
+    feature_weight: Weight = 10.0
+    relation_weight: Weight = 1.0
+    response_weight: Weight = 1.0
     taps: tuple[str, ...] = ("backbone_8", "backbone_16", "backbone_32")  # compared, from fine to coarse
     fusion_taps: tuple[str, ...] = ("backbone_8", "backbone_16", "backbone_32")  # fused before the adapters
-    fusion_channels: int = 512
+    fusion_channels: Channels = 512
 
     fd_weight: Selection = "student"  # whose uncertainty selects features; ``teacher``: by c, ``none``: all alike
-    fd_divisor: float = 10.0  # of L_DASFD; it cancels the weight
+    fd_divisor: Divisor = 10.0  # of L_DASFD; it cancels the weight
     #: ``own_side`` divides each side by its own U and adds log U, which no longer cancels.
     rd_uncertainty: RelationUncertainty = "teacher_both"
     #: ``mean_over_k2`` divides the mean over K x K pairs by K² once more; only it has a tuned weight.

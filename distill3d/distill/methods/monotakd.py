@@ -32,6 +32,7 @@ from distill3d.distill.methods.cmkd import ResponseConfig, cell_weight, response
 from distill3d.distill.precision import full_precision
 from distill3d.distill.style import option
 from distill3d.distill.term import Term
+from distill3d.settings import Share, Weight
 
 #: Smallest range that a map is divided by.
 RANGE_EPS = 1e-12
@@ -53,11 +54,11 @@ class MonoTAKDConfig(ResponseConfig):
     spatial_tap: str = "bev_spatial"  # P
     assistant_tap: str = "bev_assistant"  # A where the student computes it
 
-    imd_weight: float = option(released=1.0, intended=1.0, default=1.0)
-    cmrd_weight: float = option(released=0.2, intended=1.0, default=0.2)
-    outer_weight: float = 1.0  # of both; the released configs ask for 32, the released code does not apply it
+    imd_weight: Weight = option(released=1.0, intended=1.0, default=1.0)
+    cmrd_weight: Weight = option(released=0.2, intended=1.0, default=0.2)
+    outer_weight: Weight = 1.0  # of both; the released configs ask for 32, the released code does not apply it
     nonzero_weighting: bool = False  # cells where A has no feature count less, see ``cell_weight``
-    threshold: float = 0.6  # of the largest residual
+    threshold: Share = 0.6  # of the largest residual
 
     #: A comes from the student's own tap, features shared and projection untrained, not from a network of its own.
     shared_assistant: bool = option(released=True, intended=False, default=False)

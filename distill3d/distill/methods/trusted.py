@@ -25,6 +25,7 @@ from distill3d.distill.style import StyledConfig
 from distill3d.distill.term import Term
 from distill3d.errors import UserError
 from distill3d.layers.image.heatmap import gather_cells
+from distill3d.settings import Weight
 
 #: Exponent of the quality focal loss (Li et al., "Generalized Focal Loss", arXiv:2006.04388, section 4.1).
 QUALITY_POWER = 2.0
@@ -36,8 +37,8 @@ Trust = Literal["better", "all"]
 class TrustedConfig(StyledConfig):
     """Weights of the two terms; one of weight 0 is left out."""
 
-    response_weight: float = 1.0
-    heat_weight: float = 1.0
+    response_weight: Weight = 1.0
+    heat_weight: Weight = 1.0
     trust: Trust = "better"
     teacher_bn: Literal["eval", "train"] = "eval"
     depth_input: DepthEncoding = "clean"

@@ -8,10 +8,14 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Annotated
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
+
+from distill3d.errors import UserError
+from distill3d.settings import Between, Channels, Layers, Stride, is_in_range
 
 #: Batch norm of the released networks on LiDAR maps.
 NORM_EPSILON, NORM_MOMENTUM = 1e-3, 0.01
@@ -49,13 +53,13 @@ def level_up(channels_in: int, channels: int, stride: float) -> nn.Sequential:
 class SECONDBlocksConfig:
     """Levels of the blocks; the defaults are those of CenterPoint (centerpoint_voxel01_second_secfpn_nus.py)."""
 
-    layers: tuple[int, ...] = (5, 5)  # that follow the first convolution of each level
-    channels: tuple[int, ...] = (128, 256)
-    strides: tuple[int, ...] = (1, 2)
+    layers: tuple[Layers, ...] = (5, 5)  # that follow the first convolution of each level
+    channels: tuple[Channels, ...] = (128, 256)
+    strides: tuple[Stride, ...] = (1, 2)
 
     def __post_init__(self) -> None:
-        if not len(self.layers) == len(self.channels) == len(self.strides):
-            raise ValueError("layers, channels and strides need one number for each level")
+        if is_in_range(self) and not len(self.layers) == len(self.channels) == len(self.strides):
+            raise UserError("layers, channels and strides need one number for each level")
 
 
 class SECONDBlocks(nn.Module):
@@ -80,12 +84,12 @@ class SECONDBlocks(nn.Module):
 class SECONDFPNConfig:
     """Width of each level in the neck's output, and by how much the level's sides grow for it (below 1: shrink)."""
 
-    channels: tuple[int, ...] = (256, 256)
-    strides: tuple[float, ...] = (1, 2)
+    channels: tuple[Channels, ...] = (256, 256)
+    strides: tuple[Annotated[float, Between(0, 64, above=True)], ...] = (1, 2)
 
     def __post_init__(self) -> None:
-        if len(self.channels) != len(self.strides):
-            raise ValueError("channels and strides need one number for each level")
+        if is_in_range(self) and len(self.channels) != len(self.strides):
+            raise UserError("channels and strides need one number for each level")
 
 
 class SECONDFPN(nn.Module):
@@ -119,19 +123,21 @@ class BevBackboneConfig:
     """Levels of a 2D network: after a first convolution with the level's stride follow ``layers`` more; each level is
     then brought up by ``up_strides``, which must all lead to one resolution."""
 
-    layers: tuple[int, ...] = (5, 5)
-    channels: tuple[int, ...] = (128, 256)
-    strides: tuple[int, ...] = (1, 2)
-    up_channels: tuple[int, ...] = (256, 256)
-    up_strides: tuple[int, ...] = (1, 2)
+    layers: tuple[Layers, ...] = (5, 5)
+    channels: tuple[Channels, ...] = (128, 256)
+    strides: tuple[Stride, ...] = (1, 2)
+    up_channels: tuple[Channels, ...] = (256, 256)
+    up_strides: tuple[Stride, ...] = (1, 2)
 
     def __post_init__(self) -> None:
+        if not is_in_range(self):
+            return
         lengths = {len(v) for v in (self.layers, self.channels, self.strides, self.up_channels, self.up_strides)}
         if len(lengths) != 1:
-            raise ValueError("layers, channels, strides, up_channels and up_strides need one number for each level")
+            raise UserError("layers, channels, strides, up_channels and up_strides need one number for each level")
         steps = [math.prod(self.strides[: i + 1]) / up for i, up in enumerate(self.up_strides)]
         if any(step != 1 for step in steps):
-            raise ValueError(f"the levels come out at strides {steps}: all must return to the resolution of the input")
+            raise UserError(f"the levels come out at strides {steps}: all must return to the resolution of the input")
 
     @property
     def divisor(self) -> int:

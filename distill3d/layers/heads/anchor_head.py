@@ -55,6 +55,7 @@ from distill3d.layers.heads.anchors import (
 )
 from distill3d.layers.heads.centre_nms import first_kept
 from distill3d.layers.readout import Readout
+from distill3d.settings import Number, Share, Weight
 
 #: Chance that an untrained head gives to each class of an anchor, and the spread of its box weights.
 CLASS_PRIOR = 0.01
@@ -81,14 +82,14 @@ class AnchorHeadConfig:
 
     classes: tuple[AnchorClass, ...] = KITTI_ANCHORS
     classification: Literal["focal", "quality_focal"] = "quality_focal"
-    cls_weight: float = 8.0
-    loc_weight: float = 2.0
-    dir_weight: float = 0.2
+    cls_weight: Weight = 8.0
+    loc_weight: Weight = 2.0
+    dir_weight: Weight = 0.2
     backbone: BevBackboneConfig = field(default_factory=BevBackboneConfig)
-    score_threshold: float = 0.1
-    nms_threshold: float = 0.01  # IoU on the ground
-    candidates: int = 4096  # best boxes that enter the suppression
-    max_detections: int = 500
+    score_threshold: Share = 0.1
+    nms_threshold: Share = 0.01  # IoU on the ground
+    candidates: Number = 4096  # best boxes that enter the suppression
+    max_detections: Number = 500
     # released versus intended
     claimed: ClaimedTarget = "anchor"
     quality_batch: Literal["sum", "mean"] = "sum"  # of the quality focal loss over images; weights suit a sum over 8

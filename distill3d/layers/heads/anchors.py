@@ -18,6 +18,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from distill3d.layers.ground.rotated import aligned_iou, nearest_rectangle, overlapping_pairs
+from distill3d.settings import Coordinate, Share, Side
 
 #: Where the smooth L1 distance of box codes turns from a parabola into a line.
 SMOOTH_L1_BETA = 1 / 9
@@ -45,10 +46,10 @@ class AnchorClass:
     """The anchors of one class, and which overlap with a box of it makes them foreground or background."""
 
     name: str
-    size: tuple[float, float, float]  # length, width, height (m)
-    bottom: float  # z of the bottom face (m), LiDAR frame
-    matched: float  # least IoU of foreground
-    unmatched: float  # IoU of background lies below
+    size: tuple[Side, Side, Side]  # length, width, height (m)
+    bottom: Coordinate  # z of the bottom face (m), LiDAR frame
+    matched: Share  # least IoU of foreground
+    unmatched: Share  # IoU of background lies below
 
 
 #: The classes of KITTI (Cc-Hy/CMKD tools/cfgs/kitti_models/CMKD/CMKD-scd/second_teacher.yaml).

@@ -13,7 +13,7 @@ of length, width and height (m), sine and cosine of the yaw, and the velocity (m
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from distill3d.boxes import Boxes3D, BoxSlots
 from distill3d.data.surround import SurroundObjectBatch
+from distill3d.errors import UserError
 from distill3d.layers.distributed import across_processes, world_size
 from distill3d.layers.heads.centre_nms import circles_near, first_kept, footprints_near
 from distill3d.layers.image.heatmap import (
@@ -32,6 +33,7 @@ from distill3d.layers.image.heatmap import (
     gaussian_radius,
     top_cells,
 )
+from distill3d.settings import Between, Channels, Coordinate, Count, Number, Share, Side, Weight, is_in_range
 
 #: The six tasks for nuScenes: classes of one task are alike in size.
 NUSCENES_TASKS = (
@@ -69,42 +71,56 @@ class CentreHeadConfig:
     scaled by the threshold, touch.  None: ``CIRCLE_THRESHOLDS`` by each task's first class, or ``FOOTPRINT_SCALE``.
 
     Raises:
-        ValueError: a class occurs twice, a number per task or per box value is missing, the extent holds no whole
+        UserError: a class occurs twice, a number per task or per box value is missing, the extent holds no whole
             number of cells, or thresholds of unknown classes are left open.
     """
 
     tasks: tuple[tuple[str, ...], ...] = NUSCENES_TASKS
-    extent: tuple[float, float, float, float] = (-51.2, -51.2, 51.2, 51.2)  # x min, y min, x max, y max (m, ego)
-    cell: float = 0.8  # m
-    shared_channels: int = 64
-    branch_channels: int = 64
+    extent: tuple[Coordinate, Coordinate, Coordinate, Coordinate] = (
+        -51.2,
+        -51.2,
+        51.2,
+        51.2,
+    )  # x min, y min, x max, y max (m, ego)
+    cell: Side = 0.8  # m
+    shared_channels: Channels = 64
+    branch_channels: Channels = 64
     output_init: Literal["prior", "kaiming", "default"] = "prior"
     # targets and losses
     rounding: Literal["trunc", "floor"] = "trunc"
-    radius_overlap: float = 0.1  # IoU that a box shifted by the radius keeps
-    min_radius: int = 2  # cells
-    max_objects: int = 500  # per task
-    code_weights: tuple[float, ...] = (1.0,) * CODE
-    box_weight: float = 0.25
+    radius_overlap: Annotated[float, Between(0, 1, above=True)] = 0.1  # IoU that a box shifted by the radius keeps
+    min_radius: Count = 2  # cells
+    max_objects: Number = 500  # per task
+    code_weights: tuple[Weight, ...] = (1.0,) * CODE
+    box_weight: Weight = 0.25
     # boxes
-    candidates: int = 500  # best cells of each class, then of each task
-    score_threshold: float = 0.1
-    post_extent: tuple[float, float, float, float, float, float] = (-61.2, -61.2, -10.0, 61.2, 61.2, 10.0)  # m
+    candidates: Number = 500  # best cells of each class, then of each task
+    score_threshold: Share = 0.1
+    post_extent: tuple[Coordinate, Coordinate, Coordinate, Coordinate, Coordinate, Coordinate] = (
+        -61.2,
+        -61.2,
+        -10.0,
+        61.2,
+        61.2,
+        10.0,
+    )  # m
     nms: Literal["circle", "size_aware"] = "circle"
-    nms_thresholds: tuple[float, ...] | None = None
-    max_per_task: int = 83
+    nms_thresholds: tuple[Annotated[float, Between(0, 1e6)], ...] | None = None
+    max_per_task: Number = 83
 
     def __post_init__(self) -> None:
+        if not is_in_range(self):
+            return
         if len(set(self.classes)) != len(self.classes):
-            raise ValueError(f"each class belongs to one task, got {self.tasks}")
+            raise UserError(f"each class belongs to one task, got {self.tasks}")
         if len(self.code_weights) != CODE:
-            raise ValueError(f"a box has {CODE} values, got {len(self.code_weights)} code weights")
+            raise UserError(f"a box has {CODE} values, got {len(self.code_weights)} code weights")
         if len(self.thresholds) != len(self.tasks):
-            raise ValueError(f"{len(self.tasks)} tasks need as many nms_thresholds, got {len(self.thresholds)}")
+            raise UserError(f"{len(self.tasks)} tasks need as many nms_thresholds, got {len(self.thresholds)}")
         x0, y0, x1, y1 = self.extent
         for low, high, count in ((y0, y1, self.cells[0]), (x0, x1, self.cells[1])):
             if abs(count * self.cell - (high - low)) > 1e-6 * self.cell or count < 1:
-                raise ValueError(f"{low} to {high} m is no whole number of cells of {self.cell} m")
+                raise UserError(f"{low} to {high} m is no whole number of cells of {self.cell} m")
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -132,7 +148,7 @@ class CentreHeadConfig:
         by_class = {name: value for task, value in CIRCLE_THRESHOLDS.items() for name in task}
         unknown = [task[0] for task in self.tasks if task[0] not in by_class]
         if unknown:
-            raise ValueError(f"no released threshold is known for {', '.join(unknown)}: give nms_thresholds")
+            raise UserError(f"no released threshold is known for {', '.join(unknown)}: give nms_thresholds")
         return tuple(by_class[task[0]] for task in self.tasks)
 
 

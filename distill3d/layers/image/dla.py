@@ -14,6 +14,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from distill3d.settings import Channels, Layers, Stride
+
 #: Strides of the trunk's six outputs; the neck uses the last four.
 STRIDES = (1, 2, 4, 8, 16, 32)
 NECK_STRIDES = STRIDES[2:]
@@ -25,9 +27,9 @@ UNUSED_IN_RELEASED = ("backbone.fc.", "backbone.level3.project.", "backbone.leve
 class DLAConfig:
     """Depths and channels of the six levels; the defaults are DLA-34's."""
 
-    levels: tuple[int, ...] = (1, 1, 1, 2, 2, 1)
-    channels: tuple[int, ...] = (16, 32, 64, 128, 256, 512)
-    stem_stride: int = 1  # 2 halves the first three levels' resolution: for small nets, whose time they would take
+    levels: tuple[Layers, ...] = (1, 1, 1, 2, 2, 1)
+    channels: tuple[Channels, ...] = (16, 32, 64, 128, 256, 512)
+    stem_stride: Stride = 1  # 2 halves the first three levels' resolution: for small nets, whose time they would take
     pretrained: bool = False  # ImageNet weights of timm's dla34; they are fetched by timm
 
 

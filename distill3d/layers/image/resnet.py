@@ -11,6 +11,7 @@ from timm.models.resnet import BasicBlock, Bottleneck
 from torch import Tensor, nn
 
 from distill3d.errors import UserError
+from distill3d.settings import Channels, Layers
 
 #: Blocks of ResNet-50's stages, and of ResNet-101's.
 RESNET50, RESNET101 = (3, 4, 6, 3), (3, 4, 23, 3)
@@ -25,8 +26,8 @@ class ResNetConfig:
     """Depths and widths of the four stages; the defaults are ResNet-50's."""
 
     block: Literal["bottleneck", "basic"] = "bottleneck"
-    layers: tuple[int, ...] = RESNET50
-    channels: tuple[int, ...] = (64, 128, 256, 512)  # inside the blocks; bottlenecks give four times as many
+    layers: tuple[Layers, ...] = RESNET50
+    channels: tuple[Channels, ...] = (64, 128, 256, 512)  # inside the blocks; bottlenecks give four times as many
     pretrained: bool = False  # ImageNet weights of ResNet-50 or ResNet-101; they are fetched by timm
     finest: Literal[4, 8] = 8  # stride (px) of the finest map given
     frozen: bool = False  # stem, first stage and all batch norms stay as they are: asks for ImageNet weights

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field, replace
-from typing import Any, cast
+from typing import Annotated, Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -18,7 +18,9 @@ from jaxtyping import Bool, Float, Int64
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from distill3d.errors import UserError
 from distill3d.layers.distributed import world_size
+from distill3d.settings import Between, Channels, Layers, Stride, is_in_range
 
 #: Of every batch norm on rows (spconv_backbone.py).
 EPSILON, MOMENTUM = 1e-3, 0.01
@@ -410,17 +412,17 @@ class SparseBasicBlock(nn.Module):
 class SparseResNetConfig:
     """Stages of the backbone; the defaults are those of VoxelResBackBone8x_c64 (spconv_backbone.py)."""
 
-    inputs: int = 4  # channels of a voxel
-    channels: tuple[int, ...] = (16, 32, 64, 64)  # of each stage
-    strides: tuple[int, ...] = (2, 2, 2)  # with which the stages after the first begin, along every axis
-    padding_z: tuple[int, ...] = (1, 1, 0)  # of the same convolutions; along y and x it is 1
-    blocks: int = 2  # residual blocks of each stage
-    outputs: int = 64  # channels of each of the output's layers
+    inputs: Channels = 4  # channels of a voxel
+    channels: tuple[Channels, ...] = (16, 32, 64, 64)  # of each stage
+    strides: tuple[Stride, ...] = (2, 2, 2)  # with which the stages after the first begin, along every axis
+    padding_z: tuple[Annotated[int, Between(0, 16)], ...] = (1, 1, 0)  # of the same convolutions; along y and x it is 1
+    blocks: Layers = 2  # residual blocks of each stage
+    outputs: Channels = 64  # channels of each of the output's layers
     block_bias: bool = True  # of the residual blocks' convolutions
 
     def __post_init__(self) -> None:
-        if not len(self.channels) - 1 == len(self.strides) == len(self.padding_z):
-            raise ValueError(
+        if is_in_range(self) and not len(self.channels) - 1 == len(self.strides) == len(self.padding_z):
+            raise UserError(
                 f"{len(self.channels)} stages begin with one stride and one padding each, except the first, "
                 f"got {len(self.strides)} and {len(self.padding_z)}"
             )

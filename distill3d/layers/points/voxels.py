@@ -11,18 +11,38 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
 
+from distill3d.errors import UserError
+from distill3d.settings import Coordinate, Side, is_in_range
+
 #: Where students look (m, LiDAR frame).
 STUDENT_RANGE = (2.0, -30.08, -3.0, 46.8, 30.08, 1.0)
 #: Where CMKD trains its teachers; networks are convolutional, so their weights run on either.
 TEACHER_RANGE = (0.0, -40.0, -3.0, 70.4, 40.0, 1.0)
 
 
+#: Cells of a grid along an axis.
+MOST_CELLS = 65_536
+
+
 @dataclass(frozen=True)
 class VoxelGrid:
-    """A box of the LiDAR's frame and the cells that it is cut into."""
+    """A box of the LiDAR's frame and the cells that it is cut into.
 
-    extent: tuple[float, float, float, float, float, float]  # x min, y min, z min, x max, y max, z max (m)
-    cell: tuple[float, float, float]  # along x, y, z (m)
+    Raises:
+        UserError: the box is turned inside out, or cells are too small for it.
+    """
+
+    extent: tuple[
+        Coordinate, Coordinate, Coordinate, Coordinate, Coordinate, Coordinate
+    ]  # x min, y min, z min, x max, y max, z max (m)
+    cell: tuple[Side, Side, Side]  # along x, y, z (m)
+
+    def __post_init__(self) -> None:
+        if is_in_range(self) and not all(1 <= cells <= MOST_CELLS for cells in self.shape):
+            raise UserError(
+                f"a grid of {self.shape} cells along x, y, z: extent {self.extent} and cell {self.cell} must give "
+                f"1 to {MOST_CELLS} along each"
+            )
 
     @property
     def shape(self) -> tuple[int, int, int]:

@@ -29,6 +29,7 @@ from distill3d.data.collate import collate
 from distill3d.data.depth import project_depth
 from distill3d.data.sample import Objects, Sample
 from distill3d.errors import UserError
+from distill3d.settings import check_settings
 
 SIZE, CANVAS = (62, 19), (64, 20)
 seeds = st.integers(0, 2**40)
@@ -157,7 +158,7 @@ def test_draws_follow_the_settings() -> None:
 )
 def test_bad_settings(settings_: dict) -> None:
     with pytest.raises(UserError, match=next(iter(settings_))):
-        AugmentConfig(**settings_)
+        check_settings(AugmentConfig(**settings_))
 
 
 # ---------------------------------------------------------------------------------------------------------- resampling

@@ -35,6 +35,7 @@ from distill3d.data.kitti.dataset import KittiConfig, KittiDataset
 from distill3d.data.kitti.scans import read_plane
 from distill3d.data.sample import EASY, HARD, UNKNOWN, Objects, Sample
 from distill3d.errors import UserError
+from distill3d.settings import check_settings
 
 SIZE = (1242, 375)
 CAMERA = Camera(torch.tensor([[721.5, 0, 609.6, 44.9], [0, 721.5, 172.9, 0.2], [0, 0, 1, 0]], dtype=torch.float64))
@@ -427,14 +428,14 @@ def test_what_cannot_be_augmented() -> None:
         ({"flip_y": 1.5}, "flip_y is 1.5"),
         ({"rotation": -0.1}, "rotation is -0.1"),
         ({"scale": (1.1, 0.9)}, "ascending order"),
-        ({"scale": (0.0, 0.9)}, "positive"),
-        ({"least_points": 0}, "least_points must be 1"),
-        ({"counts": (("Car", -1),)}, "counts 0 or more"),
+        ({"scale": (0.0, 0.9)}, "scale.0 is 0.0, expected a number above 0"),
+        ({"least_points": 0}, "least_points is 0"),
+        ({"counts": (("Car", -1),)}, "counts.0.1 is -1"),
     ],
 )
 def test_malformed_settings(changes: dict, words: str) -> None:
     with pytest.raises(UserError, match=words):
-        LidarAugmentConfig(**changes)
+        check_settings(LidarAugmentConfig(**changes))
 
 
 # ------------------------------------------------------------------------------------------------------------- data set

@@ -21,6 +21,7 @@ from distill3d.data.augment.surround import (
     place_picture,
 )
 from distill3d.errors import UserError
+from distill3d.settings import check_settings
 
 OFFICIAL, CANVAS = (1600, 900), (704, 256)
 seeds = st.integers(0, 2**31)
@@ -212,12 +213,12 @@ def test_motions_are_drawn_within_their_ranges(seed: int) -> None:
 @pytest.mark.parametrize(
     ("make", "named"),
     [
-        (lambda: ImageAugmentConfig(scale=(1.2, 0.8)), "image_augment.scale"),
-        (lambda: ImageAugmentConfig(flip=1.5), "image_augment.flip"),
-        (lambda: BevAugmentConfig(rotation=-0.1), "bev_augment.rotation"),
-        (lambda: BevAugmentConfig(flip_y=-1), "bev_augment.flip_y"),
+        (lambda: ImageAugmentConfig(scale=(1.2, 0.8)), "scale is"),
+        (lambda: ImageAugmentConfig(flip=1.5), "flip is 1.5"),
+        (lambda: BevAugmentConfig(rotation=-0.1), "rotation is -0.1"),
+        (lambda: BevAugmentConfig(flip_y=-1), "flip_y is -1"),
     ],
 )
 def test_impossible_settings_are_refused(make, named: str) -> None:
     with pytest.raises(UserError, match=named):
-        make()
+        check_settings(make())

@@ -146,9 +146,23 @@ def test_test_split_counts_with_its_folder(kitti_root: Path) -> None:
     assert any("names frame 000009" in str(p) for p in check_kitti(kitti_root))
 
 
-def test_clean_set_is_silent(kitti_root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_clean_set_tells_what_can_be_learnt(kitti_root: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run_check(kitti_root, "kitti") == 0
-    assert capsys.readouterr() == ("", "")
+    assert capsys.readouterr() == (
+        "Pedestrian: 3 of 3 objects can be learnt from pictures\n"
+        "Car: 3 of 3 objects can be learnt from pictures\nsound\n",
+        "",
+    )
+    swap("Car 0.00 0", "Car -1 -1")(kitti_root / LABEL)
+    assert run_check(kitti_root, "kitti") == 0
+    assert (
+        "Car: 2 of 3 objects can be learnt from pictures (1 truncation is -1, not annotated)\n"
+        in capsys.readouterr().out
+    )
+    for number in (0, 2):
+        swap("Car 0.00 0", "Car -1 -1")(kitti_root / f"training/label_2/{number:06d}.txt")
+    assert run_check(kitti_root, "kitti") == 0
+    assert capsys.readouterr().out.splitlines()[1].startswith("warning: Car: 0 of 3 objects")
 
 
 @pytest.mark.real

@@ -1,5 +1,6 @@
 """Each planted fault of a nuScenes data set is reported with its file and token, and nothing else is."""
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -41,7 +42,20 @@ def row_of(records: Records, table: str, name: str) -> dict[str, Any]:
 
 def test_sound_set(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run_check(write_set(tmp_path, made_up_tables()), "nuscenes") == 0
-    assert capsys.readouterr().out == ""
+    *counts, last = capsys.readouterr().out.splitlines()
+    assert last == "sound" and counts and not any(line.startswith("warning") for line in counts)
+
+
+def test_names_of_its_own_are_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    records = made_up_tables()
+    records["category"][0]["name"] = "car"
+    records["attribute"][0]["name"] = "vehicle.reversing"
+    assert run_check(write_set(tmp_path, records), "nuscenes") == 0
+    out = capsys.readouterr().out
+    assert re.search(
+        "warning: .*category.json: 'car' is no category of nuScenes', its [0-9]+ objects are not learnt", out
+    )
+    assert re.search("warning: .*attribute.json: 'vehicle.reversing' is no attribute of nuScenes'", out)
 
 
 @pytest.mark.real

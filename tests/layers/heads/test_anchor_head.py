@@ -17,6 +17,7 @@ from distill3d.data.augment.lidar import projected_boxes
 from distill3d.data.collate import collate
 from distill3d.data.kitti.dataset import KittiConfig, KittiDataset
 from distill3d.data.sample import EASY, Batch, Objects, Sample
+from distill3d.errors import UserError
 from distill3d.layers.ground.rotated import iou_3d
 from distill3d.layers.heads.anchor_head import (
     AnchorHead,
@@ -362,9 +363,9 @@ def test_impossible_heads_are_refused(cells: tuple[int, int], config: dict, mess
 
 
 def test_impossible_backbones_are_refused() -> None:
-    with pytest.raises(ValueError, match="one number for each level"):
+    with pytest.raises(UserError, match="one number for each level"):
         BevBackboneConfig(layers=(5,))
-    with pytest.raises(ValueError, match="must return to the resolution"):
+    with pytest.raises(UserError, match="must return to the resolution"):
         BevBackboneConfig(up_strides=(1, 1))
 
 

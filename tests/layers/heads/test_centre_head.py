@@ -11,6 +11,7 @@ from torch import Tensor
 
 from distill3d.boxes import IGNORE, NUSCENES_CLASSES, wrap_angle
 from distill3d.data.surround import SurroundObjectBatch
+from distill3d.errors import UserError
 from distill3d.layers.heads import centre_head
 from distill3d.layers.heads.centre_head import (
     BOX_BRANCHES,
@@ -109,7 +110,7 @@ def test_order_of_the_numbers() -> None:
     ],
 )
 def test_settings_that_cannot_be(fields: dict, words: str) -> None:
-    with pytest.raises(ValueError, match=words):
+    with pytest.raises(UserError, match=words):
         CentreHeadConfig(**fields)
 
 

@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
+from distill3d.errors import UserError
 from distill3d.layers.points.sparse_conv import (
     Kernel,
     SparseBasicBlock,
@@ -223,5 +224,5 @@ def test_rows_are_normalised_as_by_batch_norm() -> None:
 
 
 def test_stages_that_do_not_fit_together() -> None:
-    with pytest.raises(ValueError, match="3 stages"):
+    with pytest.raises(UserError, match="3 stages"):
         SparseResNetConfig(channels=(4, 8, 8), strides=(2,), padding_z=(1, 1))

@@ -1,0 +1,352 @@
+"""A recipe is checked whole before its first step: settings, devices, every file that a stage will read, what there is
+to learn, and what the evaluation will need.
+
+Files are looked at as ``distill3d check`` does, but quickly: texts are parsed, of pictures and scans as much is read as
+tells what they are.  A verdict without faults is kept in the data set's cache folder, by names, sizes and times of the
+files, so that the next start asks for those alone.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import sys
+import zipfile
+from collections.abc import Iterator, Sequence
+from dataclasses import fields
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from distill3d.data.cache import cache_folder, cache_key
+from distill3d.data.collate import EpochSampler
+from distill3d.data.kitti.check import FRAME_FILES, frame_problems, quick
+from distill3d.data.kitti.dataset import KittiDataset
+from distill3d.data.kitti.inventory import Inventory
+from distill3d.data.kitti.raw import IMAGES, SCANS, KittiRawDataset
+from distill3d.data.kitti.scans import glance_at_points
+from distill3d.data.nuscenes.check import file_faults, table_faults
+from distill3d.data.nuscenes.class_balance import ClassBalanced
+from distill3d.data.nuscenes.dataset import NuScenesDataset
+from distill3d.data.pictures import picture_size
+from distill3d.data.sample import Dataset, JointDataset
+from distill3d.detectors import build_detector
+from distill3d.detectors.base import Detector
+from distill3d.distill.methods import build_terms
+from distill3d.distill.term import Term
+from distill3d.errors import UserError
+from distill3d.evaluate.kitti import Annotations
+from distill3d.evaluate.nuscenes import ground_truth
+from distill3d.files import write_atomically
+from distill3d.settings import from_plain, to_plain
+from distill3d.train.checkpoint import untrained
+from distill3d.train.learnable import ClassCount, kitti_counts, nuscenes_counts, refuse_nothing
+from distill3d.train.loop import RunOptions, TrainingStep
+from distill3d.train.recipe import DatasetConfig, Recipe, StageConfig
+from distill3d.train.schedules import build_optimiser
+from distill3d.train.sources import Source, source_of
+
+#: Changes when something is looked at that was not, so that verdicts of before do not count.
+VERDICT = 1
+#: Problems that are named; of the others the number is told.
+NAMED = 3
+#: Processes on the CPU for each of its cores.
+PER_CORE = 4
+
+
+def check_recipe(recipe: Recipe, stages: Sequence[StageConfig], options: RunOptions) -> None:
+    """Checks all that ``stages``, those still to be trained, will need, and says on stderr what they can learn from.
+
+    Raises:
+        UserError: a device is not there, a file is absent or faulty, there is nothing
+            to learn from, or the evaluation could not be made.
+    """
+    _check_devices(options)
+    source = source_of(recipe)
+    looked = _Looked()
+    told = options.progress and os.environ.get("RANK", os.environ.get("LOCAL_RANK", "0")) == "0"
+    for stage in stages:
+        data = source.frames(stage)
+        world = options.devices * options.nodes
+        EpochSampler(len(data), stage.schedule.batch_size, 0, drop_last=stage.schedule.drop_last, world=world)
+        looked.training(data)
+        for split in _evaluated(recipe):
+            looked.evaluation(source.evaluation(stage, split), split)
+    _check_networks(recipe, stages)
+    looked.refuse_problems(recipe)
+    for stage in stages:
+        _tell_counts(recipe, stage, source, told)
+
+
+def _evaluated(recipe: Recipe) -> list[str]:
+    dataset = recipe.dataset
+    select = dataset.select_split if recipe.evaluation.keep == "best" else None
+    return [dataset.eval_split, *([select] if select is not None else [])]
+
+
+def _check_devices(options: RunOptions) -> None:
+    there = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if options.accelerator == "cuda" and not there:
+        raise UserError("accelerator is 'cuda', but torch sees no CUDA device: give --accelerator cpu, or auto")
+    on_cuda = options.accelerator == "cuda" or (options.accelerator == "auto" and there)
+    if on_cuda and options.devices > there:
+        raise UserError(f"devices is {options.devices}, but torch sees {there} CUDA device{'s' * (there > 1)}")
+    cores = os.cpu_count() or 1
+    if not on_cuda and options.devices > PER_CORE * cores:
+        raise UserError(
+            f"devices is {options.devices}, expected at most {PER_CORE * cores} processes on {cores} CPU cores"
+        )
+
+
+def _check_networks(recipe: Recipe, stages: Sequence[StageConfig]) -> None:
+    """Builds what stages train, without weights from elsewhere; leaves the global random numbers alone."""
+    with torch.random.fork_rng(devices=[]):
+        for stage in stages:
+            student = _untrained(stage)
+            teachers = [_untrained(recipe.stage(name)) for name in stage.teachers[:1]]
+            terms: list[Term] = []
+            if stage.method is not None:
+                taught_by = teachers[0].tap_channels if teachers else {}
+                try:
+                    terms = build_terms(stage.method, student.tap_channels, taught_by)
+                except ValueError as error:
+                    raise UserError(f"the method of stage {stage.name!r} does not fit its detectors: {error}") from None
+            build_optimiser(TrainingStep(student, terms), stage.schedule)
+
+
+def _untrained(stage: StageConfig) -> Detector:
+    plain = untrained(to_plain(stage.detector))
+    return build_detector(from_plain(type(stage.detector), plain, f"stages.{stage.name}.detector"))
+
+
+# --------------------------------------------------------------------------------------------------------------- files
+
+
+class _Looked:
+    """The files that stages will read, each once, and what the evaluation will read of them."""
+
+    def __init__(self) -> None:
+        #: Of KITTI's object data: folder and columns of its scans -> frame -> kinds of files.
+        self.frames: dict[tuple[Path, int], dict[str, set[str]]] = {}
+        self.raw: dict[Path, dict[str, KittiRawDataset]] = {}
+        self.surround: dict[Path, tuple[NuScenesDataset, set[int]]] = {}  # folder of tables -> rows of sensor data
+        self.judged: dict[tuple[Path, str], Any] = {}
+        self.caches: dict[Path, Path | None] = {}  # None: nothing is kept
+
+    def training(self, data: Dataset) -> None:
+        """What a stage learns from."""
+        if isinstance(data, JointDataset):
+            for part in data.parts:
+                self.training(part)
+        elif isinstance(data, ClassBalanced):
+            self.training(data.dataset)
+        elif isinstance(data, KittiRawDataset):
+            self.raw.setdefault(data.folder, {}).update(dict.fromkeys(data.frame_ids, data))
+            self._keep(data.folder, data)
+        elif isinstance(data, KittiDataset):
+            self._add_frames(data)
+        elif isinstance(data, NuScenesDataset):
+            folder = data.tables.folder
+            self.surround.setdefault(folder, (data, set()))[1].update(data.needed_data())
+            self._keep(folder, data)
+
+    def evaluation(self, data: Any, split: str) -> None:
+        """What is evaluated on, which needs labels."""
+        self.training(data)
+        if isinstance(data, KittiDataset):
+            if not (data.folder / "label_2").is_dir():
+                raise UserError(f"{data.folder / 'label_2'}: no such folder, but split {split!r} is to be evaluated")
+            self.judged[data.folder, split] = data
+        else:
+            self.judged[data.tables.folder, split] = data
+
+    def _add_frames(self, data: KittiDataset) -> None:
+        config = data.config
+        kinds = {"image_2", "calib"}
+        kinds |= {"label_2"} if (data.folder / "label_2").is_dir() else set()
+        kinds |= {"velodyne"} if config.points or config.depth in ("lidar", "completed") else set()
+        kinds |= {"depth_2"} if config.depth == "png" else set()
+        of_frame = self.frames.setdefault((data.folder, config.scan_columns), {})
+        for frame in data.frame_ids:
+            of_frame.setdefault(frame, set()).update(kinds)
+        self._keep(data.folder, data)
+
+    def _keep(self, folder: Path, data: KittiDataset | KittiRawDataset | NuScenesDataset) -> None:
+        self.caches.setdefault(folder, kept_in(data))
+
+    def refuse_problems(self, recipe: Recipe) -> None:
+        """Looks at all files.
+
+        Raises:
+            UserError: some are absent or faulty, or hold what cannot be evaluated.
+        """
+        problems: list[str] = []
+        for (folder, columns), frames in self.frames.items():
+            paths = [_path(folder, kind, frame) for frame, kinds in frames.items() for kind in sorted(kinds)]
+            look = partial(_frame_sentences, folder, frames, columns)
+            problems += self._verdict(folder, paths, look, columns)
+        for folder, of_frame in self.raw.items():
+            paths = [p for frame in of_frame for p in _raw_paths(folder, frame)]
+            columns = sorted({data.config.scan_columns for data in of_frame.values()})
+            problems += self._verdict(folder, paths, partial(_raw_sentences, folder, of_frame), *columns)
+        for folder, (data, rows) in self.surround.items():
+            tables, chosen, columns = data.tables, sorted(rows), data.config.scan_columns
+            paths = [*sorted(folder.glob("*.json")), *(tables.file(row) for row in chosen)]
+            look = partial(_surround_sentences, tables, chosen, columns)
+            problems += self._verdict(folder, paths, look, columns)
+        if problems:
+            layout = "kitti" if isinstance(recipe.dataset, DatasetConfig) else "nuscenes"
+            more = f" (and {len(problems) - NAMED} more)" if len(problems) > NAMED else ""
+            raise UserError(
+                f"{'; '.join(problems[:NAMED])}{more}: nothing was trained, distill3d check {recipe.dataset.root} "
+                f"--layout {layout} names all problems"
+            )
+        for data in self.judged.values():
+            if isinstance(data, KittiDataset):
+                Annotations.from_folder(data.folder / "label_2", scored=False, frames=tuple(data.frame_ids))
+            else:
+                ground_truth(data.tables, data.frame_ids)
+
+    def _verdict(self, folder: Path, paths: Sequence[Path], look: Any, *settings: object) -> list[str]:
+        """The sentences that ``look`` gives, or none where it gave none when it last looked at the same files."""
+        cache = self.caches[folder]
+        if cache is None:
+            return list(look())
+        name = cache / f"checked-{cache_key(folder, [str(p) for p in paths], *settings)}.txt"
+        stamps = _stamps(paths)
+        if stamps is not None and _text_of(name) == stamps:
+            return []
+        sentences = list(look())
+        if not sentences and stamps is not None:
+            _store(name, stamps.encode())
+        return sentences
+
+
+def kept_in(data: KittiDataset | KittiRawDataset | NuScenesDataset) -> Path | None:
+    """The folder in which verdicts on a data set are kept; None for small sets that are kept in memory, and where no
+    folder can be written."""
+    if data.config.in_memory:
+        return None
+    try:
+        return cache_folder(data.root, getattr(data.config, "cache", None))
+    except UserError:
+        return None
+
+
+def _path(folder: Path, kind: str, frame: str) -> Path:
+    return folder / kind / f"{frame}.{FRAME_FILES.get(kind, 'png')}"
+
+
+def _frame_sentences(folder: Path, frames: dict[str, set[str]], scan_columns: int) -> Iterator[str]:
+    look = quick(scan_columns)
+    for frame, kinds in frames.items():
+        there = {kind for kind in kinds if _path(folder, kind, frame).is_file()}
+        yield from (f"{_path(folder, kind, frame)}: no such file" for kind in sorted(kinds - there))
+        found = {kind: end for kind, end in FRAME_FILES.items() if kind in there}
+        yield from map(str, frame_problems(folder, frame, found, look))
+
+
+def _raw_paths(folder: Path, frame: str) -> tuple[Path, Path]:
+    return folder / f"{frame}.png", folder / f"{frame.replace(IMAGES, SCANS)}.bin"
+
+
+def _raw_sentences(folder: Path, frames: dict[str, KittiRawDataset]) -> Iterator[str]:
+    for date, data in {frame.split("/")[0]: data for frame, data in frames.items()}.items():
+        yield from _sentence(lambda date=date, data=data: data.calibration(date))
+    for frame, data in frames.items():
+        image, scan = _raw_paths(folder, frame)
+        columns = data.config.scan_columns
+        yield from _sentence(lambda image=image: picture_size(image))
+        yield from _sentence(lambda scan=scan, columns=columns: glance_at_points(scan, columns))
+
+
+def _sentence(look: Any) -> Iterator[str]:
+    try:
+        look()
+    except UserError as error:
+        yield str(error)
+
+
+def _surround_sentences(tables: Any, rows: list[int], scan_columns: int) -> Iterator[str]:
+    yield from map(str, table_faults(tables))
+    yield from map(str, file_faults(tables, rows, scan_columns, quick=True))
+
+
+def _stamps(paths: Sequence[Path]) -> str | None:
+    """A digest of the sizes and times of files; None where one is absent."""
+    try:
+        return cache_key(VERDICT, [(s.st_size, s.st_mtime_ns) for s in map(os.stat, paths)])
+    except (OSError, ValueError):
+        return None
+
+
+def _text_of(path: Path) -> str | None:
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, ValueError):
+        return None
+
+
+def _store(path: Path, data: bytes) -> None:
+    """Keeps what can be found out again: a folder that cannot be written any more is nobody's mistake."""
+    try:
+        write_atomically(path, lambda part: part.write_bytes(data))
+    except UserError:
+        return
+
+
+# --------------------------------------------------------------------------------------------------- what can be learnt
+
+
+def _tell_counts(recipe: Recipe, stage: StageConfig, source: Source, tell: bool) -> None:
+    """Says what a stage can learn from.
+
+    Raises:
+        UserError: that is nothing.
+    """
+    split, data = recipe.dataset.train_split, source.labelled(stage)
+    if isinstance(data, KittiDataset):
+        counts = _kitti_counts(stage, data)
+    else:
+        assert isinstance(data, NuScenesDataset)
+        if not data.tables.annotated:
+            raise UserError(f"{data.tables.folder} has no annotations, so there is nothing to learn from")
+        counts = nuscenes_counts(stage.detector, data)
+    if not counts or getattr(stage.detector, "detection_weight", 1) == 0:  # a teacher's answers are all that is learnt
+        return
+    warnings = list(refuse_nothing(stage.name, split, counts))
+    if tell:
+        print(f"{stage.name}: learns from {', '.join(map(str, counts))}", file=sys.stderr)
+    for warning in warnings:
+        print(f"warning: {warning}", file=sys.stderr)
+
+
+def _kitti_counts(stage: StageConfig, data: KittiDataset) -> list[ClassCount]:
+    if not (data.folder / "label_2").is_dir():
+        raise UserError(f"{data.folder / 'label_2'}: no such folder, so there is nothing to learn from")
+    return kitti_counts(stage.detector, kept_inventory(data), data.config.min_height_scale)
+
+
+def kept_inventory(data: KittiDataset) -> Inventory:
+    """The objects of a data set's frames, as they were read when its files last changed."""
+    cache = kept_in(data)
+    if cache is None:
+        return Inventory.of(data.folder, data.frame_ids)
+    paths = [_path(data.folder, kind, frame) for kind in ("label_2", "calib") for frame in data.frame_ids]
+    name = cache / f"objects-{cache_key(data.folder, data.frame_ids)}.npz"
+    stamps = _stamps(paths)
+    try:
+        with np.load(name, allow_pickle=False) as file:
+            if str(file["stamps"]) == stamps:
+                return Inventory(**{f.name: file[f.name] for f in fields(Inventory)})
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
+        pass
+    found = Inventory.of(data.folder, data.frame_ids)
+    if stamps is not None:
+        buffer = io.BytesIO()
+        np.savez(buffer, stamps=np.array(stamps), **{f.name: getattr(found, f.name) for f in fields(Inventory)})
+        _store(name, buffer.getvalue())
+    return found
