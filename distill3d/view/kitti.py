@@ -35,7 +35,8 @@ from distill3d.view.pieces import (
     results_table,
     stage_name,
 )
-from distill3d.view.runs import Stage
+from distill3d.view.records import MetricsLine
+from distill3d.view.runs import Overlap, Stage
 
 #: What a reader calls the metrics.
 METRICS = {"3d": "3D", "bev": "BEV"}
@@ -132,7 +133,7 @@ def _ap_table(stages: Sequence[Stage], palette: Sequence[Look], name: str) -> st
         f"<tr><th></th>{difficulty_cells}</tr>",
     ]  # fmt: skip
 
-    def value(stage: Stage, metric: str, overlap: str, difficulty: int) -> float | None:
+    def value(stage: Stage, metric: str, overlap: Overlap, difficulty: int) -> float | None:
         values = stage.ap(name, metric, overlap)
         return None if values is None else values[difficulty]
 
@@ -155,9 +156,12 @@ def _cell_class(difficulty: int) -> str:
 def _progress(stages: Sequence[Stage], palette: Sequence[Look], metric: str, overlap: Overlaps) -> str:
     key = f"car_{metric}_{overlap}"
     title = f"AP {METRICS[metric]}, IoU {MIN_OVERLAP[overlap]['car'][metric]}"
-    return progress_chart(
-        title, stages, palette, lambda entry: entry["ap"][key][MODERATE] if key in (entry.get("ap") or {}) else None
-    )
+
+    def pick(entry: MetricsLine) -> float | None:
+        values = (entry.get("ap") or {}).get(key)
+        return None if values is None else values[MODERATE]
+
+    return progress_chart(title, stages, palette, pick)
 
 
 def _precision(stages: Sequence[Stage], palette: Sequence[Look]) -> str:
