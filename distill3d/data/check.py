@@ -9,7 +9,7 @@ from distill3d.data.kitti.check import Problem, check_kitti
 from distill3d.data.nuscenes.check import check_nuscenes
 from distill3d.data.nuscenes.json_columns import RecordFault
 from distill3d.data.scans import refuse_columns
-from distill3d.errors import UserError
+from distill3d.errors import UserError, one_line
 
 #: What names the problems of a data set, by layout.
 LAYOUTS: dict[str, Callable[..., Sequence[Problem | RecordFault]]] = {
@@ -36,7 +36,7 @@ def run_check(root: Path, layout: str, scan_columns: int | None = None) -> int:
         refuse_columns(scan_columns)
     problems = LAYOUTS[layout](root, **({} if scan_columns is None else {"scan_columns": scan_columns}))
     for problem in problems:
-        print(problem)
+        print(one_line(str(problem)))
     if not problems:
         return 0
     files = len({p.file for p in problems})

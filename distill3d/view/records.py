@@ -177,8 +177,8 @@ def checked(value: Any, kind: type[T], where: str) -> T:
     """The value itself, once it is known to be what ``kind`` says; keys that ``kind`` does not know stay in it.
 
     Raises:
-        UserError: it is not, is nested deeper than ``DEEPEST`` or holds a number beyond ``LARGEST``; the sentence begins
-            with ``where``.
+        UserError: it is not, is nested deeper than ``DEEPEST`` or holds a number beyond ``LARGEST``; the sentence
+            begins with ``where``.
     """
     try:
         msgspec.convert(value, kind)
