@@ -132,7 +132,7 @@ def diagnose(
     dataset = work.pictures()
     if dataset is None:
         lacks.append(work.no_data)
-    lacks += [problem for stage in dict.fromkeys((reference, *students)) for problem in stage.problems]
+    lacks += [problem for stage in (reference, *students) for problem in stage.problems]
     missing = (*lacks, *(sentence for one in sections for sentence in one.lacks))
     write_page(sections, reference, dataset, page, missing)
     write_output_text(files[1], json.dumps(plain(sections, reference, missing), indent=1) + "\n")
