@@ -83,23 +83,20 @@ def assert_sentence(error: UserError) -> None:
     assert str(error).strip() and "Traceback" not in str(error)
 
 
-@pytest.mark.parametrize("seed", range(4))
-def test_any_damage(make_run: MakeRun, tmp_path: Path, seed: int) -> None:
+def test_any_damage(make_run: MakeRun, tmp_path: Path) -> None:
     """Report and diagnose give a page or one sentence, whatever stands in one file of a run."""
-    run, rng = make_run(), random.Random(seed)
+    run, rng = make_run(), random.Random(0)
     sound = {name: (run / name).read_bytes() for name in FILES}
-    pages = 0
-    for n in range(12):
+    for n in range(40):
         name = rng.choice(FILES)
         (run / name).write_bytes(mutated(rng, sound[name], name))
-        for make in (lambda out: write_report([run], out, gallery=0), lambda out: diagnose(run, out=out)):
+        write_report([run], tmp_path / "report.html", gallery=0)  # the other stages are sound: there is a page
+        if n % 5 == 0:
             try:
-                make(tmp_path / f"{n}.html")
-                pages += 1
+                diagnose(run, out=tmp_path / "diagnosis.html")
             except UserError as error:
                 assert_sentence(error)
         (run / name).write_bytes(sound[name])
-    assert pages >= 12  # reports of runs with one damaged file are pages
 
 
 def spoil(name: str, content: bytes) -> Callable[[Path], object]:
