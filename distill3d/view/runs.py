@@ -18,6 +18,7 @@ from typing import Any, Literal, TypeVar
 import msgspec
 
 from distill3d.errors import UserError, one_line
+from distill3d.evaluate.kitti import Overlaps
 from distill3d.files import read_json, read_text, read_yaml, reason_of
 from distill3d.view.records import (
     Card,
@@ -42,8 +43,6 @@ RECIPE_FILE = "recipe.yaml"
 
 #: The layout of a run's data set, which decides its metric: one camera (KITTI), or surround views (nuScenes).
 Layout = Literal["kitti", "nuscenes"]
-#: KITTI's own least overlaps, or smaller ones.
-Overlap = Literal["strict", "loose"]
 #: What lies in ``predictions/``, by layout.
 RESULT_FILES: dict[Layout, str] = {"kitti": "*.txt", "nuscenes": "submission.json"}
 
@@ -155,15 +154,15 @@ class Stage:
                 raise UserError(f"the recipe of run {self.run} has no key dataset.{key}")
         return [settings[key] for key in keys]
 
-    def ap(self, name: str, metric: str, overlap: Overlap) -> list[float] | None:
+    def ap(self, name: str, metric: str, overlap: Overlaps) -> list[float] | None:
         """AP|R40 in percent (easy, moderate, hard) of e.g. ("car", "3d", "strict"), or None where there is none."""
         return self._curves(name, metric, overlap).get("AP_R40")
 
-    def precision(self, name: str, metric: str, overlap: Overlap) -> list[list[float]] | None:
+    def precision(self, name: str, metric: str, overlap: Overlaps) -> list[list[float]] | None:
         """Precision 0..1 at 41 recall points for each difficulty, or None where there is none."""
         return self._curves(name, metric, overlap).get("precision41")
 
-    def _curves(self, name: str, metric: str, overlap: Overlap) -> KittiCurves:
+    def _curves(self, name: str, metric: str, overlap: Overlaps) -> KittiCurves:
         evaluation, key = self.evaluation or Evaluation(), f"{name}_{metric}"
         if key in evaluation.get("settings", {}).get("not_evaluated", ()):
             return {}
