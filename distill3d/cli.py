@@ -60,10 +60,15 @@ def _run(arguments: list[str]) -> int:
         if isinstance(error, SystemExit):
             if isinstance(error.__context__, BrokenPipeError):  # rich ends so
                 raise error.__context__ from None
-            return error.code if isinstance(error.code, int) else 0
-        sentence = str(error) if isinstance(error, UserError) else surroundings(error)
-        if sentence is None or (not isinstance(error, UserError) and os.environ.get("DISTILL3D_TRACEBACK")):
-            raise
+            if not isinstance(error.code, str):
+                return error.code or 0
+            sentence = error.code
+        elif isinstance(error, UserError):
+            sentence = str(error)
+        else:
+            sentence = surroundings(error)
+            if sentence is None or os.environ.get("DISTILL3D_TRACEBACK"):
+                raise
         _say(sentence)
         return USER_ERROR
 

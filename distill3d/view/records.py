@@ -7,21 +7,12 @@ differences and axes of them stay finite too.
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal, Required, TypedDict, TypeVar
+from typing import Annotated, Literal, Required, TypedDict
 
-import msgspec
 from msgspec import Meta
 
 from distill3d.camera import Divide
 from distill3d.data.augment.image import Placement
-from distill3d.errors import UserError
-
-T = TypeVar("T")
-
-#: Settings lie in settings of settings, no deeper than this.
-DEEPEST = 32
-#: Seeds have up to 64 bits; no whole number is larger.
-LARGEST = 2**64
 
 Number = Annotated[float, Meta(ge=-1e30, le=1e30)]
 Count = Annotated[int, Meta(ge=0, le=2**53)]
@@ -89,32 +80,6 @@ class RecipeSettings(TypedDict, total=False):
     stages: list[StageSettings]
 
 
-# ----------------------------------------------------------------------------------------------------------------- card
-
-
-class TrainedOn(TypedDict, total=False):
-    count: Count | None
-    frames: Count | list[str] | None
-
-
-class Card(TypedDict, total=False):
-    stage: str
-    role: str | None
-    detector: str | None
-    config: dict[str, Any] | None
-    input: str | None
-    method: str | None
-    method_config: dict[str, Any] | None
-    style: str | None
-    teachers: Names | None
-    seed: int | None
-    epochs: Count | None
-    precision: str | None
-    note: str | None
-    version: str | None
-    trained_on: TrainedOn | None
-
-
 # -------------------------------------------------------------------------------------------------------------- metrics
 
 
@@ -168,40 +133,3 @@ class Evaluation(TypedDict, total=False):
     label_aps: dict[str, dict[str, Share]] | None  # of each class by the distance (m) of a match
     precision101: dict[str, dict[str, Curve]] | None
     notes: list[str] | None
-
-
-# ---------------------------------------------------------------------------------------------------------- the reading
-
-
-def checked(value: Any, kind: type[T], where: str) -> T:
-    """The value itself, once it is known to be what ``kind`` says; keys that ``kind`` does not know stay in it.
-
-    Raises:
-        UserError: it is not, is nested deeper than ``DEEPEST`` or holds a number beyond ``LARGEST``; the sentence
-            begins with ``where``.
-    """
-    try:
-        msgspec.convert(value, kind)
-    except msgspec.ValidationError as error:
-        raise UserError(f"{where}: {fault_of(error)}") from None
-    _refuse_impossible(value, where)
-    return value
-
-
-def fault_of(error: msgspec.ValidationError) -> str:
-    """What msgspec finds wrong, the key first: "epochs: expected `int`, got `str`"."""
-    what, _, place = str(error).partition(" - at ")
-    key = place.strip("`").removeprefix("$").removeprefix(".")
-    return f"{key + ': ' if key else ''}{what[:1].lower()}{what[1:]}"
-
-
-def _refuse_impossible(value: Any, where: str) -> None:
-    left = [(value, 1)]
-    while left:
-        one, depth = left.pop()
-        if isinstance(one, int) and abs(one) > LARGEST:
-            raise UserError(f"{where}: holds a whole number of more than 64 bits")
-        if isinstance(one, dict | list):
-            if depth > DEEPEST:
-                raise UserError(f"{where}: is nested deeper than {DEEPEST} levels")
-            left.extend((inner, depth + 1) for inner in (one.values() if isinstance(one, dict) else one))

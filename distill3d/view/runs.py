@@ -20,16 +20,15 @@ import msgspec
 from distill3d.errors import UserError, one_line
 from distill3d.evaluate.kitti import Overlaps
 from distill3d.files import read_json, read_text, read_yaml, reason_of
+from distill3d.train.card import read_card
+from distill3d.typed import checked, fault_of
 from distill3d.view.records import (
-    Card,
     DatasetSettings,
     Evaluation,
     KittiCurves,
     MetricsLine,
     RecipeSettings,
     StageSettings,
-    checked,
-    fault_of,
 )
 
 T = TypeVar("T")
@@ -55,7 +54,7 @@ class Stage:
     run: str  # name of the recipe folder
     name: str
     role: str  # one of ROLES, or another word
-    card: Card = field(default_factory=Card)
+    card: dict[str, Any] = field(default_factory=dict)  # as ``train.card.Card`` has it
     config: StageSettings = field(default_factory=StageSettings)
     recipe: RecipeSettings = field(default_factory=RecipeSettings)
     train: list[MetricsLine] = field(default_factory=list)  # {"step", "epoch", "loss", "lr", "terms"}
@@ -274,14 +273,9 @@ def _read_stage(folder: Path, recipe: RecipeSettings, run: str, problems: list[s
         problems.append(f"{where} has not begun.")
         return Stage(folder, run, folder.name, _role(folder.name, listed), recipe=recipe, problems=tuple(problems))
     config = _read_settings(folder / "config.yaml", StageSettings, problems)
-    card = _read_object(folder / "card.json", Card, problems) or Card()
+    card = _read_object(folder / "card.json", read_card, problems) or {}
     train, evals = _read_metrics(folder / "metrics.jsonl", problems)
-    evaluation = _read_object(folder / "evaluation.json", Evaluation, problems)
-    if evaluation is not None and not ("nd_score" in evaluation or {"strict", "loose"} <= evaluation.keys()):
-        problems.append(
-            f"{_short(folder / 'evaluation.json')} holds no results of an evaluation: the file is not used."
-        )
-        evaluation = None
+    evaluation = _read_object(folder / "evaluation.json", _read_evaluation, problems)
     if evaluation is None:
         last = f" (last line at step {train[-1]['step']})" if train else ""
         lacks = (
@@ -322,11 +316,11 @@ def _read_settings(path: Path, kind: type[T], problems: list[str]) -> T:
     return _used(path, lambda: checked(read_yaml(path), kind, str(path)), problems) or kind()
 
 
-def _read_object(path: Path, kind: type[T], problems: list[str]) -> T | None:
-    """The object in a JSON file; None where it is damaged or there is none (that is for the caller to judge)."""
+def _read_object(path: Path, read: Callable[[Path], T], problems: list[str]) -> T | None:
+    """What a file holds; None where it is damaged or there is none (that is for the caller to judge)."""
     if not os.path.lexists(path):
         return None
-    return _used(path, lambda: checked(read_json(path), kind, str(path)), problems)
+    return _used(path, lambda: read(path), problems)
 
 
 def _used(path: Path, read: Callable[[], T], problems: list[str]) -> T | None:
@@ -336,6 +330,13 @@ def _used(path: Path, read: Callable[[], T], problems: list[str]) -> T | None:
     except UserError as error:
         problems.append(f"{_shortened(str(error), path)}: the file is not used.")
         return None
+
+
+def _read_evaluation(path: Path) -> Evaluation:
+    evaluation = checked(read_json(path), Evaluation, path)
+    if not ("nd_score" in evaluation or {"strict", "loose"} <= evaluation.keys()):
+        raise UserError(f"{path}: holds no results of an evaluation")
+    return evaluation
 
 
 _DECODER = msgspec.json.Decoder(MetricsLine)
