@@ -2,16 +2,19 @@
 
 import contextlib
 import difflib
+import errno
 import io
+import os
 import re
 import sys
-from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, fields, is_dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
 from distill3d import stop
-from distill3d.errors import UserError
+from distill3d.console import BROKEN_PIPE, discard_output, prepare_streams, surroundings
+from distill3d.errors import UserError, one_line
 from distill3d.files import outputs
 from distill3d.settings import Between, Count, HeightScale, Number, Share, check_settings
 
@@ -23,22 +26,56 @@ GOES_ON = ("demo", "synth", "train")
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Runs one command; mistakes that a user can mend are one sentence on stderr and exit code 2."""
-    arguments = sys.argv[1:] if arguments is None else arguments
+    """Runs one command; mistakes that a user can mend are one sentence on stderr and exit code 2.
+
+    So is what the machine or the system did not give (memory, a file, room on a disk); with DISTILL3D_TRACEBACK=1 in
+    the environment that ends in a traceback.  A fault of this program always does.
+    """
+    prepare_streams()
     with stop.raised():
         try:
-            code = _dispatch(arguments)
-        except UserError as error:
-            print(f"distill3d: {error}", file=sys.stderr)
-            code = USER_ERROR
-        except BaseException:
-            # Libraries turn an interrupt in their midst, of an import above all, into errors of their own.
-            signal = stop.received()
-            if signal is None:
-                raise
-            print(f"distill3d: {_stopped(arguments, signal.name)}", file=sys.stderr)
-            code = stop.EXIT_BEGIN + signal
+            code = _run(sys.argv[1:] if arguments is None else arguments)
+            sys.stdout.flush()
+        except BrokenPipeError:
+            discard_output()
+            code = BROKEN_PIPE
     sys.exit(code)
+
+
+def _run(arguments: list[str]) -> int:
+    """The exit code of one command.
+
+    Raises:
+        BrokenPipeError: nobody reads what it writes.
+    """
+    try:
+        return _dispatch(arguments)
+    except BaseException as error:
+        # Libraries turn an interrupt in their midst, of an import above all, into errors of their own.
+        signal = stop.received()
+        if signal is not None and not isinstance(error, UserError):
+            _say(_stopped(arguments, signal.name))
+            return stop.EXIT_BEGIN + signal
+        if isinstance(error, BrokenPipeError):
+            raise
+        if isinstance(error, SystemExit):
+            if isinstance(error.__context__, BrokenPipeError):  # rich ends so
+                raise error.__context__ from None
+            if not isinstance(error.code, str):
+                return error.code or 0
+            sentence = error.code
+        elif isinstance(error, UserError):
+            sentence = str(error)
+        else:
+            sentence = surroundings(error)
+            if sentence is None or os.environ.get("DISTILL3D_TRACEBACK"):
+                raise
+        _say(sentence)
+        return USER_ERROR
+
+
+def _say(sentence: str) -> None:
+    print(f"distill3d: {one_line(sentence)}", file=sys.stderr)
 
 
 def _stopped(arguments: list[str], signal: str) -> str:
@@ -83,9 +120,14 @@ def _parse(kind: Callable[..., T], command: str, arguments: list[str], default: 
     """A dataclass from the command line.
 
     Raises:
-        UserError: an option is unknown, missing, of the wrong type or outside its range.
+        UserError: an option is unknown, missing, of the wrong type or outside its range, or a path that no file has.
     """
     import tyro
+
+    # Nothing that is looked for has such names; the option parser and the system would stumble over them.
+    for argument in arguments:
+        if "\0" in argument:
+            raise UserError(f"{command}: {argument!r} holds a NUL character")
 
     given = {} if default is None else {"default": default}
     errors = io.StringIO()
@@ -102,7 +144,25 @@ def _parse(kind: Callable[..., T], command: str, arguments: list[str], default: 
     if unknown:
         raise UserError(f"{command}: unknown option {unknown[0]!r}, see distill3d {command} --help")
     check_settings(value)
+    for path in _paths(value):
+        try:
+            os.lstat(path)
+        except OSError as error:
+            if error.errno == errno.ENAMETOOLONG:
+                raise UserError(f"{command}: {str(path)!r} is too long for a path") from None
     return value
+
+
+def _paths(options: Any) -> Iterator[Path]:
+    """All paths among the fields of a dataclass, those of dataclasses and tuples within it included."""
+    if isinstance(options, Path):
+        yield options
+    elif isinstance(options, tuple | list):
+        for one in options:
+            yield from _paths(one)
+    elif is_dataclass(options):
+        for one in fields(options):
+            yield from _paths(getattr(options, one.name))
 
 
 def _sentence(panel: str) -> str:

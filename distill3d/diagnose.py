@@ -38,7 +38,7 @@ from distill3d.settings import to_plain
 from distill3d.view.bev_maps import FrameMaps
 from distill3d.view.diagnosis import Section, contrast_sentences, net, things, untaught_sentences, write_page
 from distill3d.view.gallery import label_folder, open_dataset
-from distill3d.view.runs import PREPARATION, Stage, read_runs, refuse_surround
+from distill3d.view.runs import PREPARATION, Stage, everything_behind, read_runs, refuse_surround
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -132,6 +132,7 @@ def diagnose(
     dataset = work.pictures()
     if dataset is None:
         lacks.append(work.no_data)
+    lacks += [problem for stage in (reference, *students) for problem in stage.problems]
     missing = (*lacks, *(sentence for one in sections for sentence in one.lacks))
     write_page(sections, reference, dataset, page, missing)
     write_output_text(files[1], json.dumps(plain(sections, reference, missing), indent=1) + "\n")
@@ -183,8 +184,9 @@ def _choose(stages: Sequence[Stage], run: Path, name: str | None, role: str, opt
         )
     finished = [stage for stage in chosen if _is_ready(stage)]
     if not finished:
+        reasons = "".join(f"; {problem}" for problem in chosen[0].problems)
         raise UserError(
-            f"the {role} {chosen[0].name} of {run} is not finished: it has no evaluation or no result files"
+            f"the {role} {chosen[0].name} of {run} is not finished: it has no evaluation or no result files{reasons}"
         )
     return finished
 
@@ -206,8 +208,8 @@ def _teacher(student: Stage, stages: Sequence[Stage]) -> tuple[Stage | None, lis
 
 def _behind(stage: Stage, stages: Sequence[Stage]) -> set[str]:
     """Names of the stages of a run whose answers or weights went into a stage, directly or through others."""
-    direct = {*stage.teachers, *stage.starts_from}
-    return direct.union(*(_behind(other, stages) for other in stages if other.name in direct))
+    behind = {one.name: {*one.teachers, *one.starts_from} for one in stages}
+    return everything_behind({*stage.teachers, *stage.starts_from}, lambda name: behind.get(name, ()))
 
 
 def _untaught(student: Stage, baseline: Stage, teacher: Stage | None, stages: Sequence[Stage]) -> Stage | None:
@@ -225,8 +227,7 @@ def _untaught(student: Stage, baseline: Stage, teacher: Stage | None, stages: Se
 
 
 def _input(stage: Stage) -> str | None:
-    detector = stage.config.get("detector")
-    return stage.card.get("input") or (detector.get("input") if isinstance(detector, dict) else None)
+    return stage.card.get("input") or stage.config.get("detector", {}).get("input")
 
 
 # ------------------------------------------------------------------------------------------------------------- the work
@@ -323,7 +324,7 @@ class _Work:
         frames = [self.objects.frames[frame] for frame in self.objects.frame]
         missing = next((frame for frame in frames if frame not in by_frame), None)
         if missing is not None:
-            raise UserError(f"frame {missing} is not in the split {teacher.dataset['eval_split']!r}")
+            raise UserError(f"frame {missing} is not in the split {teacher.dataset.get('eval_split')!r}")
         values = [by_frame[frame] for frame in frames]
         return np.array(
             [
@@ -355,8 +356,11 @@ def mapped_frames(analysis: Analysis) -> dict[str, str]:
 def _classes(student: Stage, detections: Annotations) -> tuple[str, ...]:
     """The evaluated classes that the student was trained on, or else those in the baseline's result files."""
     config = student.card.get("config") or {}
-    trained = config.get("classes") or [anchor["name"] for anchor in (config.get("head") or {}).get("classes") or []]
-    names = {str(name).lower() for name in (trained or detections.name.tolist())}
+    head = config.get("head")
+    trained = config.get("classes") or (head.get("classes") if isinstance(head, dict) else None)
+    listed = trained if isinstance(trained, list) else []
+    named = [one.get("name") if isinstance(one, dict) else one for one in listed]
+    names = {str(name).lower() for name in (named or detections.name.tolist())}
     return tuple(name for name in CLASSES if name in names) or CLASSES[:1]
 
 

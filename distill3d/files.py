@@ -17,7 +17,7 @@ import shutil
 import stat
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -46,6 +46,8 @@ NAME, LONGEST_NAME = re.compile(r"\w(?:[\w ,.=@+-]*[\w=@+-])?"), 120
 #: Bytes that a file must be able to grow by, where a writer failed without saying why.
 PROBE = 1 << 20
 _NO_LINK = getattr(os, "O_NOFOLLOW", 0)  # a record that is a link leads to a file that is not ours
+#: Settings in YAML are no longer than this (bytes), nested no deeper, and hold no more values once aliases are read.
+LONGEST_YAML, DEEPEST, MOST_NODES = 1_000_000, 50, 100_000
 
 _swept: set[Path] = set()
 
@@ -95,7 +97,7 @@ def read_json(path: Path) -> Any:
     """What a JSON file holds.
 
     Raises:
-        UserError: it cannot be read, is no JSON or is nested too deeply.
+        UserError: it cannot be read, is no JSON, is nested too deeply or holds half a character.
     """
     return parse_json(read_text(path), path)
 
@@ -104,15 +106,86 @@ def parse_json(text: str, where: Path | str) -> Any:
     """What a JSON text holds.
 
     Raises:
-        UserError: it is no JSON or is nested too deeply; the sentence begins with ``where``.
+        UserError: it is no JSON, is nested too deeply or holds half a character; the sentence begins with ``where``.
     """
     try:
-        return json.loads(text)
+        value = json.loads(text)
     except json.JSONDecodeError as error:
         raise UserError(f"{where}:{error.lineno}: is no JSON ({error.msg})") from None
     except (RecursionError, ValueError) as error:  # ValueError: an integer of thousands of digits
         what = "is nested too deeply" if isinstance(error, RecursionError) else "holds a number that is too long"
         raise UserError(f"{where}: {what}") from None
+    _refuse_half_characters(text, value, where)
+    return value
+
+
+def read_yaml(path: Path) -> Any:
+    """What a YAML file holds: plain values alone, for tags and anything that would run code are refused.
+
+    Raises:
+        UserError: it cannot be read, is no YAML, holds a tag, an alias of itself or aliases that stand for more than
+            ``MOST_NODES`` values, is nested deeper than ``DEEPEST`` or longer than ``LONGEST_YAML``; the sentence
+            names the line.
+    """
+    import yaml
+
+    data = read_bytes(path)
+    if len(data) > LONGEST_YAML:
+        raise UserError(f"{path}: is {len(data)} bytes long, expected settings of at most {LONGEST_YAML}")
+    text = decoded(data, path)
+    loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+    try:
+        _refuse_hostile(yaml.parse(text, Loader=loader), path)
+        value = yaml.load(text, Loader=loader)
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None) or getattr(error, "context_mark", None)
+        what = getattr(error, "problem", None) or " ".join(str(error).split())
+        raise UserError(f"{path}{'' if mark is None else f':{mark.line + 1}'}: is no YAML ({what})") from None
+    except ValueError as error:  # of what looks like a number or a date and is none
+        raise UserError(f"{path}: holds a value that cannot be read ({error})") from None
+    _refuse_half_characters(text, value, path)
+    return value
+
+
+def _refuse_hostile(events: Iterable[Any], path: Path) -> None:
+    """Looks at a YAML file's events, which come one after the other, before anything is built from them."""
+    count = 0  # of values, those that aliases stand for included
+    open_at: list[tuple[str | None, int]] = []  # the anchor of each open collection, and the count before it
+    sizes: dict[str, int] = {}  # values that each finished anchor stands for
+    for event in events:
+        where = f"{path}:{event.start_mark.line + 1}"
+        kind = type(event).__name__
+        if getattr(event, "tag", None) is not None:
+            raise UserError(f"{where}: has the tag {event.tag!r}, expected plain values")
+        if kind in ("MappingStartEvent", "SequenceStartEvent"):
+            open_at.append((event.anchor, count))
+            count += 1
+            if len(open_at) > DEEPEST:
+                raise UserError(f"{where}: is nested deeper than {DEEPEST} levels")
+        elif kind in ("MappingEndEvent", "SequenceEndEvent"):
+            anchor, before = open_at.pop()
+            if anchor is not None:
+                sizes[anchor] = count - before
+        elif kind == "ScalarEvent":
+            count += 1
+            if event.anchor is not None:
+                sizes[event.anchor] = 1
+        elif kind == "AliasEvent":
+            if any(anchor == event.anchor for anchor, _ in open_at):
+                raise UserError(f"{where}: the alias {event.anchor!r} stands within what it stands for")
+            count += sizes.get(event.anchor, 1)
+        if count > MOST_NODES:
+            raise UserError(f"{where}: holds more than {MOST_NODES} values")
+
+
+def _refuse_half_characters(text: str, value: Any, where: Path | str) -> None:
+    r"""Escapes such as ``\ud800`` can stand for half a character, which no file can be written with."""
+    if "\\ud" not in text and "\\uD" not in text:
+        return
+    try:
+        json.dumps(value, ensure_ascii=False, default=str).encode("utf-8")
+    except UnicodeEncodeError:
+        raise UserError(f"{where}: holds half a character (an escape such as \\ud800 alone)") from None
 
 
 def reason_of(error: OSError | ValueError) -> str:

@@ -10,7 +10,7 @@ from distill3d.data.kitti.inventory import kitti_contents
 from distill3d.data.nuscenes.check import check_nuscenes, nuscenes_contents
 from distill3d.data.nuscenes.json_columns import RecordFault
 from distill3d.data.scans import refuse_columns
-from distill3d.errors import UserError
+from distill3d.errors import UserError, one_line
 
 #: What names the problems of a data set, by layout.
 LAYOUTS: dict[str, Callable[..., Sequence[Problem | RecordFault]]] = {
@@ -39,7 +39,7 @@ def run_check(root: Path, layout: str, scan_columns: int | None = None) -> int:
         refuse_columns(scan_columns)
     problems = LAYOUTS[layout](root, **({} if scan_columns is None else {"scan_columns": scan_columns}))
     for problem in problems:
-        print(problem)
+        print(one_line(str(problem)))
     if not problems:
         print(*COUNTS[layout](root), "sound", sep="\n")
         return 0

@@ -9,23 +9,19 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 from pathlib import Path
-from typing import Annotated, Any, TypedDict
+from typing import Annotated, Any, TypedDict, cast
 
 import msgspec
 
 from distill3d.data.augment.image import Placement
 from distill3d.errors import UserError
 from distill3d.files import parse_json, read_text, write_text
+from distill3d.typed import checked
 
 CARD = "card.json"
 #: The key of ``card.json`` under which the checksum of everything else in it stands.
 CHECKSUM = "checksum"
-#: No card is nested deeper: settings lie in settings of settings.
-DEEPEST = 32
-#: Seeds have up to 64 bits; nothing in a card is larger.
-LARGEST = 2**64
 
 Count = Annotated[int, msgspec.Meta(ge=0)]
 Positive = Annotated[float, msgspec.Meta(gt=0)]
@@ -112,14 +108,7 @@ def parse_card(text: str, where: Path | str) -> dict[str, Any]:
     card = parse_json(text, where)
     if not isinstance(card, dict):
         raise UserError(f"{where}: holds no JSON object, expected a card written by distill3d")
-    _refuse_impossible_numbers(card, where)
-    try:
-        msgspec.convert(card, Card)
-    except msgspec.ValidationError as error:
-        what, _, place = str(error).partition(" - at `$")
-        key = f"{place.rstrip('`').removeprefix('.')}: " if place else ""
-        raise UserError(f"{where}: {key}{what[:1].lower()}{what[1:]}") from None
-    return card
+    return cast(dict[str, Any], checked(card, Card, where))
 
 
 def require(card: dict[str, Any], where: Path | str, *names: str) -> None:
@@ -134,20 +123,6 @@ def require(card: dict[str, Any], where: Path | str, *names: str) -> None:
             value = (value or {}).get(part)
         if value is None:
             raise UserError(f"{where}: the card says nothing of {name!r}, expected one written by distill3d train")
-
-
-def _refuse_impossible_numbers(card: dict[str, Any], where: Path | str) -> None:
-    left: list[tuple[Any, int]] = [(card, 1)]
-    while left:
-        value, depth = left.pop()
-        if isinstance(value, float) and not math.isfinite(value):
-            raise UserError(f"{where}: holds the number {value}, expected finite ones")
-        if isinstance(value, int) and abs(value) > LARGEST:
-            raise UserError(f"{where}: holds a number that is too long")
-        if isinstance(value, dict | list):
-            if depth > DEEPEST:
-                raise UserError(f"{where}: is nested too deeply, expected a card written by distill3d")
-            left.extend((inner, depth + 1) for inner in (value.values() if isinstance(value, dict) else value))
 
 
 def _checksum(card: dict[str, Any]) -> str:

@@ -166,12 +166,13 @@ def is_finite(value: Tensor) -> bool:
     return bool(value.sum().isfinite()) or bool(value.isfinite().all())
 
 
-def load_detector(path: Path, expected: str | None = None) -> tuple[Detector, dict[str, Any]]:
+def load_detector(path: str | Path, expected: str | None = None) -> tuple[Detector, dict[str, Any]]:
     """A trained detector in eval mode and its card, from a stage folder or a ``model.safetensors``.
 
     Raises:
         UserError: the file is none of ours, is of another detector than ``expected``, or its weights do not fit.
     """
+    path = Path(path)
     weights, card = load_weights(path)
     require(card, path, "detector", "config")
     if expected is not None and card["detector"] != expected:

@@ -26,6 +26,8 @@ BAR_SHARE, WIDEST_BAR = 0.5, 44.0
 LETTER_WIDTH = 7.0
 #: Decimals that a tick may need: a double has no more than about 300.
 MOST_DIGITS = 320
+#: Values that spread less than this, of themselves or absolutely, are one value to an axis.
+LEAST_SPREAD, LEAST_VALUE = 1e-9, 1e-30
 
 
 @dataclass(frozen=True)
@@ -65,7 +67,7 @@ def averaged(x: Sequence[float], y: Sequence[float], points: int = MOST_POINTS) 
 
 def linear_axis(low: float, high: float) -> Axis:
     """An axis that holds low..high and has round ticks (1, 2, 2.5 or 5 times a power of ten)."""
-    if not high > low:
+    if not high - low > max(LEAST_SPREAD * max(abs(low), abs(high)), LEAST_VALUE):
         low, high = low - max(abs(low), 1.0) / 2, high + max(abs(high), 1.0) / 2
     rough = (high - low) / TICKS
     power = 10.0 ** math.floor(math.log10(rough))
@@ -97,7 +99,7 @@ def log_axis(low: float, high: float) -> Axis:
 def fitting_axis(values: Sequence[float], *, from_zero: bool = False, may_log: bool = False) -> Axis:
     """An axis for finite values: from zero, logarithmic where they spread widely, or just around them."""
     low, high = (min(values), max(values)) if values else (0.0, 1.0)
-    if may_log and low > 0 and high / low > LOG_SPREAD:
+    if may_log and low > LEAST_VALUE and high / low > LOG_SPREAD:
         return log_axis(low, high)
     return linear_axis(min(low, 0.0) if from_zero else low, high)
 

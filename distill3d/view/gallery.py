@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
+import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from html import escape
@@ -78,7 +79,7 @@ def label_folder(stage: Stage) -> Path:
     if root is None:
         raise UserError(f"the recipe of run {stage.run} names no data set (key dataset.root)")
     folder = Path(root) / "training" / "label_2"
-    if not folder.is_dir():
+    if not os.path.isdir(folder):
         raise UserError(f"{folder} is not a folder: expected the labels of the data set of run {stage.run}")
     return folder
 
@@ -114,14 +115,12 @@ def open_dataset(stage: Stage) -> KittiDataset:
         UserError: the recipe does not say where it is, or it cannot be read.
     """
     refuse_surround([stage], "a figure of one camera")
-    dataset = stage.dataset
     label_folder(stage)
-    missing = [key for key in ("eval_split", "canvas") if key not in dataset]
-    if missing:
-        raise UserError(f"the recipe of run {stage.run} has no key dataset.{missing[0]}")
+    dataset = stage.dataset
+    root, split, canvas = stage.named_in_recipe("root", "eval_split", "canvas")
     return KittiDataset(
         KittiConfig(
-            root=Path(dataset["root"]), split=str(dataset["eval_split"]), canvas=tuple(dataset["canvas"]),
+            root=Path(root), split=split, canvas=tuple(canvas),
             points=True, placement=dataset.get("placement", KittiConfig.placement),
             divide=dataset.get("divide", KittiConfig.divide), min_height_scale=stage.min_height_scale,
         )

@@ -35,6 +35,7 @@ from distill3d.view.pieces import (
     results_table,
     stage_name,
 )
+from distill3d.view.records import MetricsLine
 from distill3d.view.runs import Stage
 
 #: What a reader calls the metrics.
@@ -116,7 +117,9 @@ def height_cautions(stages: Sequence[Stage]) -> list[str]:
 def _ap_table(stages: Sequence[Stage], palette: Sequence[Look], name: str) -> str:
     """AP 3D and BEV at both overlaps and all difficulties, a row for each stage."""
     overlaps = {o: MIN_OVERLAP[o][name]["3d"] for o in OVERLAPS}  # pyright: ignore[reportArgumentType]
-    columns = [(metric, overlap, d) for metric in METRICS for overlap in OVERLAPS for d in range(len(DIFFICULTIES))]
+    columns: list[tuple[str, Overlaps, int]] = [
+        (metric, overlap, d) for metric in METRICS for overlap in OVERLAPS for d in range(len(DIFFICULTIES))
+    ]
     wide = len(OVERLAPS) * len(DIFFICULTIES)
     metric_cells = "".join(f'<th colspan="{wide}" scope="colgroup">AP {label}</th>' for label in METRICS.values())
     overlap_cell = '<th colspan="{}" scope="colgroup">IoU {}</th>'
@@ -132,7 +135,7 @@ def _ap_table(stages: Sequence[Stage], palette: Sequence[Look], name: str) -> st
         f"<tr><th></th>{difficulty_cells}</tr>",
     ]  # fmt: skip
 
-    def value(stage: Stage, metric: str, overlap: str, difficulty: int) -> float | None:
+    def value(stage: Stage, metric: str, overlap: Overlaps, difficulty: int) -> float | None:
         values = stage.ap(name, metric, overlap)
         return None if values is None else values[difficulty]
 
@@ -155,9 +158,12 @@ def _cell_class(difficulty: int) -> str:
 def _progress(stages: Sequence[Stage], palette: Sequence[Look], metric: str, overlap: Overlaps) -> str:
     key = f"car_{metric}_{overlap}"
     title = f"AP {METRICS[metric]}, IoU {MIN_OVERLAP[overlap]['car'][metric]}"
-    return progress_chart(
-        title, stages, palette, lambda entry: entry["ap"][key][MODERATE] if key in (entry.get("ap") or {}) else None
-    )
+
+    def pick(entry: MetricsLine) -> float | None:
+        values = (entry.get("ap") or {}).get(key)
+        return None if values is None else values[MODERATE]
+
+    return progress_chart(title, stages, palette, pick)
 
 
 def _precision(stages: Sequence[Stage], palette: Sequence[Look]) -> str:

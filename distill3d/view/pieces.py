@@ -11,6 +11,7 @@ from distill3d.view import charts
 from distill3d.view.charts import Axis, Series
 from distill3d.view.headline import reference
 from distill3d.view.palette import Look, looks
+from distill3d.view.records import MetricsLine
 from distill3d.view.runs import PREPARATION, Stage
 
 ROLE_NAMES = {
@@ -53,12 +54,10 @@ def stage_looks(stages: Sequence[Stage]) -> list[Look]:
 
 def makeup(stage: Stage) -> str:
     """Detector, input, method and, where there are several, teachers of a stage in a few words, as far as known."""
-    detector = stage.config.get("detector")
-    settings = detector if isinstance(detector, dict) else {}
     method, style = stage.card.get("method"), (stage.card.get("method_config") or stage.card).get("style")
     parts = [
         stage.card.get("detector"),
-        stage.card.get("input") or settings.get("input"),
+        stage.card.get("input") or stage.config.get("detector", {}).get("input"),
         f"{method}, {style}" if method and style else method,
         f"taught by {' and '.join(stage.teachers)}" if len(stage.teachers) > 1 else None,
     ]
@@ -135,7 +134,7 @@ def grid(drawn: Sequence[str], style: str = "charts") -> str:
 
 
 def progress_chart(
-    title: str, stages: Sequence[Stage], palette: Sequence[Look], pick: Callable[[dict[str, Any]], float | None],
+    title: str, stages: Sequence[Stage], palette: Sequence[Look], pick: Callable[[MetricsLine], float | None],
     digits: int = 2,
 ) -> str:  # fmt: skip
     """What evaluations during training gave, over epochs; ``pick`` reads it from a line of metrics.jsonl.
@@ -177,7 +176,7 @@ def training_section(stages: Sequence[Stage], palette: Sequence[Look], progress:
 
 
 def _loss_chart(
-    title: str, stages: Sequence[Stage], palette: Sequence[Look], pick: Callable[[dict[str, Any]], float | None]
+    title: str, stages: Sequence[Stage], palette: Sequence[Look], pick: Callable[[MetricsLine], float | None]
 ) -> str:
     series = []
     for stage, look in zip(stages, palette, strict=True):

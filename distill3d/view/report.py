@@ -5,7 +5,7 @@ What all runs have stands here; what a data set's layout brings along is its ``K
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from html import escape
 from pathlib import Path
 from typing import Any
@@ -163,7 +163,7 @@ def _card(stage: Stage, stages: Sequence[Stage]) -> str:
     return f'<details class="card"><summary>{name} {escape(makeup(stage))}</summary>{card}{config}</details>'
 
 
-def _flat(values: dict[str, Any], prefix: str = "") -> list[tuple[str, str]]:
+def _flat(values: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]]:
     """Nested settings as (dotted key, text)."""
     rows: list[tuple[str, str]] = []
     for key, value in values.items():

@@ -1,4 +1,7 @@
-"""What finished and unfinished runs left on disk, read without trusting any of it to be there.
+"""What finished and unfinished runs left on disk, read without trusting any of it to be there or to be sound.
+
+Every file is held against its type in ``view.records`` here; what is read behind may trust it.  A file that is missing
+or damaged is a problem of its stage, not of the page.
 
 A recipe folder holds ``recipe.yaml`` and one folder per stage; a stage folder holds ``config.yaml``, ``metrics.jsonl``,
 ``card.json``, ``predictions/`` and ``evaluation.json`` as far as the stage has come.
@@ -6,15 +9,29 @@ A recipe folder holds ``recipe.yaml`` and one folder per stage; a stage folder h
 
 from __future__ import annotations
 
-import json
-from collections.abc import Sequence
+import os
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
-import yaml
+import msgspec
 
-from distill3d.errors import UserError
+from distill3d.errors import UserError, one_line
+from distill3d.evaluate.kitti import Overlaps
+from distill3d.files import read_json, read_text, read_yaml, reason_of
+from distill3d.train.card import read_card
+from distill3d.typed import checked, fault_of
+from distill3d.view.records import (
+    DatasetSettings,
+    Evaluation,
+    KittiCurves,
+    MetricsLine,
+    RecipeSettings,
+    StageSettings,
+)
+
+T = TypeVar("T")
 
 #: Parts in the order of the report; a stage of another part comes after them.
 ROLES = ("teacher", "assistant", "label_encoder", "preparation", "baseline", "student", "control")
@@ -37,13 +54,12 @@ class Stage:
     run: str  # name of the recipe folder
     name: str
     role: str  # one of ROLES, or another word
-    card: dict[str, Any] = field(default_factory=dict)
-    config: dict[str, Any] = field(default_factory=dict)
-    recipe: dict[str, Any] = field(default_factory=dict)
-    train: list[dict[str, Any]] = field(default_factory=list)  # {"step", "epoch", "loss", "lr", "terms"}
-    evals: list[dict[str, Any]] = field(default_factory=list)  # {"epoch", "step", "ap" or "nuscenes"}
-    #: KITTI: {"strict", "loose", "settings"}; nuScenes: {"mean_ap", "nd_score", ...}. None: not finished.
-    evaluation: dict[str, Any] | None = None
+    card: dict[str, Any] = field(default_factory=dict)  # as ``train.card.Card`` has it
+    config: StageSettings = field(default_factory=StageSettings)
+    recipe: RecipeSettings = field(default_factory=RecipeSettings)
+    train: list[MetricsLine] = field(default_factory=list)  # {"step", "epoch", "loss", "lr", "terms"}
+    evals: list[MetricsLine] = field(default_factory=list)  # {"epoch", "step", "ap" or "nuscenes"}
+    evaluation: Evaluation | None = None  # None: not finished, or the file cannot be used
     problems: tuple[str, ...] = ()  # one sentence each
     layout: Layout = "kitti"  # the same for all stages of a run
 
@@ -58,7 +74,10 @@ class Stage:
 
     @property
     def has_predictions(self) -> bool:
-        return any(self.predictions.glob(RESULT_FILES[self.layout]))
+        try:
+            return any(self.predictions.glob(RESULT_FILES[self.layout]))
+        except OSError:
+            return False
 
     @property
     def evaluated_frames(self) -> int | None:
@@ -85,7 +104,7 @@ class Stage:
         return 1.0 if scale is None else float(scale)
 
     @property
-    def listed(self) -> dict[str, Any]:
+    def listed(self) -> StageSettings:
         """What the recipe says of the stage; empty where it does not list it."""
         return _listed(self.recipe, self.name)
 
@@ -108,32 +127,57 @@ class Stage:
 
     def _prepared_by(self, names: Sequence[str]) -> set[str]:
         """Those of the named stages that are preparation stages, and those behind them."""
-        found: set[str] = set()
-        for name in names:
-            entry = _listed(self.recipe, name)
-            if _role(name, entry) == PREPARATION:
-                found |= {name} | self._prepared_by(_starts_from(entry))
-        return found
+
+        def prepared_by(name: str) -> list[str]:
+            return [n for n in _starts_from(_listed(self.recipe, name)) if self._prepares(n)]
+
+        return everything_behind([name for name in names if self._prepares(name)], prepared_by)
+
+    def _prepares(self, name: str) -> bool:
+        return _role(name, _listed(self.recipe, name)) == PREPARATION
 
     @property
-    def dataset(self) -> dict[str, Any]:
+    def dataset(self) -> DatasetSettings:
         """The recipe's data set settings."""
-        dataset = self.recipe.get("dataset")
-        return dataset if isinstance(dataset, dict) else {}
+        return self.recipe.get("dataset", {})
 
-    def ap(self, name: str, metric: str, overlap: str) -> list[float] | None:
+    def named_in_recipe(self, *keys: str) -> list[Any]:
+        """The recipe's data set settings of these names.
+
+        Raises:
+            UserError: it lacks one.
+        """
+        settings: Mapping[str, Any] = self.dataset
+        for key in keys:
+            if settings.get(key) is None:
+                raise UserError(f"the recipe of run {self.run} has no key dataset.{key}")
+        return [settings[key] for key in keys]
+
+    def ap(self, name: str, metric: str, overlap: Overlaps) -> list[float] | None:
         """AP|R40 in percent (easy, moderate, hard) of e.g. ("car", "3d", "strict"), or None where there is none."""
-        if self.evaluation is None or f"{name}_{metric}" in self.evaluation.get("settings", {}).get(
-            "not_evaluated", ()
-        ):
-            return None
-        return self.evaluation.get(overlap, {}).get(f"{name}_{metric}", {}).get("AP_R40")
+        return self._curves(name, metric, overlap).get("AP_R40")
 
-    def precision(self, name: str, metric: str, overlap: str) -> list[list[float]] | None:
+    def precision(self, name: str, metric: str, overlap: Overlaps) -> list[list[float]] | None:
         """Precision 0..1 at 41 recall points for each difficulty, or None where there is none."""
-        if self.ap(name, metric, overlap) is None or self.evaluation is None:
-            return None
-        return self.evaluation[overlap][f"{name}_{metric}"].get("precision41")
+        return self._curves(name, metric, overlap).get("precision41")
+
+    def _curves(self, name: str, metric: str, overlap: Overlaps) -> KittiCurves:
+        evaluation, key = self.evaluation or Evaluation(), f"{name}_{metric}"
+        if key in evaluation.get("settings", {}).get("not_evaluated", ()):
+            return {}
+        return evaluation.get(overlap, {}).get(key, {})
+
+
+def everything_behind(names: Collection[str], behind: Callable[[str], Collection[str]]) -> set[str]:
+    """The names, those that stand ``behind`` each, and so on; whoever stands behind itself ends nothing."""
+    found: set[str] = set()
+    left = list(names)
+    while left:
+        name = left.pop()
+        if name not in found:
+            found.add(name)
+            left += behind(name)
+    return found
 
 
 def _first(*values: Any) -> Any:
@@ -153,21 +197,28 @@ def read_runs(folders: Sequence[Path]) -> list[Stage]:
 
 
 def _read_run(folder: Path) -> list[Stage]:
-    folder = folder.resolve()  # so that a run given as "." has a name
-    if not folder.is_dir():
-        raise UserError(f"{folder} is not a folder: expected a run such as runs/<recipe> or runs/<recipe>/<stage>")
+    try:
+        folder = folder.resolve()  # so that a run given as "." has a name
+        if not folder.is_dir():
+            raise UserError(f"{folder} is not a folder: expected a run such as runs/<recipe> or runs/<recipe>/<stage>")
+        children = sorted(folder.iterdir())
+    except (OSError, ValueError, RuntimeError) as error:  # RuntimeError: a link to itself
+        raise UserError(
+            f"{folder}: {reason_of(error) if isinstance(error, OSError) else 'is no path of a folder'}"
+        ) from None
     problems: list[str] = []
     if _is_stage(folder):
-        recipe = _read_yaml(folder.parent / RECIPE_FILE, problems)
+        recipe = _read_settings(folder.parent / RECIPE_FILE, RecipeSettings, problems)
         return _with_what_is_missing([_read_stage(folder, recipe, folder.parent.name, problems)])
-    if not (folder / RECIPE_FILE).is_file() and not any(map(_is_stage, folder.iterdir())):
+    present = [child.name for child in children if _is_stage(child)]
+    if not present and not os.path.lexists(folder / RECIPE_FILE):
         raise UserError(
             f"{folder} is no run: expected {RECIPE_FILE} and a folder for each stage, or a stage with {STAGE_FILES[0]}"
         )
-    recipe = _read_yaml(folder / RECIPE_FILE, problems)
-    listed = [entry["name"] for entry in recipe.get("stages") or [] if isinstance(entry, dict) and "name" in entry]
-    present = sorted(child.name for child in folder.iterdir() if _is_stage(child))
-    names = dict.fromkeys([*listed, *present])
+    recipe = _read_settings(folder / RECIPE_FILE, RecipeSettings, problems)
+    names = dict.fromkeys([*(entry["name"] for entry in recipe.get("stages", ()) if "name" in entry), *present])
+    if not names:
+        raise UserError(f"{folder} holds no stage{''.join(f': {problem}' for problem in problems)}")
     return _with_what_is_missing(
         [_read_stage(folder / name, recipe, folder.name, problems if n == 0 else []) for n, name in enumerate(names)]
     )
@@ -211,94 +262,119 @@ def refuse_surround(stages: Sequence[Stage], what: str) -> None:
 
 
 def _is_stage(folder: Path) -> bool:
-    return folder.is_dir() and any((folder / name).is_file() for name in STAGE_FILES)
+    return folder.is_dir() and any(os.path.lexists(folder / name) for name in STAGE_FILES)
 
 
-def _read_stage(folder: Path, recipe: dict[str, Any], run: str, problems: list[str]) -> Stage:
+def _read_stage(folder: Path, recipe: RecipeSettings, run: str, problems: list[str]) -> Stage:
     problems = list(problems)
     where = f"{run}/{folder.name}"
     listed = _listed(recipe, folder.name)
-    if not folder.is_dir():
+    if not os.path.isdir(folder):
         problems.append(f"{where} has not begun.")
         return Stage(folder, run, folder.name, _role(folder.name, listed), recipe=recipe, problems=tuple(problems))
-    config = _read_yaml(folder / "config.yaml", problems)
-    card = _read_json(folder / "card.json", problems) or {}
+    config = _read_settings(folder / "config.yaml", StageSettings, problems)
+    card = _read_object(folder / "card.json", read_card, problems) or {}
     train, evals = _read_metrics(folder / "metrics.jsonl", problems)
-    evaluation = _read_json(folder / "evaluation.json", problems)
+    evaluation = _read_object(folder / "evaluation.json", _read_evaluation, problems)
     if evaluation is None:
         last = f" (last line at step {train[-1]['step']})" if train else ""
-        problems.append(f"{where} is not finished{last}: it has no evaluation.json, so no results are shown.")
-    role = card.get("role") or _role(folder.name, {**listed, **config})
+        lacks = (
+            "its evaluation.json cannot be used"
+            if os.path.lexists(folder / "evaluation.json")
+            else ("it has no evaluation.json")
+        )
+        problems.append(f"{where} is not finished{last}: {lacks}, so no results are shown.")
+    role = card.get("role") or config.get("role") or _role(folder.name, listed)
     return Stage(folder, run, folder.name, role, card, config, recipe, train, evals, evaluation, tuple(problems))
 
 
-def _listed(recipe: dict[str, Any], name: str) -> dict[str, Any]:
-    return next((s for s in recipe.get("stages") or [] if isinstance(s, dict) and s.get("name") == name), {})
+def _listed(recipe: RecipeSettings, name: str) -> StageSettings:
+    return next((entry for entry in recipe.get("stages", ()) if entry.get("name") == name), {})
 
 
-def _starts_from(entry: dict[str, Any]) -> list[str]:
+def _starts_from(entry: StageSettings) -> list[str]:
     return [name for name in (entry.get("init"), *(entry.get("inherit") or [])) if name is not None]
 
 
-def _epochs(entry: dict[str, Any]) -> int | None:
-    return (entry.get("schedule") or {}).get("epochs")
+def _epochs(entry: StageSettings) -> int | None:
+    return entry.get("schedule", {}).get("epochs")
 
 
-def _role(name: str, config: dict[str, Any]) -> str:
+def _role(name: str, config: StageSettings) -> str:
     """The part a stage plays where no card says it: what its configuration says, else its own name."""
-    return str(config.get("role") or name)
+    return config.get("role") or name
 
 
-def _read_yaml(path: Path, problems: list[str]) -> dict[str, Any]:
-    if not path.is_file():
+# ------------------------------------------------------------------------------------------------------------ the files
+
+
+def _read_settings(path: Path, kind: type[T], problems: list[str]) -> T:
+    """Settings in YAML; none where the file is missing or damaged."""
+    if not os.path.lexists(path):
         problems.append(f"{_short(path)} is missing: the settings it holds are not shown.")
-        return {}
-    try:
-        value = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except yaml.YAMLError as error:
-        problems.append(f"{_short(path)} is no YAML ({' '.join(str(error).split())}).")
-        return {}
-    return value if isinstance(value, dict) else {}
+        return kind()
+    return _used(path, lambda: checked(read_yaml(path), kind, str(path)), problems) or kind()
 
 
-def _read_json(path: Path, problems: list[str]) -> dict[str, Any] | None:
-    """The object in the file; None where there is none (a missing file is for the caller to judge)."""
-    if not path.is_file():
+def _read_object(path: Path, read: Callable[[Path], T], problems: list[str]) -> T | None:
+    """What a file holds; None where it is damaged or there is none (that is for the caller to judge)."""
+    if not os.path.lexists(path):
         return None
+    return _used(path, lambda: read(path), problems)
+
+
+def _used(path: Path, read: Callable[[], T], problems: list[str]) -> T | None:
+    """What a file holds, or None and the reason as one more problem."""
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except json.JSONDecodeError as error:
-        problems.append(f"{_short(path)}, line {error.lineno} is no JSON: the file is not used.")
+        return read()
+    except UserError as error:
+        problems.append(f"{_shortened(str(error), path)}: the file is not used.")
         return None
-    if isinstance(value, dict):
-        return value
-    problems.append(f"{_short(path)} holds no JSON object: the file is not used.")
-    return None
 
 
-def _read_metrics(path: Path, problems: list[str]) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+def _read_evaluation(path: Path) -> Evaluation:
+    evaluation = checked(read_json(path), Evaluation, path)
+    if not ("nd_score" in evaluation or {"strict", "loose"} <= evaluation.keys()):
+        raise UserError(f"{path}: holds no results of an evaluation")
+    return evaluation
+
+
+_DECODER = msgspec.json.Decoder(MetricsLine)
+
+
+def _read_metrics(path: Path, problems: list[str]) -> tuple[list[MetricsLine], list[MetricsLine]]:
     """The training and the evaluation lines of metrics.jsonl."""
-    if not path.is_file():
+    if not os.path.lexists(path):
         problems.append(f"{_short(path)} is missing: no training curves are shown for it.")
         return [], []
-    lines: list[dict[str, Any]] = []
-    for number, text in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
-        try:
-            line = json.loads(text)
-        except json.JSONDecodeError:  # a run that was killed leaves half a line
-            problems.append(f"{_short(path)}, line {number} is no JSON: the line is left out.")
+    lines: list[MetricsLine] = []
+    faults: list[str] = []
+    for number, text in enumerate((_used(path, lambda: read_text(path), problems) or "").split("\n"), start=1):
+        if not text.strip():
             continue
-        if isinstance(line, dict):
-            lines.append(line)
+        try:
+            lines.append(_DECODER.decode(text))
+        except msgspec.ValidationError as error:
+            faults.append(f"{_short(path)}, line {number}: {fault_of(error)}")
+        except (msgspec.DecodeError, RecursionError):  # a run that was killed leaves half a line
+            faults.append(f"{_short(path)}, line {number} is no JSON")
+    if faults:
+        more = f", and so are {len(faults) - 1} more" if len(faults) > 1 else ""
+        problems.append(f"{one_line(faults[0])}: the line is left out{more}.")
     return _in_order(lines, "train"), _in_order(lines, "eval")
 
 
-def _in_order(lines: list[dict[str, Any]], kind: str) -> list[dict[str, Any]]:
+def _in_order(lines: list[MetricsLine], kind: str) -> list[MetricsLine]:
     """Lines of one kind by step; of a step that an interrupted run did twice, the later one."""
-    by_step = {line["step"]: line for line in lines if line.get("kind") == kind and isinstance(line.get("step"), int)}
+    by_step = {line["step"]: line for line in lines if line["kind"] == kind}
     return [by_step[step] for step in sorted(by_step)]
 
 
 def _short(path: Path) -> str:
     """<recipe>/<stage>/<file>: enough to find it, without the reader's own folders."""
     return "/".join(path.parts[-3:] if path.name != RECIPE_FILE else path.parts[-2:])
+
+
+def _shortened(sentence: str, path: Path) -> str:
+    """A reader's sentence with the file's short name."""
+    return one_line(sentence.replace(str(path), _short(path)))

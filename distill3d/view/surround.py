@@ -26,6 +26,7 @@ from distill3d.view.pieces import (
     shared,
     stage_name,
 )
+from distill3d.view.records import MetricsLine
 from distill3d.view.runs import Stage
 from distill3d.view.surround_gallery import cast, figure_html, moments, pictured
 
@@ -89,8 +90,10 @@ def _class_ap(name: str) -> Callable[[Stage], float | None]:
 def _precision_curve(stage: Stage, name: str) -> Sequence[float] | None:
     """Precision of a class at the distance at which errors are measured."""
     evaluation = stage.evaluation or {}
-    distance = str(float((evaluation.get("settings") or {}).get("tp_distance", 0)))
-    return ((evaluation.get("precision101") or {}).get(name) or {}).get(distance)
+    distance = evaluation.get("settings", {}).get("tp_distance")
+    if distance is None:
+        return None
+    return (evaluation.get("precision101") or {}).get(name, {}).get(str(float(distance)))
 
 
 def _classes(stages: Sequence[Stage]) -> list[str]:
@@ -148,8 +151,8 @@ class SurroundKind(Kind):
         )
 
     def progress(self, stages: Sequence[Stage], palette: Sequence[Look]) -> str:
-        def scaled(*keys: str, scale: float = 1.0) -> Callable[[dict[str, Any]], float | None]:
-            def pick(entry: dict[str, Any]) -> float | None:
+        def scaled(*keys: str, scale: float = 1.0) -> Callable[[MetricsLine], float | None]:
+            def pick(entry: MetricsLine) -> float | None:
                 value: Any = entry.get("nuscenes")
                 for key in keys:
                     value = (value or {}).get(key)

@@ -107,12 +107,10 @@ def open_dataset(stage: Stage) -> NuScenesDataset:
         UserError: the recipe does not say where it is, or it cannot be read.
     """
     dataset = stage.dataset
-    for key in ("root", "version", "eval_split", "classes", "canvas"):
-        if dataset.get(key) is None:
-            raise UserError(f"the recipe of run {stage.run} has no key dataset.{key}")
+    root, version, split, classes, canvas = stage.named_in_recipe("root", "version", "eval_split", "classes", "canvas")
     config = NuScenesConfig(
-        root=Path(dataset["root"]), version=str(dataset["version"]), split=str(dataset["eval_split"]),
-        classes=tuple(dataset["classes"]), canvas=tuple(dataset["canvas"]), points=True, sweeps=ONE_SCAN,
+        root=Path(root), version=version, split=split, classes=tuple(classes), canvas=tuple(canvas), points=True,
+        sweeps=ONE_SCAN,
         ego_frame=dataset.get("ego_frame", NuScenesConfig.ego_frame), nan_velocity="keep",
         in_memory=bool(dataset.get("in_memory")),
     )  # fmt: skip

@@ -174,7 +174,11 @@ def test_targets(path: Path, tmp_path: Path) -> None:
     height, width = (n * monodle.STRIDE for n in g["out.heatmap"].shape[-2:])
     zoom, shift = (float(g["in.aug_scale"]), tuple(g["in.shift"].tolist())) if g["in.crop"] else (1.0, (0.0, 0.0))
     affine = ImageAffine.crop(tuple(g["in.img_size"].tolist()), (width, height), zoom, shift, bool(g["in.flip"]))
-    close(affine.matrix, g["out.trans"], 1e-6, 1e-6)  # the released function works in float32
+    # The released function takes it from points of image and canvas in float32, each rounded at its magnitude (px).
+    rounding = float(np.spacing(np.float32(max(width, height))))
+    rounding += float(affine.scale) * float(np.spacing(np.float32(g["in.img_size"].max())))
+    close(affine.matrix[:, :2], g["out.trans"][:, :2], 1e-6, 1e-6)
+    close(affine.matrix[:, 2], g["out.trans"][:, 2], 1e-6, rounding)
     projection = g["in.P2"].double()
     projection[2, 3] = 0  # the released projection divides by z itself
     batch = one_frame_batch(tmp_path / "label.txt", Camera(projection), affine)

@@ -112,10 +112,10 @@ def test_missing_pieces_are_named(make_run: MakeRun, tmp_path: Path, gone: list,
     ("file", "text", "sentence"),
     [
         ("student/metrics.jsonl", '{"kind": "train", "st', "demo/student/metrics.jsonl, line 32 is no JSON"),
-        ("student/evaluation.json", "}", "demo/student/evaluation.json, line"),
-        ("student/card.json", "}", "demo/student/card.json, line"),
+        ("student/evaluation.json", "}", "demo/student/evaluation.json:"),
+        ("student/card.json", "}", "demo/student/card.json:"),
         ("student/predictions/000003.txt", "Car 1 2\n", "000003.txt, line 6: expected 16 fields, found 3"),
-        ("recipe.yaml", "\n: [", "demo/recipe.yaml is no YAML"),
+        ("recipe.yaml", "\n: [", "demo/recipe.yaml:"),
     ],
 )
 def test_broken_files_are_named(make_run: MakeRun, tmp_path: Path, file: str, text: str, sentence: str) -> None:
