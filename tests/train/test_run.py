@@ -268,3 +268,55 @@ def test_tasks_are_weighed_and_a_killed_run_goes_on(streets: Path, tmp_path: Pat
             run(recipe, parts, "baseline", checkpoint_steps=1)
     ours, theirs = (load_weights(f)[0] for f in (run(recipe, parts, "baseline") / "baseline", whole))
     assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+
+
+def test_a_damaged_state_is_refused_and_the_one_before_goes_on(
+    trained: Path, streets: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    original, calls = _Run.train_step, []
+
+    def interrupted(self: _Run, batch: Batch) -> dict[str, float]:
+        calls.append(1)
+        if len(calls) == 4:
+            raise KeyboardInterrupt
+        return original(self, batch)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(_Run, "train_step", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            run(small_recipe(streets), tmp_path, "baseline", checkpoint_steps=1)
+    folder = tmp_path / "demo" / "baseline"
+    damaged = bytearray((folder / "last.ckpt").read_bytes())
+    damaged[len(damaged) // 2] ^= 1
+    (folder / "last.ckpt").write_bytes(damaged)
+    before = {path: path.read_bytes() for path in folder.iterdir() if path.is_file()}
+    with pytest.raises(UserError, match=r"last\.ckpt: is damaged .* goes on from the state before, previous\.ckpt"):
+        run(small_recipe(streets), tmp_path, "baseline")
+    assert {path: path.read_bytes() for path in folder.iterdir() if path.is_file()} == before
+    (folder / "last.ckpt").unlink()
+    run(small_recipe(streets), tmp_path, "baseline")
+    assert "last.ckpt is not there: goes on from previous.ckpt, epoch 2, step 0\n" in capsys.readouterr().err
+    ours, whole = load_weights(folder)[0], load_weights(trained / "baseline")[0]
+    assert all(torch.equal(ours[name], whole[name]) for name in whole)
+    assert not (folder / "previous.ckpt").exists(), "a finished stage needs no second state"
+    (folder / "card.json").write_text((folder / "card.json").read_text().replace('"seed": 0', '"seed": 1'))
+    with pytest.raises(UserError, match=r"card\.json: was damaged or changed after distill3d wrote it"):
+        run(small_recipe(streets), tmp_path, "baseline")
+
+
+def test_weights_that_are_not_finite_are_never_saved(streets: Path, tmp_path: Path) -> None:
+    original = _Run.train_step
+
+    def diverging(self: _Run, batch: Batch) -> dict[str, float]:
+        losses = original(self, batch)
+        if self.global_step == 2:
+            next(iter(self.step.student.parameters())).data.fill_(float("nan"))
+        return losses
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(_Run, "train_step", diverging)
+        with pytest.raises(
+            UserError, match=r"last\.ckpt was not written at step 2: student\.\S+ holds values that are not"
+        ):
+            run(small_recipe(streets), tmp_path, "baseline", checkpoint_steps=1)
+    assert load_state(tmp_path / "demo" / "baseline" / "last.ckpt")["step_in_epoch"] == 1

@@ -62,7 +62,7 @@ class TinyTraining:
             torch.stack([*self.tasks.weigh(losses).values()]).sum().backward()
             self.optimiser.step()
             self.average.update(self.step.student, 1)
-            self.recent = [*self.recent[-2:], (0.1, {name: float(loss) for name, loss in losses.items()})]
+            self.recent = [*self.recent[-2:], (0.1, {name: loss.item() for name, loss in losses.items()})]
             self.step_in_epoch += 1
             if self.step_in_epoch == STEPS:
                 self.epoch, self.step_in_epoch = self.epoch + 1, 0
