@@ -19,13 +19,14 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.faults", description=__doc__)
     parser.add_argument("--kills", type=int, default=200)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--streets", type=Path, help="data to train on; by default they are made")
     parser.add_argument("--only", nargs="*", default=list(CASES), choices=list(CASES), help="commands")
     options = parser.parse_args()
     begin, total = time.monotonic(), sum(CASES[name].share for name in options.only)
     faults = 0
     print(f"{'command':20} {'kills':>5} {'at work':>7} {'KILL':>5} {'TERM':>5} {'INT':>5} {'faults':>6}")
     with tempfile.TemporaryDirectory() as folder:
-        bench = Bench(Path(folder))
+        bench = Bench(Path(folder), options.streets)
         for name in options.only:
             case, draw = CASES[name], random.Random(f"{options.seed} {name}")
             kills = list(campaign(bench, case, max(1, round(options.kills * case.share / total)), draw))

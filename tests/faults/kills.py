@@ -164,10 +164,6 @@ class Command:
         finally:
             os._exit(code)
 
-    def end(self, number: int) -> int | None:
-        os.kill(self.process, number)
-        return self.wait()
-
     def wait(self, limit: float = LIMIT) -> int | None:
         """The exit code, negative for a signal; None where it did not end in time."""
         end = time.monotonic() + limit

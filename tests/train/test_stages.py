@@ -49,8 +49,7 @@ def assert_same(ours: Path, theirs: Path) -> None:
     assert all(torch.equal(states[0]["model"][k], v) for k, v in states[1]["model"].items())
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-@pytest.mark.parametrize("step", [1, 2, 3])
+@pytest.mark.parametrize(("number", "step"), [(signal.SIGTERM, 1), (signal.SIGINT, 2), (signal.SIGTERM, 3)])
 def test_asked_to_end_it_keeps_its_last_step(
     number: int, step: int, whole: Path, streets: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
