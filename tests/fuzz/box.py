@@ -96,8 +96,9 @@ class Box:
             path.symlink_to(kept)
 
     def _put_beside(self, path: Path, content: Place) -> None:
-        other = path.with_name(content.name.format(path.name) if "{}" in content.name else content.name)
-        if len(other.name.encode()) > 255 or other == path:
+        name = content.name.replace("{}", path.name)
+        other = path.parent / name.replace("/", ":")
+        if len(os.fsencode(other.name)) > 255 or other == path:
             return
         if content.kind == "renamed":
             self._undo.append(path)

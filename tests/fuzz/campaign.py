@@ -23,7 +23,19 @@ from typing import Any
 MEMORY = 4 << 30
 #: A worker that has not answered for so long, s, hangs where no signal reaches it.
 LAST_PATIENCE = 60.0
-COLUMNS = ("accepted", "refused", "traceback", "hang", "silent", "unequal", "changed", "message", "exit code", "death")
+COLUMNS = (
+    "accepted",
+    "refused",
+    "traceback",
+    "hang",
+    "silent",
+    "unequal",
+    "changed",
+    "message",
+    "exit code",
+    "death",
+    "fuzzer",
+)
 #: What a case says of the answer that it wants.
 EXPECTED = {
     "traceback": "a result, or one sentence and exit code 2",

@@ -8,6 +8,7 @@ import random
 import re
 import shutil
 import time
+import traceback
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -125,7 +126,15 @@ class Hunter:
         return rng.choice(rng.choice(self.files))
 
     def try_input(self, given: Input) -> Verdict:
-        """Tries an input, and judges what it came to."""
+        """Tries an input, and judges what it came to; a fault of the fuzzer itself is one, too."""
+        try:
+            return self._try_input(given)
+        except Exception as error:
+            self.box.fill()
+            where = traceback.format_exc().strip().splitlines()[-3].strip()
+            return Verdict(Answer(), Fault("fuzzer", where, repr(error)))
+
+    def _try_input(self, given: Input) -> Verdict:
         surface, mutations = self.surface, given.mutations
         neutral = bool(mutations) and all(m.neutral for m in mutations)
         guarded = bool(mutations) and all(surface.guarded(m) for m in mutations)

@@ -494,7 +494,7 @@ ENCODINGS = ("insert_bytes", "insert_bytes", "encode", "marks")
 OWN: dict[str, tuple[str, ...]] = {
     "txt": TEXT, "json": ("change_json",), "jsonl": ("change_jsonl",), "yaml": ("change_yaml",),
     "bin": ("set_float", "set_float", "retype_floats", "recolumn"),
-    "png": ("other_picture", "other_picture", "claim_picture", "picture_chunk"),
+    "png": ("other_picture", "other_picture", "claim_picture", "picture_chunk"), "jpg": ("other_picture",),
     "ckpt": ("change_state", "change_state", "flip_anywhere"), "safetensors": ("change_weights", "flip_anywhere"),
 }  # fmt: skip
 NEUTRAL: dict[str, tuple[str, ...]] = {
