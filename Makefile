@@ -4,7 +4,7 @@ UV := $(VENV)/uv/bin/uv
 PYTHON := $(VENV)/bin/python
 READY := $(VENV)/.ready
 
-.PHONY: demo test lint bench faults setup clean
+.PHONY: demo test lint bench faults fuzz setup clean
 
 setup: $(READY)
 
@@ -38,6 +38,14 @@ MEASUREMENTS := $(filter-out benchmarks/seeds.py benchmarks/machine.py benchmark
 bench: $(READY)
 	for file in $(MEASUREMENTS); do $(PYTHON) $$file || exit 1; done
 	$(PYTHON) -m benchmarks.speed
+
+# Inputs of all kinds for every command, so many seconds; docs/robustness.md.
+SECONDS := 3600
+SEED := 0
+JOBS := 1
+
+fuzz: $(READY)
+	OMP_NUM_THREADS=1 $(PYTHON) -m tests.fuzz --seconds $(SECONDS) --seed $(SEED) --jobs $(JOBS) --keep fuzz-found
 
 clean:
 	rm -rf $(VENV)
