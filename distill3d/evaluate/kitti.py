@@ -33,10 +33,18 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple, get_args
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
+from distill3d.data.kitti.lines import (
+    DONT_CARE,
+    LABEL_FIELDS,
+    NO_POSITION,
+    line_faults,
+    odd_visibility,
+    sound_table,
+)
 from distill3d.errors import UserError
 from distill3d.evaluate import iou
 from distill3d.evaluate.greedy import match_in_order
-from distill3d.files import refuse_foreign, write_output_text
+from distill3d.files import read_text, refuse_foreign, write_output_text
 
 if TYPE_CHECKING:  # the command line must start fast, and the maths needs no terminal
     from rich.table import Table
@@ -71,14 +79,9 @@ MIN_OVERLAP: dict[Overlaps, dict[Class, dict[str, float]]] = {
 LEAST_OVERLAP = min(minimum for table in MIN_OVERLAP.values() for row in table.values() for minimum in row.values())
 #: Classes that look alike: neither demanded nor punished.
 NEIGHBOUR: dict[Class, str] = {"car": "van", "pedestrian": "person_sitting"}
-DONT_CARE = "dontcare"
 KNOWN_NAMES = (*CLASSES, "van", "truck", "person_sitting", "tram", "misc", DONT_CARE)
 RECALL_POINTS = 41
 NO_ALPHA = -10.0  # a detector without orientation writes this
-NO_POSITION = -1000.0  # a detector without 3D boxes writes this
-
-LABEL_FIELDS = 15
-RESULT_FIELDS = 16
 
 
 # ------------------------------------------------------------------ annotations
@@ -132,22 +135,19 @@ class Annotations:
         Raises:
             UserError: the first malformed line, with file and line number.
         """
-        expected = RESULT_FIELDS if scored else LABEL_FIELDS
         rows: list[list[str]] = []
         counts: list[int] = []
+        underscores = 0
         for text in texts.values():
             before = len(rows)
             rows += filter(None, map(str.split, text.split("\n")))
             counts.append(len(rows) - before)
-        try:
-            if not all(len(row) == expected for row in rows):
-                raise ValueError("a line has another number of fields")
-            numbers = np.fromiter(map(float, chain.from_iterable(row[1:] for row in rows)), dtype=np.float64)
-            if not np.isfinite(numbers).all():
-                raise ValueError("a number is not finite")
-        except ValueError:
-            raise _first_malformed_line(texts, expected, folder) from None
-        numbers = numbers.reshape(len(rows), expected - 1)
+            underscores += text.count("_")
+        numbers = sound_table(rows, underscores, scored)
+        if numbers is None:
+            if rows:
+                raise _first_fault(texts, scored, folder)
+            numbers = np.zeros((0, len(LABEL_FIELDS)))
         return cls(
             frames=tuple(texts),
             frame=np.repeat(np.arange(len(texts)), counts),
@@ -172,7 +172,8 @@ class Annotations:
             UserError: no such folder, no such file in it, or a malformed line.
         """
         names = sorted(_frame_names(Path(folder))) if frames is None else frames
-        return cls.from_lines({name: _read(folder, name) for name in names}, scored=scored, folder=folder)
+        texts = {name: read_text(os.path.join(folder, name + ".txt")) for name in names}
+        return cls.from_lines(texts, scored=scored, folder=folder)
 
     @property
     def box3d(self) -> Float[np.ndarray, "n 7"]:
@@ -206,30 +207,12 @@ class Annotations:
         return replace(self.rows(kept), frames=frames, frame=new_frame[kept])
 
 
-def _first_malformed_line(texts: Mapping[str, str], expected: int, folder: str | os.PathLike[str]) -> UserError:
+def _first_fault(texts: Mapping[str, str], scored: bool, folder: str | os.PathLike[str]) -> UserError:
     for frame, text in texts.items():
         for number, line in enumerate(text.split("\n"), start=1):
-            row = line.split()
-            where = f"{Path(folder, frame)}.txt, line {number}"
-            if row and len(row) != expected:
-                hint = " (the score is missing)" if len(row) == LABEL_FIELDS < expected else ""
-                return UserError(f"{where}: expected {expected} fields, found {len(row)}{hint}")
-            for position, word in enumerate(row[1:], start=2):
-                try:
-                    finite = np.isfinite(float(word))
-                except ValueError:
-                    finite = False
-                if not finite:
-                    return UserError(f"{where}: field {position} must be a finite number, not {word!r}")
-    raise AssertionError("called for texts without a malformed line")
-
-
-def _read(folder: str | os.PathLike[str], frame: str) -> str:
-    try:
-        with open(os.path.join(folder, frame + ".txt"), encoding="utf-8", errors="replace") as file:
-            return file.read()
-    except OSError as error:
-        raise UserError(f"{Path(folder, frame)}.txt cannot be read: {error.strerror}") from None
+            for sentence in line_faults(words, scored, visibility=False) if (words := line.split()) else ():
+                return UserError(f"{Path(folder, frame)}.txt:{number}: {sentence}")
+    raise AssertionError("called for texts without a fault")
 
 
 def _text_files(folder: Path) -> list[str]:

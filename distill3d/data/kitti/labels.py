@@ -4,30 +4,29 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
 from distill3d.boxes import IGNORE, KITTI_CLASSES, Boxes3D, from_kitti, to_kitti
-from distill3d.data.faults import Fault, number_or_nan, refuse_faults
+from distill3d.data.faults import Fault, refuse_faults
+from distill3d.data.kitti.lines import (
+    LABEL_FIELDS,
+    MOST_CHARACTERS,
+    line_faults,
+    sound_numbers,
+)
 from distill3d.data.sample import EASY, HARD, MODERATE, UNKNOWN, Objects
 from distill3d.files import read_text
-
-#: The numbers of a label line after the class name; the score stands in result files only.
-LABEL_FIELDS = (
-    "truncated", "occluded", "alpha", "left", "top", "right", "bottom", "height", "width", "length",
-    "x", "y", "z", "rotation_y", "score",
-)  # fmt: skip
-LABEL_LENGTHS = (15, 16)
-OCCLUSIONS = (-1, 0, 1, 2, 3)
 
 #: Training difficulty: least box height (px), largest truncation, largest occlusion (xinzhuma/monodle
 #: lib/datasets/kitti/kitti_utils.py).  The evaluation has rules of its own.
 DIFFICULTIES = ((EASY, 40, 0.15, 0), (MODERATE, 25, 0.30, 1), (HARD, 25, 0.50, 2))
+_SPELLING = {name.lower(): name for name in KITTI_CLASSES}
 RESULT_DECIMALS = 4  # of pixels, metres and radians in result files; two decimals make ties
 
 
@@ -39,50 +38,30 @@ class LabelLine(NamedTuple):
     numbers: list[float]
 
 
-def parse_labels(text: str) -> tuple[list[LabelLine], list[Fault]]:
-    """The well-formed lines of a label or result file, and the faults of the others; both in file order."""
+def parse_labels(text: str, scored: bool | None = None) -> tuple[list[LabelLine], list[Fault]]:
+    """The well-formed lines of a label or result file, and the faults of the others; both in file order.
+
+    ``scored``: whether every line must have a score; None where all or none may.  Class names may stand in any case, as
+    KITTI's own program takes them.
+    """
     lines: list[LabelLine] = []
     faults: list[Fault] = []
-    for number, line in enumerate(text.splitlines(), 1):
-        if not line.strip():
+    for number, line in enumerate(text.split("\n"), 1):
+        words = line.split()
+        if not words:
             continue
-        name, *values = line.split()
-        numbers = [number_or_nan(v) for v in values]
-        sentences = list(_label_faults(name, values, numbers))
-        if sentences:
-            faults += [Fault(number, s) for s in sentences]
-        else:
+        name = _SPELLING.get(words[0].lower())
+        if name is None and len(words[0]) <= MOST_CHARACTERS:
+            faults.append(Fault(number, f"unknown class {words[0]!r}, expected one of {', '.join(KITTI_CLASSES)}"))
+        numbers = sound_numbers(words, scored)
+        if numbers is None:
+            faults += [Fault(number, sentence) for sentence in line_faults(words, scored)]
+        elif name is not None:
             lines.append(LabelLine(number, name, numbers))
     if len({len(line.numbers) for line in lines}) > 1:
         odd = next(line for line in lines if len(line.numbers) != len(lines[0].numbers))
         faults.append(Fault(odd.line, "some lines have a score and some have none"))
     return lines, faults
-
-
-def _label_faults(name: str, values: list[str], numbers: list[float]) -> Iterator[str]:
-    if name not in KITTI_CLASSES:
-        yield f"unknown class {name!r}, expected one of {', '.join(KITTI_CLASSES)}"
-    if len(values) + 1 not in LABEL_LENGTHS:
-        yield f"expected 15 fields, or 16 with a score, found {len(values) + 1}"
-        return
-    by_name = dict(zip(LABEL_FIELDS, numbers, strict=False))
-    bad = {field for field, number in by_name.items() if not math.isfinite(number)}
-    for field_name, value in zip(LABEL_FIELDS, values, strict=False):
-        if field_name in bad:
-            yield f"{field_name} is {value!r}, expected a finite number"
-    if not bad & {"left", "right"} and by_name["right"] < by_name["left"]:
-        yield f"the 2D box has right {values[5]} before left {values[3]}"
-    if not bad & {"top", "bottom"} and by_name["bottom"] < by_name["top"]:
-        yield f"the 2D box has bottom {values[6]} above top {values[4]}"
-    if name == "DontCare":
-        return
-    for size in ("height", "width", "length"):
-        if size not in bad and by_name[size] <= 0:
-            yield f"{size} is {by_name[size]:g} m, expected a positive size"
-    if "truncated" not in bad and not (0 <= by_name["truncated"] <= 1 or by_name["truncated"] == -1):
-        yield f"truncated is {by_name['truncated']:g}, expected 0..1, or -1 for unknown"
-    if "occluded" not in bad and by_name["occluded"] not in OCCLUSIONS:
-        yield f"occluded is {by_name['occluded']:g}, expected 0, 1, 2 or 3, or -1 for unknown"
 
 
 def training_difficulty(
@@ -114,7 +93,7 @@ def read_labels(path: Path, height_scale: float = 1.0) -> Objects:
     lines, faults = parse_labels(read_text(path))
     refuse_faults(path, faults)
     width = len(lines[0].numbers) if lines else len(LABEL_FIELDS) - 1
-    table = torch.tensor([line.numbers for line in lines], dtype=torch.float64).reshape(-1, width)
+    table = torch.from_numpy(np.array([line.numbers for line in lines], np.float64).reshape(-1, width))
     names = [line.name for line in lines]
     label = torch.tensor([IGNORE if n == "DontCare" else KITTI_CLASSES.index(n) for n in names], dtype=torch.int64)
     truncation, occlusion, box2d = table[:, 0], table[:, 1].long(), table[:, 3:7]
@@ -134,7 +113,8 @@ def format_results(
 
     ``boxes`` are in the camera frame of the image file, with ``score``, ``box2d`` and ``alpha``; labels index
     ``classes``; ``unknown`` stands for truncation and occlusion.  Boxes at or behind the camera are left out: their 2D
-    boxes mean nothing.
+    boxes mean nothing.  A size that is not positive, as a network can say, becomes the least that can be written, and a
+    2D box with right before left or bottom above top an empty one: such a detection stays, and meets nothing.
 
     Raises:
         ValueError: a needed field is missing, or the boxes are in another frame.
@@ -145,12 +125,21 @@ def format_results(
     assert boxes.score is not None and boxes.box2d is not None and boxes.alpha is not None
     hwl, bottom, rotation_y = to_kitti(boxes)
     table = torch.cat((boxes.alpha[:, None], boxes.box2d, hwl, bottom, rotation_y[:, None]), dim=1)
-    rows = zip(boxes.label.tolist(), table.tolist(), boxes.score.tolist(), strict=True)
+    rows = zip(boxes.label.tolist(), _sound_boxes(table, decimals).tolist(), boxes.score.tolist(), strict=True)
     head = " ".join(unknown)
     return [
         f"{classes[label]} {head} {' '.join(f'{v:.{decimals}f}' for v in values)} {score:.{score_decimals}f}"
         for label, values, score in rows
     ]
+
+
+def _sound_boxes(table: Float[Tensor, "n 12"], decimals: int) -> Float[Tensor, "n 12"]:
+    """alpha, 2D box, size, place and angle of results, with 2D boxes and sizes that every reader of results takes."""
+    alpha, left_top, right_bottom, size, rest = table.split((1, 2, 2, 3, 4), dim=1)
+    return torch.cat((
+        alpha, left_top, torch.where(right_bottom < left_top, left_top, right_bottom),
+        torch.where(size < 10**-decimals, 10**-decimals, size), rest,
+    ), dim=1)  # fmt: skip
 
 
 def write_results(path: Path, boxes: Boxes3D, classes: tuple[str, ...], score_decimals: int = 6) -> None:

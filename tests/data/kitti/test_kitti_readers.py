@@ -151,8 +151,8 @@ def test_malformed_calibration(tmp_path: Path, old: str, new: str, line: int | N
         (read_image, b"no image", "cannot be read as an image"),
         (read_split, b"\n\n", "names no frame"),
         (read_split, b"000001\n000002\n000001\n", "names frame 000001 twice"),
-        (read_labels, b"\xff\xfe\x00", "is not a text file"),
-        (read_calibration, b"\xff\xfe\x00", "is not a text file"),
+        (read_labels, b"\xff\xfe\x00", "is UTF-16, expected UTF-8"),
+        (read_calibration, b"\xff\xfe\x00", "is UTF-16, expected UTF-8"),
     ],
 )
 def test_malformed_files(tmp_path: Path, read, content: bytes, words: str) -> None:
