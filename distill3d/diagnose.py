@@ -17,7 +17,7 @@ from distill3d.answers import depth_log_scales, ground_maps
 from distill3d.data.kitti.dataset import KittiDataset
 from distill3d.devices import find_device
 from distill3d.errors import UserError
-from distill3d.evaluate.kitti import CLASSES, Annotations
+from distill3d.evaluate.kitti import CLASSES, Annotations, result_frames
 from distill3d.evaluate.transfer import (
     NEGATIVE,
     OUTCOMES,
@@ -238,8 +238,9 @@ class _Work:
 
     def __init__(self, baseline: Stage, student: Stage, margin: float) -> None:
         self.baseline = baseline
-        detections = Annotations.from_folder(baseline.predictions, scored=True)
-        self.labels = Annotations.from_folder(label_folder(baseline), scored=False, frames=detections.frames)
+        frames = result_frames(baseline.predictions, label_folder(baseline))
+        detections = Annotations.from_folder(baseline.predictions, scored=True, frames=frames)
+        self.labels = Annotations.from_folder(label_folder(baseline), scored=False, frames=frames)
         self.settings = TransferSettings(
             classes=_classes(student, detections), margin=margin, min_height_scale=baseline.min_height_scale
         )
@@ -261,7 +262,8 @@ class _Work:
                     f"{stage.folder} was evaluated on {roots[0]}, {self.baseline.folder} on {roots[1]}: if they are one"
                     " data set, give its folder with --data-root"
                 )
-            detections = Annotations.from_folder(stage.predictions, scored=True)
+            frames = result_frames(stage.predictions, label_folder(self.baseline))
+            detections = Annotations.from_folder(stage.predictions, scored=True, frames=frames)
             if detections.frames != self.labels.frames:
                 raise UserError(
                     f"{stage.predictions} holds results of {len(detections.frames)} frames, and not of the same as the"

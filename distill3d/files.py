@@ -192,6 +192,49 @@ def _refuse_half_characters(text: str, value: Any, where: Path | str) -> None:
         raise UserError(f"{where}: holds half a character (an escape such as \\ud800 alone)") from None
 
 
+def inner_name(name: str, where: str) -> str:
+    """A name that may become that of a file or folder inside another, as ``seq1/000006``; ``where`` it was read.
+
+    Raises:
+        UserError: it would lead out of that folder, or is no name.
+    """
+    if "\0" in name or not {"", ".", ".."}.isdisjoint(name.split("/")):
+        raise UserError(f"{where}: {name!r} is no name inside a folder, expected one such as 000006 or seq1/000006")
+    return name
+
+
+def names_below(folder: Path, ending: str) -> list[str]:
+    """The files in a folder and its subfolders, without their ``ending`` (``.txt``): ``000006``, ``seq1/000006``.
+
+    Hidden files and folders are left out, and folders that links lead back to.
+
+    Raises:
+        UserError: the folder is absent or cannot be read.
+    """
+    names: list[str] = []
+
+    def look(place: str, prefix: str, above: tuple[str, ...]) -> None:
+        real = os.path.realpath(place)
+        if real in above:
+            return
+        with os.scandir(place) as entries:
+            for entry in entries:
+                if entry.name.startswith("."):
+                    continue
+                if entry.name.endswith(ending):
+                    names.append(prefix + entry.name[: -len(ending)])
+                elif entry.is_dir():
+                    look(entry.path, f"{prefix}{entry.name}/", (*above, real))
+
+    if not folder.is_dir():
+        raise UserError(f"{folder}: no such folder")
+    try:
+        look(os.fspath(folder), "", ())
+    except (OSError, ValueError) as error:
+        raise UserError(f"{folder}: {reason_of(error)}") from None
+    return names
+
+
 def reason_of(error: OSError | ValueError) -> str:
     """Why the system did not read or write a file, for a sentence that begins with its path."""
     if isinstance(error, FileNotFoundError):

@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from pathlib import Path
 
 from distill3d.errors import UserError
-from distill3d.files import read_text
+from distill3d.files import inner_name, read_text
 
 
 def read_split(path: Path) -> list[str]:
-    """Frame names of a split file, one per line; blank lines do not count.
+    """Frame names of a split file, one per line, as ``000006`` or ``seq1/000006``; blank lines do not count.
 
     Raises:
-        UserError: the file is absent or names no frame, or a frame twice.
+        UserError: the file is absent or names no frame, a frame twice, or one that leads out of the data's folders.
     """
-    frames = [line.strip() for line in read_text(path).splitlines() if line.strip()]
+    lines = enumerate(map(str.strip, read_text(path).split("\n")), 1)
+    frames = [inner_name(line, f"{path}:{number}") for number, line in lines if line]
     if not frames:
         raise UserError(f"{path}: names no frame")
     if len(set(frames)) < len(frames):
-        twice = next(f for i, f in enumerate(frames) if f in frames[:i])
+        twice, _ = next(pair for pair in Counter(frames).items() if pair[1] > 1)
         raise UserError(f"{path}: names frame {twice} twice")
     return frames

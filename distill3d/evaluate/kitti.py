@@ -26,7 +26,6 @@ import json as jsonlib
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
-from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, get_args
 
@@ -41,10 +40,11 @@ from distill3d.data.kitti.lines import (
     odd_visibility,
     sound_table,
 )
+from distill3d.data.splits import read_split
 from distill3d.errors import UserError
 from distill3d.evaluate import iou
 from distill3d.evaluate.greedy import match_in_order
-from distill3d.files import read_text, refuse_foreign, write_output_text
+from distill3d.files import names_below, read_text, refuse_foreign, write_output_text
 
 if TYPE_CHECKING:  # the command line must start fast, and the maths needs no terminal
     from rich.table import Table
@@ -81,6 +81,7 @@ LEAST_OVERLAP = min(minimum for table in MIN_OVERLAP.values() for row in table.v
 NEIGHBOUR: dict[Class, str] = {"car": "van", "pedestrian": "person_sitting"}
 KNOWN_NAMES = (*CLASSES, "van", "truck", "person_sitting", "tram", "misc", DONT_CARE)
 RECALL_POINTS = 41
+ENDING = ".txt"  # of label and result files
 NO_ALPHA = -10.0  # a detector without orientation writes this
 
 
@@ -166,13 +167,13 @@ class Annotations:
     def from_folder(
         cls, folder: str | os.PathLike[str], *, scored: bool, frames: Sequence[str] | None = None
     ) -> "Annotations":
-        """Read `<folder>/<frame>.txt` of the given frames, by default of all files named by digits, in order.
+        """Read `<folder>/<frame>.txt` of the given frames, by default of all such files, in order.
 
         Raises:
             UserError: no such folder, no such file in it, or a malformed line.
         """
-        names = sorted(_frame_names(Path(folder))) if frames is None else frames
-        texts = {name: read_text(os.path.join(folder, name + ".txt")) for name in names}
+        names = sorted(names_below(Path(folder), ENDING)) if frames is None else frames
+        texts = {name: read_text(os.path.join(folder, name + ENDING)) for name in names}
         return cls.from_lines(texts, scored=scored, folder=folder)
 
     @property
@@ -215,15 +216,18 @@ def _first_fault(texts: Mapping[str, str], scored: bool, folder: str | os.PathLi
     raise AssertionError("called for texts without a fault")
 
 
-def _text_files(folder: Path) -> list[str]:
-    """Stems of the .txt files of a folder."""
-    if not folder.is_dir():
-        raise UserError(f"{folder} is not a folder")
-    return [name[:-4] for name in os.listdir(folder) if name.endswith(".txt")]
+def result_frames(results: Path, labels: Path) -> list[str]:
+    """Names of the frames that have a file in a folder of results, in order: those with a label file of that name, and
+    all that are numbers.
+
+    Raises:
+        UserError: one of the folders is absent.
+    """
+    return sorted(_frames_among(set(names_below(results, ENDING)), set(names_below(labels, ENDING))))
 
 
-def _frame_names(folder: Path) -> set[str]:
-    return {stem for stem in _text_files(folder) if stem.isdecimal()}
+def _frames_among(names: set[str], labelled: set[str]) -> set[str]:
+    return {name for name in names if name in labelled or name.isdecimal()}
 
 
 # ---------------------------------------------------------------------- results
@@ -270,8 +274,10 @@ class Explanation:
     frames: int
     labels_without_results: tuple[str, ...]  # label frames that were not evaluated
     results_outside_split: tuple[str, ...]  # result frames that were not evaluated
-    other_files: tuple[str, ...]  # .txt files beside the results that are not named by a frame number
+    other_files: tuple[str, ...]  # .txt files beside the results whose names are neither a label's nor a number
     unknown_names: dict[str, int]  # detections that no KITTI class name fits
+    unknown_label_names: dict[str, int]  # labels likewise
+    odd_labels: int  # labels of truncation or occlusion that KITTI does not know
     other_names: dict[str, int]  # detections of KITTI classes that are not evaluated
     classes: dict[Class, ClassExplanation]
     notes: tuple[str, ...] = ()  # sentences, the most telling first
@@ -282,10 +288,10 @@ class Explanation:
         for what, names in (
             ("Label files without a result file, not evaluated", self.labels_without_results),
             ("Result files outside the split, not evaluated", self.results_outside_split),
-            ("Text files not named by a frame number, not read", self.other_files),
+            ("Text files named neither by a frame nor by a number, not read", self.other_files),
         ):
             if names:
-                lines.append(f"{what}: {len(names)} (first: {names[0]}).")
+                lines.append(f"{what}: {len(names)} (first: {_printable(names[0])}).")
         for name, row in self.classes.items():
             lines.append(
                 f"{name}: {row.labels} labels, counted {_slashed(row.counted)} (easy/moderate/hard); too small"
@@ -294,6 +300,11 @@ class Explanation:
                 + f" {row.detections} detections, ignored as too small {_slashed(row.small_detections)}."
             )
         return "\n".join([*lines, *self.notes])
+
+
+def _printable(name: str) -> str:
+    """A file's name, though its bytes were no UTF-8."""
+    return name.encode(errors="backslashreplace").decode()
 
 
 def _slashed(counts: Counts) -> str:
@@ -462,6 +473,8 @@ def evaluate(
             results_outside_split=unused_results,
             other_files=(),
             unknown_names=_name_counts(det, ~np.isin(det_kind, KNOWN_NAMES)),
+            unknown_label_names=_name_counts(labels, ~np.isin(label_kind, KNOWN_NAMES)),
+            odd_labels=int((odd_visibility(labels.truncation, labels.occlusion) & (label_kind != DONT_CARE)).sum()),
             other_names=_name_counts(det, np.isin(det_kind, KNOWN_NAMES[len(CLASSES) :])),
             classes={},
         ),
@@ -603,10 +616,19 @@ _SIZE_TOLERANCE_METRES = 0.6
 def _explained(result: Result, gt: Annotations, gt_kind: np.ndarray, det: Annotations, det_kind: np.ndarray) -> Result:
     """The result with the classes and notes of its explanation filled in."""
     notes: list[str] = []
-    unknown = result.explanation.unknown_names
-    if unknown:
-        words = ", ".join(f"{name!r} x {count} ({_suggestion(name)})" for name, count in unknown.items())
-        notes.append(f"Not KITTI class names, and so not evaluated: {words}.")
+    told = result.explanation
+    for unknown, what in (
+        (told.unknown_names, "Not KITTI class names, and so not evaluated"),
+        (told.unknown_label_names, "Not KITTI class names in the labels, whose objects so do not count"),
+    ):
+        if unknown:
+            words = ", ".join(f"{name!r} x {count} ({_suggestion(name)})" for name, count in unknown.items())
+            notes.append(f"{what}: {words}.")
+    if told.odd_labels:
+        notes.append(
+            f"{told.odd_labels} labels have a truncation other than 0..1 or an occlusion other than 0, 1, 2 or 3 (-1:"
+            " unknown); they are compared as they stand."
+        )
     without = int((det.alpha == NO_ALPHA).sum())
     if without:
         notes.append(f"No aos: {without} of {len(det.alpha)} detections have alpha {NO_ALPHA:g}, which means unknown.")
@@ -726,8 +748,8 @@ def _guesses(near: Nearest) -> list[str]:
     return guesses
 
 
-def _name_counts(det: Annotations, chosen: Bool[np.ndarray, " d"]) -> dict[str, int]:
-    names, counts = np.unique(det.name[chosen], return_counts=True)
+def _name_counts(rows: Annotations, chosen: Bool[np.ndarray, " n"]) -> dict[str, int]:
+    names, counts = np.unique(rows.name[chosen], return_counts=True)
     return {str(name): int(count) for name, count in zip(names, counts, strict=True)}
 
 
@@ -758,10 +780,12 @@ def evaluate_folders(
     Raises:
         UserError: a missing folder or file, or a malformed line.
     """
-    label_folder, result_folder = Path(labels), _result_folder(Path(predictions))
-    with_label, with_result = _frame_names(label_folder), _frame_names(result_folder)
-    frames = tuple(sorted(with_result)) if split is None else read_split(split)
-    for available, folder, what in ((with_result, result_folder, "result"), (with_label, label_folder, "label")):
+    label_folder = Path(labels)
+    labelled = set(names_below(label_folder, ENDING))
+    wanted = None if split is None else read_split(Path(split))
+    result_folder, names, with_result = _results(Path(predictions), labelled, wanted)
+    frames = tuple(sorted(with_result) if wanted is None else wanted)
+    for available, folder, what in ((names, result_folder, "result"), (labelled, label_folder, "label")):
         missing = sorted(set(frames) - available)
         if missing:
             raise UserError(
@@ -775,36 +799,27 @@ def evaluate_folders(
     )
     explanation = replace(
         result.explanation,
-        labels_without_results=tuple(sorted(with_label - with_result)) if split is None else (),
+        labels_without_results=tuple(sorted(labelled - with_result)) if split is None else (),
         results_outside_split=tuple(sorted(with_result - set(frames))),
-        other_files=tuple(sorted(set(_text_files(result_folder)) - with_result)),
+        other_files=tuple(sorted(names - with_result)),
     )
     return replace(result, explanation=explanation)
 
 
-def read_split(path: str | os.PathLike[str]) -> tuple[str, ...]:
-    """Frames of a split file, one a line; blank lines and a missing last line break do not matter.
+def _results(folder: Path, labelled: set[str], wanted: Sequence[str] | None) -> tuple[Path, set[str], set[str]]:
+    """Where the result files lie: in the folder itself, or in its subfolder data/ as in the official layout; the names
+    of all text files there, and those of frames.
 
     Raises:
-        UserError: the file cannot be read or lists nothing.
+        UserError: there is none in either, or none of those that are ``wanted``.
     """
-    try:
-        names = Path(path).read_text(encoding="utf-8").split()
-    except OSError as error:
-        raise UserError(f"{path} cannot be read: {error.strerror}") from None
-    if not names:
-        raise UserError(f"{path} lists no frames")
-    return tuple(dict.fromkeys(names))
-
-
-def _result_folder(folder: Path) -> Path:
-    """The folder itself, or its subfolder data/ where the official layout keeps the result files."""
-    if _frame_names(folder):
-        return folder
-    inner = folder / "data"
-    if inner.is_dir() and _frame_names(inner):
-        return inner
-    raise UserError(f"{folder} holds no result files such as 000000.txt, neither itself nor in {inner.name}/")
+    for place in (folder, folder / "data"):
+        names = set(names_below(place, ENDING)) if place == folder or place.is_dir() else set()
+        frames = _frames_among(names, labelled.union(wanted or ()))
+        if not frames.isdisjoint(frames if wanted is None else wanted):
+            return place, names, frames
+    example = f"{wanted[0] if wanted else '000000'}{ENDING}"
+    raise UserError(f"{folder} holds no result files such as {example}, neither itself nor in data/")
 
 
 def run_eval_kitti(

@@ -20,7 +20,7 @@ from distill3d.data.kitti.dataset import KittiConfig, KittiDataset
 from distill3d.data.kitti.labels import read_labels
 from distill3d.data.sample import Sample
 from distill3d.errors import UserError
-from distill3d.evaluate.kitti import CLASSES, Annotations
+from distill3d.evaluate.kitti import CLASSES, Annotations, result_frames
 from distill3d.files import write_output
 from distill3d.view.distance import LEAST_SCORE, Matches, frame_errors, match_nearest
 from distill3d.view.draw import frame_figure, frame_panels
@@ -90,10 +90,11 @@ def compare(stage: Stage) -> tuple[Annotations, Matches]:
     Raises:
         UserError: no predictions or no labels, or a malformed line in one of them.
     """
-    detections = Annotations.from_folder(stage.predictions, scored=True)
-    if not detections.frames:
+    frames = result_frames(stage.predictions, label_folder(stage))
+    if not frames:
         raise UserError(f"{stage.predictions} holds no result files such as 000000.txt")
-    labels = Annotations.from_folder(label_folder(stage), scored=False, frames=detections.frames)
+    detections = Annotations.from_folder(stage.predictions, scored=True, frames=frames)
+    labels = Annotations.from_folder(label_folder(stage), scored=False, frames=frames)
     return labels, match_nearest(labels, detections, "car", stage.min_height_scale)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -14,11 +15,12 @@ from distill3d.camera import Camera, misfit
 from distill3d.data.depth import read_depth
 from distill3d.data.faults import Fault
 from distill3d.data.kitti.calibration import CAMERA_LINE, LIDAR_LINES, parse_calibration
-from distill3d.data.kitti.labels import LABEL_FIELDS, parse_labels
+from distill3d.data.kitti.labels import parse_labels
+from distill3d.data.kitti.lines import Z
 from distill3d.data.kitti.scans import VELODYNE_COLUMNS, glance_at_points, read_points
 from distill3d.data.pictures import picture_size, read_image
 from distill3d.errors import UserError
-from distill3d.files import read_text
+from distill3d.files import inner_name, names_below, read_text
 
 #: Files of a frame: folder and ending.  The labels are the training folder's only; depth_2 is optional.
 FRAME_FILES = {"image_2": "png", "calib": "txt", "velodyne": "bin", "label_2": "txt"}
@@ -93,7 +95,7 @@ def _problems(root: Path, splits: list[str] | None, scan_columns: int) -> Iterat
         for kind in [k for k in kinds if not (folder / k).is_dir()]:
             del kinds[kind]
             yield Problem(folder / kind, None, "no such folder")
-        present = {kind: {p.stem for p in (folder / kind).glob(f"*.{end}")} for kind, end in kinds.items()}
+        present = {kind: set(names_below(folder / kind, f".{end}")) for kind, end in kinds.items()}
         frames = sorted(set().union(*present.values()))
         for split in splits:
             if (split == TEST_SPLIT) == (part == "testing"):
@@ -107,7 +109,7 @@ def _problems(root: Path, splits: list[str] | None, scan_columns: int) -> Iterat
 
 def _split_problems(path: Path, frames: set[str], folder: Path) -> Iterator[Problem]:
     try:
-        lines = read_text(path).splitlines()
+        lines = read_text(path).split("\n")
     except UserError as error:
         yield _from_error(path, error)
         return
@@ -118,6 +120,11 @@ def _split_problems(path: Path, frames: set[str], folder: Path) -> Iterator[Prob
         seen[frame] += 1
         if seen[frame] == 2:
             yield Problem(path, number, f"names frame {frame} twice")
+        try:
+            inner_name(frame, f"{path}:{number}")
+        except UserError as error:
+            yield _from_error(path, error)
+            continue
         if frame not in frames and seen[frame] == 1:
             yield Problem(path, number, f"names frame {frame}, of which {folder} holds no file")
     if not seen:
@@ -154,9 +161,9 @@ def _size(values: Tensor) -> tuple[int, int]:
 
 def _label_faults(text: str) -> list[Fault]:
     """Faults of the lines, and objects behind the camera (well-formed, but no detector can learn from them)."""
-    lines, faults = parse_labels(text)
+    lines, faults = parse_labels(text, scored=False)
     for line in lines:
-        z = line.numbers[LABEL_FIELDS.index("z")]
+        z = line.numbers[Z]
         if line.name != "DontCare" and z <= 0:
             faults.append(Fault(line.line, f"the {line.name} lies behind the camera (z = {z:g} m)"))
     return faults
@@ -190,5 +197,6 @@ def _attempt(read: Callable[[Path], T], path: Path) -> tuple[T | None, list[Prob
 
 
 def _from_error(path: Path, error: UserError) -> Problem:
-    """A reader's sentence, which begins with the path, as a problem."""
-    return Problem(path, None, str(error).removeprefix(f"{path}: "))
+    """A reader's sentence, which begins with the path and perhaps the line, as a problem."""
+    line, sentence = re.fullmatch(r"(?:(\d+):)? ?(.*)", str(error).removeprefix(f"{path}:"), re.DOTALL).groups()
+    return Problem(path, line and int(line), sentence)

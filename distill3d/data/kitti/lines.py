@@ -11,7 +11,7 @@ from itertools import chain
 from typing import Any, NamedTuple
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 
 #: The numbers of a line after the class name; the score stands in result files only.
 LABEL_FIELDS = (
@@ -100,9 +100,10 @@ def sound_table(rows: Sequence[Sequence[str]], underscores: int, scored: bool) -
     return table
 
 
-def odd_visibility(names: Sequence[str], table: Table) -> list[int]:
-    """The rows of labels whose truncation or occlusion KITTI does not know, ascending."""
-    return [row for row in _broken(_VISIBILITY, table.T) if not is_dont_care(names[row])]
+def odd_visibility(truncation: Float[np.ndarray, " n"], occlusion: Float[np.ndarray, " n"]) -> Bool[np.ndarray, " n"]:
+    """Which labels of objects have a truncation or occlusion that KITTI does not know."""
+    columns = np.stack((truncation, occlusion))
+    return np.logical_or.reduce([rule.broken(columns) for rule in _VISIBILITY])
 
 
 def _broken(rules: Sequence[_Rule], columns: Float[np.ndarray, "f n"]) -> list[int]:
