@@ -38,7 +38,7 @@ from jaxtyping import Bool, Float, Int
 from distill3d.camera import Camera
 from distill3d.data.kitti.calibration import read_calibration
 from distill3d.evaluate.greedy import match_in_order
-from distill3d.evaluate.iou import image_coverage, image_iou, iou_3d, pairs_within_groups
+from distill3d.evaluate.iou import image_coverage, image_iou, iou_3d
 from distill3d.evaluate.kitti import (
     CLASSES,
     DIFFICULTIES,
@@ -50,6 +50,7 @@ from distill3d.evaluate.kitti import (
     Overlaps,
     Style,
     evaluate,
+    frame_pairs,
 )
 from distill3d.evaluate.matching import MISSED, match_in_image
 from distill3d.evaluate.transfer import TransferSettings, find, labelled_objects
@@ -280,7 +281,7 @@ def _is_false(labels: Annotations, predictions: Annotations, settings: FieldSett
     false = (np.char.lower(predictions.name) == settings.name) & (height >= MIN_HEIGHT[-1] * settings.min_height_scale)
     false[match[match != MISSED]] = False
     regions = labels.rows(np.char.lower(labels.name) == DONT_CARE)
-    p, r = pairs_within_groups(predictions.frame, regions.frame, len(labels.frames))
+    p, r = frame_pairs(predictions, regions)
     false[p[image_coverage(predictions.box2d[p], regions.box2d[r]) > settings.least_overlap]] = False
     return false
 
@@ -300,7 +301,7 @@ def match_boxes(one: Annotations, other: Annotations, least_overlap: float) -> I
     """
     if one.frames != other.frames:
         raise ValueError("both sets of boxes must hold the same frames in the same order")
-    a, b = pairs_within_groups(one.frame, other.frame, len(one.frames))
+    a, b = frame_pairs(one, other)
     overlap = image_iou(one.box2d[a], other.box2d[b])
     same = np.char.lower(one.name)[a] == np.char.lower(other.name)[b]
     candidate = np.flatnonzero(same & (overlap >= least_overlap) & _in_front(one)[a] & _in_front(other)[b])

@@ -14,8 +14,8 @@ What the official program does, for one class, difficulty, metric and minimum ov
    nothing took is a false positive unless a DontCare region covers it.
 4. Precision at the thresholds, made non-increasing; AP|R40 is its mean over recall points 1..40, point 0 excluded.
 
-The frames are independent, and so are the thresholds. So all frames and all thresholds are matched at once: step k
-handles the k-th candidate pair of every frame (`greedy.match_in_order`).
+The frames are independent, and so are the thresholds. So all frames and all thresholds are matched at once: in turn k
+the k-th ground truth of every frame chooses (`greedy.choose_in_turn`).
 
 Source: KITTI object development kit, evaluate_object.cpp, with 41 recall points (offline copy in DingCodeLab/MonoSTL,
 tools/kitti_eval).  The Python port descending from traveller59/second.pytorch differs in two rules: see `Style`.
@@ -43,7 +43,7 @@ from distill3d.data.kitti.lines import (
 from distill3d.data.splits import read_split
 from distill3d.errors import UserError
 from distill3d.evaluate import iou
-from distill3d.evaluate.greedy import match_in_order
+from distill3d.evaluate.greedy import choose_in_turn
 from distill3d.files import names_below, read_text, refuse_foreign, write_output_text
 
 if TYPE_CHECKING:  # the command line must start fast, and the maths needs no terminal
@@ -81,6 +81,7 @@ LEAST_OVERLAP = min(minimum for table in MIN_OVERLAP.values() for row in table.v
 NEIGHBOUR: dict[Class, str] = {"car": "van", "pedestrian": "person_sitting"}
 KNOWN_NAMES = (*CLASSES, "van", "truck", "person_sitting", "tram", "misc", DONT_CARE)
 RECALL_POINTS = 41
+MOST_PAIRS = 400_000  # of objects in one frame; KITTI's most crowded frames have some hundreds
 ENDING = ".txt"  # of label and result files
 NO_ALPHA = -10.0  # a detector without orientation writes this
 
@@ -190,6 +191,18 @@ class Annotations:
         """The chosen rows (mask or indices), with all frames kept."""
         return replace(self, **{column.name: getattr(self, column.name)[index] for column in fields(self)[1:]})
 
+    def equal_runs(self) -> tuple[Int[np.ndarray, " r"], Int[np.ndarray, " r"]]:
+        """Runs of rows that are equal in everything: (R,) the first row of each, and how many rows it has."""
+        begins = np.ones(len(self.frame), dtype=bool)
+        if len(begins):
+            begins[1:] = False
+        for column in fields(self)[1:]:
+            values = getattr(self, column.name)
+            differs = values[1:] != values[:-1]
+            begins[1:] |= differs if differs.ndim == 1 else differs.any(axis=1)
+        first = np.flatnonzero(begins)
+        return first, np.diff(np.append(first, len(begins)))
+
     def of_frames(self, frames: tuple[str, ...], what: str) -> "Annotations":
         """Only the given frames, in the given order; rows of a frame keep their order.
 
@@ -228,6 +241,32 @@ def result_frames(results: Path, labels: Path) -> list[str]:
 
 def _frames_among(names: set[str], labelled: set[str]) -> set[str]:
     return {name for name in names if name in labelled or name.isdecimal()}
+
+
+def frame_pairs(one: Annotations, other: Annotations) -> tuple[Int[np.ndarray, " p"], Int[np.ndarray, " p"]]:
+    """Rows of all pairs of the same frame, in order of the first, then of the second; both hold the same frames.
+
+    Raises:
+        UserError: as `refuse_crowds`.
+    """
+    refuse_crowds(one, other)
+    return iou.pairs_within_groups(one.frame, other.frame, len(one.frames))
+
+
+def refuse_crowds(one: Annotations, other: Annotations) -> None:
+    """Keeps what would take hours and all memory from being begun; both hold the same frames.
+
+    Raises:
+        UserError: a frame has more than ``MOST_PAIRS`` pairs.
+    """
+    counts = [np.bincount(rows.frame, minlength=len(one.frames)) for rows in (one, other)]
+    pairs = counts[0] * counts[1]
+    if len(pairs) and pairs.max() > MOST_PAIRS:
+        frame = int(pairs.argmax())
+        raise UserError(
+            f"frame {one.frames[frame]} has {counts[0][frame]} objects to compare with {counts[1][frame]} others,"
+            f" expected at most {MOST_PAIRS} pairs"
+        )
 
 
 # ---------------------------------------------------------------------- results
@@ -428,9 +467,13 @@ def evaluate(
 
     label_kind, det_kind = np.char.lower(labels.name), np.char.lower(det.name)
     relevant = np.isin(label_kind, [*CLASSES, *NEIGHBOUR.values()])
-    gt, gt_kind = labels.rows(relevant), label_kind[relevant]
+    every_gt, every_gt_kind = labels.rows(relevant), label_kind[relevant]
+    # Labels that stand there many times over, one after the other, choose as one with as many places.
+    first, places = every_gt.equal_runs()
+    gt, gt_kind = every_gt.rows(first), every_gt_kind[first]
     pairs = _overlaps(gt, det)
-    coverage = _dont_care_coverage(det, labels.rows(label_kind == DONT_CARE), style)
+    regions = labels.rows(label_kind == DONT_CARE)
+    coverage = _dont_care_coverage(det, regions.rows(regions.equal_runs()[0]), style)
     levels = range(len(DIFFICULTIES))
     too_hard = [_too_hard(gt, level, min_height_scale, style) for level in levels]
     is_small = [_is_small(det, level, min_height_scale) for level in levels]
@@ -456,7 +499,7 @@ def evaluate(
                 minimum = minima[name][geometry]
                 if minimum not in known:
                     known[minimum] = [
-                        _precision_curves(gt, det, candidates, minimum, gt_state, det_state, coverage[geometry])
+                        _precision_curves(gt, places, det, candidates, minimum, gt_state, det_state, coverage[geometry])
                         for gt_state, det_state in zip(gt_states, det_states, strict=True)
                     ]
                 for metric in METRICS:
@@ -481,7 +524,7 @@ def evaluate(
         min_height_scale=min_height_scale,
         style=style,
     )
-    return _explained(result, gt, gt_kind, det, det_kind)
+    return _explained(result, every_gt, every_gt_kind, det, det_kind)
 
 
 def _geometry(metric: Metric) -> Literal["bbox", "bev", "3d"]:
@@ -491,7 +534,7 @@ def _geometry(metric: Metric) -> Literal["bbox", "bev", "3d"]:
 
 def _overlaps(gt: Annotations, det: Annotations) -> dict[str, _Pairs]:
     """Overlaps of all pairs that any class, difficulty or overlap set could match, by geometry."""
-    gt_index, det_index = iou.pairs_within_groups(gt.frame, det.frame, len(gt.frames))
+    gt_index, det_index = frame_pairs(gt, det)
     bev, space = iou.bev_and_3d_iou(det.box3d[det_index], gt.box3d[gt_index])
     image = iou.image_iou(det.box2d[det_index], gt.box2d[gt_index])
     return {
@@ -506,7 +549,7 @@ def _dont_care_coverage(det: Annotations, regions: Annotations, style: Style) ->
     DontCare regions have a placeholder for a 3D box. The C++ program treats it as a box, which detections without a 3D
     box of their own can meet; the Python port leaves it out.
     """
-    det_index, region_index = iou.pairs_within_groups(det.frame, regions.frame, len(det.frames))
+    det_index, region_index = frame_pairs(det, regions)
     image = iou.image_coverage(det.box2d[det_index], regions.box2d[region_index])
     bev, space = iou.bev_and_3d_coverage(det.box3d[det_index], regions.box3d[region_index])
     coverage = {geometry: np.zeros(len(det.frame)) for geometry in ("bbox", "bev", "3d")}
@@ -534,6 +577,7 @@ def _is_small(det: Annotations, difficulty: int, min_height_scale: float) -> Boo
 
 def _precision_curves(
     gt: Annotations,
+    places: Int[np.ndarray, " g"],
     det: Annotations,
     pairs: _Pairs,
     min_overlap: float,
@@ -543,6 +587,7 @@ def _precision_curves(
 ) -> _Curves:
     """Precision and orientation similarity at 41 recall points, for one class, difficulty, geometry and overlap.
 
+    places: (G,) how many labels each ground truth stands for.
     gt_state: (G,) 0 counted, 1 ignored, -1 out. det_state: (D,) 0 own, 1 small, -1 out. coverage: (D,) by DontCare.
     """
     pairs = pairs.where((pairs.overlap > min_overlap) & (gt_state[pairs.gt] >= 0) & (det_state[pairs.det] >= 0))
@@ -553,15 +598,16 @@ def _precision_curves(
     by_score = np.lexsort((-score, pairs.gt))
     surest = pairs.where(by_score)
     always = np.ones((len(by_score), 1), dtype=bool)
-    taken = match_in_order(gt.frame[surest.gt], surest.gt, surest.det, always)[:, 0]
+    taken = choose_in_turn(gt.frame[surest.gt], surest.gt, surest.det, always, places)[:, 0]
     counts = (gt_state[surest.gt] == 0) & (det_state[surest.det] == 0)
-    thresholds = recall_thresholds(det.score[surest.det[taken & counts]], int((gt_state == 0).sum()))
+    thresholds = recall_thresholds(det.score[surest.det[taken & counts]], int(places[gt_state == 0].sum()))
 
     # Pass B: own detections by overlap, then small ones in file order.
     by_overlap = np.lexsort((np.where(small, 0.0, -pairs.overlap), small, pairs.gt))
     best = pairs.where(by_overlap)
     # Each ground truth, in file order, gets its most preferred detection that is still free.
-    taken = match_in_order(gt.frame[best.gt], best.gt, best.det, score[by_overlap, None] >= thresholds)  # (P, T)
+    reaches = score[by_overlap, None] >= thresholds  # (P, T)
+    taken = choose_in_turn(gt.frame[best.gt], best.gt, best.det, reaches, places)
     counts = (gt_state[best.gt] == 0) & (det_state[best.det] == 0)
     true_positives = taken[counts].sum(axis=0)
     similarity = (1 + np.cos(gt.alpha[best.gt[counts]] - det.alpha[best.det[counts]])) / 2 @ taken[counts]
@@ -668,7 +714,8 @@ def _explain_class(result: Result, labels: Annotations, detections: Annotations,
 
 def _nearest(labels: Annotations, detections: Annotations) -> Nearest | None:
     """Compare each detection with the label nearest on the ground in its frame; None if no frame has both."""
-    d, g = iou.pairs_within_groups(detections.frame, labels.frame, len(labels.frames))
+    labels = labels.rows(labels.equal_runs()[0])
+    d, g = frame_pairs(detections, labels)
     if len(d) == 0:
         return None
     offset = detections.xyz[d] - labels.xyz[g]

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 from jaxtyping import Bool, Int
 
-from distill3d.evaluate.iou import image_iou, pairs_within_groups
-from distill3d.evaluate.kitti import MAX_OCCLUSION, MAX_TRUNCATION, MIN_HEIGHT, NEIGHBOUR, Annotations
+from distill3d.evaluate.iou import image_iou
+from distill3d.evaluate.kitti import MAX_OCCLUSION, MAX_TRUNCATION, MIN_HEIGHT, NEIGHBOUR, Annotations, frame_pairs
 
 #: Row of an object that no detection was matched to.
 MISSED = -1
@@ -33,24 +33,30 @@ def match_in_image(labels: Annotations, detections: Annotations, least_overlap: 
 
     Raises:
         ValueError: other frames in one than in the other.
+        UserError: a frame with too many objects (``frame_pairs``).
     """
     if labels.frames != detections.frames:
         raise ValueError("labels and detections must hold the same frames in the same order")
     forgiven = {other: name for name, other in NEIGHBOUR.items()}
+    # Objects that stand there many times over, one after the other, are taken from the first to the last.
+    first, places = labels.equal_runs()
+    objects = labels.rows(first)
     detected = np.char.lower(detections.name)
-    labelled = np.char.lower(labels.name)
+    labelled = np.char.lower(objects.name)
     for other, name in forgiven.items():
         labelled = np.where(labelled == other, name, labelled)
-    g, d = pairs_within_groups(labels.frame, detections.frame, len(labels.frames))
+    g, d = frame_pairs(objects, detections)
     same_class = labelled[g] == detected[d]
     g, d = g[same_class], d[same_class]
-    overlap = image_iou(labels.box2d[g], detections.box2d[d])
+    overlap = image_iou(objects.box2d[g], detections.box2d[d])
     near = overlap >= least_overlap
     g, d, overlap = g[near], d[near], overlap[near]
     match = np.full(len(labels.frame), MISSED)
+    used = np.zeros(len(first), dtype=np.int64)
     taken = np.zeros(len(detections.frame), dtype=bool)
     for pair in np.lexsort((g, -overlap, d, -detections.score[d])):
-        if match[g[pair]] == MISSED and not taken[d[pair]]:
-            match[g[pair]] = d[pair]
+        if used[g[pair]] < places[g[pair]] and not taken[d[pair]]:
+            match[first[g[pair]] + used[g[pair]]] = d[pair]
+            used[g[pair]] += 1
             taken[d[pair]] = True
     return match

@@ -32,7 +32,7 @@ import numpy as np
 from jaxtyping import Bool, Float, Int
 
 from distill3d.errors import UserError
-from distill3d.evaluate.greedy import match_in_order
+from distill3d.evaluate.greedy import choose_in_turn
 from distill3d.evaluate.iou import pairs_within_groups
 from distill3d.evaluate.nuscenes_boxes import (
     ATTRIBUTES,
@@ -420,7 +420,7 @@ def _match(gt: DetectionBoxes, det: DetectionBoxes, config: DetectionConfig) -> 
     if not pairs:
         return matched
     d, g, distance = (np.concatenate(column) for column in zip(*pairs, strict=True))
-    taken = match_in_order(det_group[det_order[d]], d, g, distance[:, None] < np.array(config.distances))
+    taken = choose_in_turn(det_group[det_order[d]], d, g, distance[:, None] < np.array(config.distances))
     for t in range(len(config.distances)):
         matched[det_order[d[taken[:, t]]], t] = gt_order[g[taken[:, t]]]
     return matched

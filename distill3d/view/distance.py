@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import Bool, Float, Int
 
 from distill3d.evaluate.iou import pairs_within_groups
-from distill3d.evaluate.kitti import Annotations
+from distill3d.evaluate.kitti import Annotations, refuse_crowds
 from distill3d.evaluate.matching import objects_of_interest
 
 #: m on the ground between the centres of an object and its detection: the widest match of the nuScenes detection metric
@@ -58,6 +58,7 @@ def match_nearest(
         raise ValueError("labels and detections must hold the same frames in the same order")
     objects = labels.rows(objects_of_interest(labels, name, min_height_scale))
     detections = detections.rows((np.char.lower(detections.name) == name) & (detections.score >= LEAST_SCORE))
+    refuse_crowds(objects, detections)
     partner, offset = nearest_partners(
         objects.frame, objects.xyz[:, [0, 2]], detections.frame, detections.xyz[:, [0, 2]], len(labels.frames)
     )
