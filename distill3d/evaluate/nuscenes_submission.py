@@ -16,6 +16,7 @@ attributes is that of Megvii-BaseDetection/BEVDepth bevdepth/evaluators/det_eval
 
 from __future__ import annotations
 
+import codecs
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -39,7 +40,7 @@ from distill3d.evaluate.nuscenes_boxes import (
     DetectionBoxes,
     yaw_of,
 )
-from distill3d.files import write_atomically
+from distill3d.files import read_bytes, write_atomically
 
 MOVING_SPEED = 0.2  # m/s; faster objects get the attribute of moving ones
 MOVING_ATTRIBUTE = {
@@ -213,6 +214,7 @@ class _Submission(msgspec.Struct):
 _LABELS = {name: label for label, name in enumerate(CLASSES)}
 _ATTRIBUTES = {"": NO_ATTRIBUTE, **{name: index for index, name in enumerate(ATTRIBUTES)}}
 _UNKNOWN = NO_ATTRIBUTE - 1  # stands for a name that is in neither table
+_FLOAT32_MAX = float(np.finfo(np.float32).max)
 _BOXES = msgspec.json.Decoder(list[SubmissionBox])
 
 
@@ -270,16 +272,41 @@ def read_submission(path: Path, tokens: Sequence[str] | None = None) -> Detectio
 
 def _results(path: Path) -> dict[str, msgspec.Raw]:
     """The entries of each sample, not yet decoded, in the file's order."""
+    text = read_bytes(path).removeprefix(codecs.BOM_UTF8)
     try:
-        text = path.read_bytes()
-    except OSError as error:
-        raise UserError(f"{path} cannot be read: {error.strerror}") from None
-    try:
-        return msgspec.json.decode(text, type=_Submission).results
+        entries = msgspec.json.decode(text, type=_Submission).results
     except msgspec.ValidationError as error:
         raise UserError(f"{path} is no submission: {_sentence(error)}") from None
-    except msgspec.DecodeError as error:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise _malformed(path, text, error) from None
+    _refuse_repeated(path, text, entries)
+    return entries
+
+
+def _refuse_repeated(path: Path, text: bytes, entries: Mapping[str, msgspec.Raw]) -> None:
+    """Keeps a sample from standing twice, of which the parser took the last: what lies between two values is then more
+    than one key. The values are views of the text, so their places are known.
+
+    Raises:
+        UserError: one stands twice, or the results do.
+    """
+    begin = np.frombuffer(text, np.uint8).ctypes.data
+    values = [np.frombuffer(value, np.uint8) for value in entries.values()]
+    spans = sorted((value.ctypes.data - begin, len(value)) for value in values)
+    end = 0
+    for at, length in spans:
+        between = text[max(end, at - _LONGEST_KEY) : at]
+        if (_FIRST_KEY.search(between) if end == 0 else _NEXT_KEY.fullmatch(between)) is None:
+            raise UserError(f"{path}: {_repeated(text[end:at], entries)} stands twice, expected each sample once")
+        end = at + length
+    if spans and len(_RESULTS.findall(text, 0, spans[0][0])) > 1:
+        raise UserError(f"{path}: the key results stands twice")
+
+
+def _repeated(between: bytes, entries: Mapping[str, msgspec.Raw]) -> str:
+    """The sample whose first value lies here, and was replaced by a later one."""
+    keys = (key.decode(errors="replace") for key in _SAMPLE_KEY.findall(between))
+    return f"sample {next((key for key in keys if key in entries), 'a key')}"
 
 
 def _sample_boxes(path: Path, token: str, entries: msgspec.Raw) -> list[SubmissionBox]:
@@ -287,6 +314,8 @@ def _sample_boxes(path: Path, token: str, entries: msgspec.Raw) -> list[Submissi
         boxes = _BOXES.decode(entries)
     except msgspec.ValidationError as error:
         raise UserError(f"{path}: sample {token}: {_sentence(error)}") from None
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise UserError(f"{path}: sample {token}: {_reason(error)}") from None
     if len(boxes) > MAX_BOXES:
         raise UserError(f"{path}: sample {token} has {len(boxes)} boxes, expected at most {MAX_BOXES}")
     return boxes
@@ -320,13 +349,17 @@ def _demands(columns: Mapping[str, np.ndarray]) -> Iterable[tuple[str, np.ndarra
     yield "attribute_name", columns["attribute_name"] == _UNKNOWN, f"empty or one of {', '.join(ATTRIBUTES)}"
     yield "detection_score", ~((score >= 0) & (score <= 1)), "a float in 0..1, with a decimal point"
     for key in ("translation", "size", "rotation", "velocity"):
-        yield key, (~np.isfinite(columns[key])).sum(axis=1) > 0, "finite"
+        yield key, (~(np.abs(columns[key]) <= _FLOAT32_MAX)).sum(axis=1) > 0, "finite, and at most 3.4e38"
     yield "size", (columns["size"] <= 0).sum(axis=1) > 0, "positive"
     yield "rotation", np.abs(columns["rotation"]).sum(axis=1) == 0, "a quaternion of some length"
 
 
 _PLACE = re.compile(r"^\$(?:\[(\d+)\])?\.?(.*)$")
 _BYTE = re.compile(r" ?\(byte (\d+)\)")
+_ONE_KEY = rb'\s*"(?:[^"\\]|\\.)*"\s*:\s*'
+_FIRST_KEY, _NEXT_KEY = re.compile(rb"\{" + _ONE_KEY + rb"\Z"), re.compile(rb"\s*," + _ONE_KEY)
+_RESULTS = re.compile(rb'"results"\s*:')
+_LONGEST_KEY = 1 << 16  # bytes
 _SAMPLE_KEY = re.compile(rb'"([^"]*)"\s*:\s*\[\s*(?=[\]{])')
 _NOT_FINITE = re.compile(rb"NaN|Infinity")
 _LONGEST_SAMPLE = 1 << 20  # bytes; 500 boxes take about a quarter of it
@@ -341,8 +374,18 @@ def _sentence(error: msgspec.ValidationError) -> str:
     return ": ".join(part for part in parts if part)
 
 
-def _malformed(path: Path, text: bytes, error: msgspec.DecodeError) -> UserError:
+def _reason(error: msgspec.DecodeError | UnicodeDecodeError | RecursionError) -> str:
+    if isinstance(error, RecursionError):
+        return "is nested too deeply"
+    if isinstance(error, UnicodeDecodeError):
+        return f"byte 0x{error.object[error.start]:02x} is no UTF-8 text"
+    return _BYTE.sub("", str(error)).removeprefix("JSON is malformed: ")
+
+
+def _malformed(path: Path, text: bytes, error: msgspec.DecodeError | UnicodeDecodeError | RecursionError) -> UserError:
     """Names the sample in which a text stops being JSON."""
+    if isinstance(error, RecursionError):
+        return UserError(f"{path}: {_reason(error)}")
     place = _BYTE.search(str(error))
     at = int(place[1]) if place else len(text)
     keys = _SAMPLE_KEY.findall(text, max(0, at - _LONGEST_SAMPLE), at)
@@ -350,5 +393,6 @@ def _malformed(path: Path, text: bytes, error: msgspec.DecodeError) -> UserError
     number = _NOT_FINITE.match(text, at)
     if number is not None:
         return UserError(f"{where}: expected finite numbers, not {number[0].decode()} (byte {at})")
-    what = _BYTE.sub("", str(error)).removeprefix("JSON is malformed: ")
-    return UserError(f"{where}: expected a submission in JSON, but the text is malformed at byte {at}: {what}")
+    return UserError(
+        f"{where}: expected a submission in JSON, but the text is malformed at byte {at}: {_reason(error)}"
+    )

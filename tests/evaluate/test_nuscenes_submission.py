@@ -219,7 +219,7 @@ def test_unfit_files_are_refused_in_one_sentence(tmp_path: Path, text: str, word
 
 
 def test_an_absent_file_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="cannot be read"):
+    with pytest.raises(UserError, match="none.json: no such file"):
         read_submission(tmp_path / "none.json")
 
 

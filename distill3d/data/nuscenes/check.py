@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import difflib
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -65,8 +66,18 @@ def nuscenes_contents(root: Path) -> Iterator[str]:
             if count and category not in CLASS_OF_CATEGORY and category not in OTHER_CATEGORIES:
                 yield (
                     f"warning: {table_file(folder, 'category')}: {category!r} is no category of nuScenes', "
-                    f"its {count} objects are not learnt"
+                    f"its {count} objects are not learnt: {_likely_category(category)}"
                 )
+
+
+def _likely_category(name: str) -> str:
+    """What another's own name of a category probably means, as ``vehicle.car`` for ``car``; or else all known ones."""
+    lower = name.lower()
+    for category, label in CLASS_OF_CATEGORY.items():
+        if lower in (label, category.rpartition(".")[2], category):
+            return f"did you mean {category}?"
+    near = difflib.get_close_matches(lower, (*CLASS_OF_CATEGORY, *OTHER_CATEGORIES), n=1, cutoff=0.8)
+    return f"did you mean {near[0]}?" if near else f"known are {', '.join(CLASS_OF_CATEGORY)}"
 
 
 def _versions(root: Path) -> list[Path]:
@@ -152,14 +163,10 @@ def _annotation_faults(t: Tables) -> Iterator[RecordFault]:
     path, a = table_file(t.folder, ANNOTATION), t.annotations
     time = np.append(t.samples.timestamp, 0)[a.sample]
     yield from _link_faults(path, a.token, a.prev, a.next, time, a.instance, "object")
-    rules: list[tuple[np.ndarray, Callable[[int], str]]] = [
-        (a.wlh.min(axis=-1) <= 0, lambda r: f"size is {a.wlh[r].tolist()} m, expected positive numbers"),
-        (a.num_lidar_pts < 0, lambda r: f"num_lidar_pts is {a.num_lidar_pts[r]}"),
-        (a.num_radar_pts < 0, lambda r: f"num_radar_pts is {a.num_radar_pts[r]}"),
-        (a.attribute_count > 1, lambda r: f"has {a.attribute_count[r]} attributes, expected at most one"),
-    ]
-    for wrong, sentence in rules:
-        yield from listed(path, a.token, np.flatnonzero(wrong), sentence)
+    yield from listed(
+        path, a.token, np.flatnonzero(a.attribute_count > 1),
+        lambda r: f"has {a.attribute_count[r]} attributes, expected at most one",
+    )  # fmt: skip
 
 
 def _link_faults(

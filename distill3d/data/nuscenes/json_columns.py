@@ -6,6 +6,7 @@ become objects.  Only one piece of the file is held as text and as Python object
 
 from __future__ import annotations
 
+import codecs
 import gzip
 import os
 import re
@@ -30,6 +31,7 @@ _SLACK, _GROWTH = 1.02, 1.25
 #: Longest run of blanks looked at before a record; with a longer one the file is not cut there.
 _MOST_BLANKS = 64
 _BEFORE_RECORD = re.compile(rb"\}(\s*,\s*)\Z")
+_NUL = b"\\u0000"
 _BYTE = re.compile(r" ?\(byte (\d+)\)")
 _MISSING_KEY = re.compile(r"Object missing required field `(.+?)`")
 
@@ -71,6 +73,8 @@ def read_columns(
         return None, [RecordFault(path, None, reader.malformed(error))]
     except UnicodeDecodeError:
         return None, [RecordFault(path, None, f"is not UTF-8 text after record {reader.records}")]
+    except RecursionError:
+        return None, [RecordFault(path, None, f"is nested too deeply after record {reader.records}")]
     except OverflowError:
         return None, [RecordFault(path, None, "holds a whole number of more than 64 bits")]
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
@@ -105,7 +109,7 @@ class _Reader:
         """
         text = b""
         while block := stream.read(max(chunk_bytes, len(text))):
-            text += block
+            text += block if text or self.records else block.removeprefix(codecs.BOM_UTF8)
             cut = _last_cut(text)
             if cut is None:
                 continue
@@ -122,19 +126,27 @@ class _Reader:
 
     def _decode(self, text: bytes) -> list[msgspec.Struct]:
         """The sound records of a JSON list; the others go to ``faults``."""
-        try:
-            records = self._all.decode(text)
-            self.records += len(records)
-            return records
-        except msgspec.ValidationError:
-            pass
+        # Arrays of bytes cannot tell a NUL at the end of a text from none.
+        if b"\\" not in text or _NUL not in text:
+            try:
+                records = self._all.decode(text)
+                self.records += len(records)
+                return records
+            except msgspec.ValidationError:
+                pass
         records = []
         for raw in self._apart.decode(text):
             self.records += 1
             try:
-                records.append(self._one.decode(raw))
+                record = self._one.decode(raw)
             except msgspec.ValidationError as error:
                 self.faults.append(RecordFault(self.path, _name(raw, self.records), _sentence(str(error))))
+                continue
+            if _holds_nul(record):
+                sentence = "holds a NUL character, expected text"
+                self.faults.append(RecordFault(self.path, f"record {self.records}", sentence))
+                continue
+            records.append(record)
         return records
 
     def malformed(self, error: msgspec.DecodeError) -> str:
@@ -144,6 +156,11 @@ class _Reader:
         if found is None:
             return f"is not a JSON list of records: {_lower(text)} after record {self.records}"
         return f"is not a JSON list of records: {_lower(_BYTE.sub('', text))} at byte {self._bytes + int(found[1])}"
+
+
+def _holds_nul(record: msgspec.Struct) -> bool:
+    values = chain.from_iterable(v if isinstance(v, list) else [v] for v in msgspec.structs.astuple(record))
+    return any(isinstance(value, str) and "\0" in value for value in values)
 
 
 def _last_cut(text: bytes) -> tuple[int, int] | None:

@@ -35,7 +35,7 @@ MICROSECOND = 1e-6  # s
 #: A rotation's quaternion may differ from unit length by this much; the official ones do by 1e-6 or less.
 UNIT_TOLERANCE = 1e-3
 #: To be raised whenever the columns change, so that caches of before are not read.
-CACHE_FORMAT = 1
+CACHE_FORMAT = 2
 #: Faults of one kind listed singly; a file that lacks half its records would otherwise fill the screen for hours.
 MOST_LISTED = 1000
 
@@ -372,6 +372,11 @@ _REFERENCES = {
 _POSES = ("ego_pose", "calibrated_sensor", ANNOTATION)
 _MAY_BE_EMPTY = ("prev", "next", "attribute_tokens")
 Columns = dict[str, np.ndarray]
+#: Whole numbers whose columns have 32 bits.
+_SMALL_NUMBERS = {"sample_data": ("width", "height"), ANNOTATION: ("num_lidar_pts", "num_radar_pts")}
+_NAMES_AT_ONCE = 1 << 16
+_INT32 = np.iinfo(np.int32)
+_FLOAT32_MAX = float(np.finfo(np.float32).max)
 #: Multiplier and shift of the hash of a token's 8-byte words (the multiplier is MurmurHash3's 64-bit finaliser's).
 _HASH_FACTOR = np.uint64(0xFF51AFD7ED558CCD)
 _HASH_SHIFT = np.uint64(33)
@@ -449,6 +454,7 @@ def read_tables(folder: Path) -> tuple[Tables | None, list[RecordFault]]:
     faults += _resolve(folder, tables, unsound)
     if len(tables) < len(REQUIRED) + 1 + len(_FOR_ANNOTATIONS):
         return None, faults
+    faults += _value_faults(folder, tables)
     for name in _POSES:
         path, columns = table_file(folder, name), tables[name]
         faults += _pose_faults(path, columns["token"], columns["translation"], columns["rotation"])
@@ -470,11 +476,48 @@ def listed(path: Path, tokens: np.ndarray, rows: np.ndarray, sentence: Callable[
         yield RecordFault(path, None, f"{len(rows) - MOST_LISTED} more records with the same fault")
 
 
+def _value_faults(folder: Path, tables: dict[str, Columns]) -> Iterator[RecordFault]:
+    """Numbers that mean nothing or that their columns cannot hold, and files outside the data set's folder."""
+    for name, keys in _SMALL_NUMBERS.items():
+        path, columns = table_file(folder, name), tables[name]
+        for key in keys:
+            values = columns[key]
+            large = np.flatnonzero((values < _INT32.min) | (values > _INT32.max))
+            yield from listed(
+                path, columns["token"], large, lambda r, k=key, v=values: f"{k} is {v[r]}, expected 32 bits at most"
+            )
+    path, objects = table_file(folder, ANNOTATION), tables[ANNOTATION]
+    size, tokens = objects["size"], objects["token"]
+    wrong = np.flatnonzero(~((size > 0) & (size <= _FLOAT32_MAX)).all(axis=-1))
+    yield from listed(path, tokens, wrong, lambda r: f"size is {size[r].tolist()} m, expected positive numbers")
+    for key in _SMALL_NUMBERS[ANNOTATION]:
+        negative = np.flatnonzero(objects[key] < 0)
+        yield from listed(path, tokens, negative, lambda r, k=key: f"{k} is {objects[k][r]}")
+    data = tables["sample_data"]
+    yield from listed(
+        table_file(folder, "sample_data"), data["token"], _outside(data["filename"]),
+        lambda r: f"filename {data['filename'].item(r).decode()!r} is no name inside the data set's folder",
+    )  # fmt: skip
+
+
+def _outside(names: np.ndarray) -> np.ndarray:
+    """Rows of names (n,) bytes that lead out of a folder: empty, absolute or with a part ``..``."""
+    if len(names) == 0:
+        return np.zeros(0, np.int64)
+    first = np.ascontiguousarray(names).view(np.uint8).reshape(len(names), -1)[:, 0]
+    rows = set(np.flatnonzero((first == 0) | (first == ord("/"))).tolist())
+    for begin in range(0, len(names), _NAMES_AT_ONCE):
+        part = names[begin : begin + _NAMES_AT_ONCE]
+        if b".." in part.tobytes():
+            rows |= {begin + r for r, name in enumerate(part.tolist()) if b".." in name.split(b"/")}
+    return np.array(sorted(rows), np.int64)
+
+
 def _pose_faults(
     path: Path, tokens: np.ndarray, translation: np.ndarray, rotation: np.ndarray
 ) -> Iterator[RecordFault]:
-    lost = np.flatnonzero(~np.isfinite(translation).all(axis=-1))
-    yield from listed(path, tokens, lost, lambda row: "translation is not finite")
+    lost = np.flatnonzero(~(np.abs(translation) <= _FLOAT32_MAX).all(axis=-1))
+    yield from listed(path, tokens, lost, lambda row: "translation is not finite, or larger than 3.4e38")
     length = np.linalg.norm(rotation, axis=-1)
     bent = np.flatnonzero(~(np.abs(length - 1) <= UNIT_TOLERANCE))
     yield from listed(
