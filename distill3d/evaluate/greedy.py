@@ -44,7 +44,7 @@ def choose_in_turn(
     free = np.ones((right.max() + 1, allowed.shape[1]), dtype=bool)
     chooser = np.cumsum(opens | np.r_[True, left[1:] != left[:-1]])
     turn = chooser - chooser[opens][of_group]
-    order = np.argsort(turn, kind="stable")
+    order, ends = np.argsort(turn, kind="stable"), np.zeros(0, dtype=np.int64)
     for number in range(int(turn.max()) + 1):
         place = number % _TURNS_TO_THIN_OUT
         if place == 0:

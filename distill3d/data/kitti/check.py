@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -198,5 +197,8 @@ def _attempt(read: Callable[[Path], T], path: Path) -> tuple[T | None, list[Prob
 
 def _from_error(path: Path, error: UserError) -> Problem:
     """A reader's sentence, which begins with the path and perhaps the line, as a problem."""
-    line, sentence = re.fullmatch(r"(?:(\d+):)? ?(.*)", str(error).removeprefix(f"{path}:"), re.DOTALL).groups()
-    return Problem(path, line and int(line), sentence)
+    rest = str(error).removeprefix(f"{path}:")
+    line, colon, sentence = rest.partition(":")
+    if colon and line.isdecimal():
+        return Problem(path, int(line), sentence.strip())
+    return Problem(path, None, rest.strip())

@@ -140,9 +140,11 @@ def line_faults(words: Sequence[str], scored: bool | None = None, visibility: bo
     if len(name) > MOST_CHARACTERS:
         yield f"the class name has {len(name)} characters"
     if len(words) not in words_expected(scored):
-        hint = {(True, LABEL_WORDS): " (the score is missing)", (False, RESULT_WORDS): " (labels have no score)"}
         fields = {None: "15 fields, or 16 with a score", True: "16 fields", False: "15 fields"}[scored]
-        yield f"expected {fields}, found {len(words)}{hint.get((scored, len(words)), '')}"
+        hint = ""
+        if len(words) in words_expected(None):
+            hint = " (the score is missing)" if scored else " (labels have no score)"
+        yield f"expected {fields}, found {len(words)}{hint}"
         return
     numbers = [number_of(word) for word in values]
     for field, word, number in zip(LABEL_FIELDS, values, numbers, strict=False):

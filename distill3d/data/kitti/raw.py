@@ -42,6 +42,7 @@ LIDAR_LINES = {"R": 9, "T": 3}
 
 MAPPING, ORDER = "train_mapping.txt", "train_rand.txt"
 MAPPING_LINE = re.compile(r"(?P<date>\d{4}_\d\d_\d\d) (?P<drive>(?P=date)_drive_\d{4}_sync) (?P<frame>\d{10})")
+MOST_DIGITS = 10  # of an index; Python refuses to read those of thousands
 OBJECT_ID = re.compile(r"\d{6}")
 
 
@@ -84,7 +85,7 @@ def read_list(path: Path) -> list[str]:
     Raises:
         UserError: the file is absent, names no frame or one twice, or a line is no raw frame.
     """
-    for number, line in enumerate(read_text(path).splitlines(), 1):
+    for number, line in enumerate(read_text(path).split("\n"), 1):
         if line.strip() and not is_raw_id(line.strip()):
             raise UserError(f"{path}:{number}: {line.strip()!r} is no raw frame, expected one such as {EXAMPLE}")
     return read_split(path)
@@ -123,7 +124,7 @@ class RawMapping:
         """
         mapping, order = folder / MAPPING, folder / ORDER
         frames: list[str] = []
-        for number, line in enumerate(read_text(mapping).splitlines(), 1):
+        for number, line in enumerate(read_text(mapping).rstrip("\n").split("\n"), 1):
             match = MAPPING_LINE.fullmatch(line.strip())
             if match is None:
                 raise UserError(f"{mapping}:{number}: expected `date drive frame`, found {line.strip()!r}")
@@ -132,7 +133,7 @@ class RawMapping:
         seen: set[int] = set()
         for number, line in enumerate(read_text(order).splitlines(), 1):
             for word in line.replace(",", " ").split():
-                if not word.isdecimal() or not 1 <= int(word) <= len(frames):
+                if len(word) > MOST_DIGITS or not word.isdecimal() or not 1 <= int(word) <= len(frames):
                     raise UserError(
                         f"{order}:{number}: {word!r} is no line of {MAPPING}, expected a number from 1 to {len(frames)}"
                     )
