@@ -226,7 +226,7 @@ def names_below(folder: Path, ending: str) -> list[str]:
                 elif entry.is_dir():
                     look(entry.path, f"{prefix}{entry.name}/", (*above, real))
 
-    if not folder.is_dir():
+    if not os.path.isdir(folder):  # unlike pathlib's, it takes names of any length
         raise UserError(f"{folder}: no such folder")
     try:
         look(os.fspath(folder), "", ())

@@ -861,7 +861,7 @@ def _results(folder: Path, labelled: set[str], wanted: Sequence[str] | None) -> 
         UserError: there is none in either, or none of those that are ``wanted``.
     """
     for place in (folder, folder / "data"):
-        names = set(names_below(place, ENDING)) if place == folder or place.is_dir() else set()
+        names = set(names_below(place, ENDING)) if place == folder or os.path.isdir(place) else set()
         frames = _frames_among(names, labelled.union(wanted or ()))
         if not frames.isdisjoint(frames if wanted is None else wanted):
             return place, names, frames

@@ -23,6 +23,7 @@ eval/common/{loaders,utils}.py.
 from __future__ import annotations
 
 import json as jsonlib
+import os
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -553,7 +554,7 @@ def evaluated_tokens(tables: Tables, data_root: Path, split: str | Path | None) 
 
     if split is None:
         rows = list(range(len(tables.samples)))
-    elif Path(split).is_file():
+    elif os.path.isfile(split):
         rows = listed_samples(tables, Path(split))
     else:
         rows = split_samples(tables, data_root, str(split))

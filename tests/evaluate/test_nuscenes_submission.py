@@ -218,6 +218,48 @@ def test_unfit_files_are_refused_in_one_sentence(tmp_path: Path, text: str, word
     assert words in str(raised.value) and str(raised.value).startswith(str(path)) and "\n" not in str(raised.value)
 
 
+LIST = json.dumps([BOX]).encode()
+
+
+@pytest.mark.parametrize(
+    ("results", "words"),
+    [
+        (b'{"a": %s, "b": [], "a": []}' % LIST, "sample a stands twice"),
+        (b'{"b": [], "a": [],"a":%s}' % LIST, "sample a stands twice"),
+        (b'{"a": [], "b": []}, "results": {"b": [], "a": %s}' % LIST, "the key results stands twice"),
+        (b'{"b": [], "a": %s}' % LIST.replace(b"car", b"c\xe4r"), "sample a: byte 0xe4 is no UTF-8 text"),
+        (b'{"b": [], "\xe4": []}', "byte 0xe4 is no UTF-8 text"),
+        (b'{"b": [], "a": %s}' % LIST.replace(b"3.0", b"1e308"), "translation must be finite, and at most 3.4e38"),
+        (b'{"b": [], "a": %s}' % LIST.replace(b"3.0", b"1e999"), "number out of range"),
+        (b'{"b": [], "a": %s}' % (b"[" * 100_000), "is nested too deeply"),
+        (b'{"b": [], "a": [{"x": %s}]}' % (b"[" * 9000 + b"]" * 9000), "is nested too deeply"),
+    ],
+)
+def test_files_that_no_writer_makes_are_refused(tmp_path: Path, results: bytes, words: str) -> None:
+    path = tmp_path / "s.json"
+    path.write_bytes(b'{"meta": {}, "results": %s}' % results)
+    with pytest.raises(UserError) as raised:
+        read_submission(path, ("a", "b"))
+    assert words in str(raised.value) and str(raised.value).startswith(f"{path}: ")
+
+
+def test_a_byte_order_mark_is_no_part_of_the_file(tmp_path: Path) -> None:
+    path = tmp_path / "s.json"
+    path.write_bytes(b"\xef\xbb\xbf" + json.dumps(submission([BOX])).encode())
+    assert len(read_submission(path)) == 1
+
+
+@given(st.binary(max_size=300) | st.text(max_size=300).map(str.encode))
+def test_any_bytes_are_read_or_refused(tmp_path_factory: pytest.TempPathFactory, data: bytes) -> None:
+    path = tmp_path_factory.getbasetemp() / "any.json"
+    for text in (data, b'{"results": {"a": ' + data + b"}}"):
+        path.write_bytes(text)
+        try:
+            read_submission(path)
+        except UserError as error:
+            assert str(error).startswith(str(path))
+
+
 def test_an_absent_file_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="none.json: no such file"):
         read_submission(tmp_path / "none.json")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -73,7 +74,7 @@ def check_kitti(
     Raises:
         UserError: the folder is absent.
     """
-    if not root.is_dir():
+    if not os.path.isdir(root):
         raise UserError(f"{root}: no such folder")
     return list(_problems(root, splits, scan_columns))
 

@@ -17,6 +17,7 @@ from distill3d.data.faults import Fault, refuse_faults
 from distill3d.data.kitti.lines import (
     LABEL_FIELDS,
     MOST_CHARACTERS,
+    has_box_3d,
     line_faults,
     sound_numbers,
 )
@@ -85,7 +86,8 @@ def training_difficulty(
 def read_labels(path: Path, height_scale: float = 1.0) -> Objects:
     """A label file, or a result file with scores; float64, in file order.
 
-    Labels index ``KITTI_CLASSES``; DontCare rows have label ``IGNORE``, a 2D box and otherwise NaN.
+    Labels index ``KITTI_CLASSES``; DontCare rows, and detections without a 3D box, have label ``IGNORE``, a 2D box and
+    otherwise NaN.
 
     Raises:
         UserError: the file is absent or a line is malformed.
@@ -94,7 +96,7 @@ def read_labels(path: Path, height_scale: float = 1.0) -> Objects:
     refuse_faults(path, faults)
     width = len(lines[0].numbers) if lines else len(LABEL_FIELDS) - 1
     table = torch.from_numpy(np.array([line.numbers for line in lines], np.float64).reshape(-1, width))
-    names = [line.name for line in lines]
+    names = ["DontCare" if not has_box_3d(line.name, line.numbers) else line.name for line in lines]
     label = torch.tensor([IGNORE if n == "DontCare" else KITTI_CLASSES.index(n) for n in names], dtype=torch.int64)
     truncation, occlusion, box2d = table[:, 0], table[:, 1].long(), table[:, 3:7]
     geometry = torch.where(label[:, None] == IGNORE, math.nan, table)
@@ -113,8 +115,8 @@ def format_results(
 
     ``boxes`` are in the camera frame of the image file, with ``score``, ``box2d`` and ``alpha``; labels index
     ``classes``; ``unknown`` stands for truncation and occlusion.  Boxes at or behind the camera are left out: their 2D
-    boxes mean nothing.  A size that is not positive, as a network can say, becomes the least that can be written, and a
-    2D box with right before left or bottom above top an empty one: such a detection stays, and meets nothing.
+    boxes mean nothing.  A size that would be written as 0 becomes the least that can be written, and a 2D box
+    with right before left or bottom above top an empty one: readers refuse anything else.
 
     Raises:
         ValueError: a needed field is missing, or the boxes are in another frame.

@@ -95,7 +95,7 @@ def sound_table(rows: Sequence[Sequence[str]], underscores: int, scored: bool) -
     columns = table.T
     if not (np.abs(columns) <= _LARGEST).all() or any(rule.broken(columns).any() for rule in _BOX_2D):
         return None
-    if any(_has_box_3d(names[row], table[row].tolist()) for row in _broken(_BOX_3D, columns)):
+    if any(has_box_3d(names[row], table[row].tolist()) for row in _broken(_BOX_3D, columns)):
         return None
     return table
 
@@ -158,13 +158,14 @@ def line_faults(words: Sequence[str], scored: bool | None = None, visibility: bo
 def _rules_of(name: str, numbers: Sequence[float]) -> Iterator[tuple[_Rule, ...]]:
     """The rules that a line must keep, given its class name and numbers."""
     yield _BOX_2D
-    if _has_box_3d(name, numbers):
+    if has_box_3d(name, numbers):
         yield _BOX_3D
     if len(numbers) < len(LABEL_FIELDS) and not is_dont_care(name):
         yield _VISIBILITY
 
 
-def _has_box_3d(name: str, numbers: Sequence[float]) -> bool:
+def has_box_3d(name: str, numbers: Sequence[float]) -> bool:
+    """Whether the line stands for a 3D box: DontCare regions and results of detectors in the image do not."""
     placeholder = len(numbers) == len(LABEL_FIELDS) and numbers[X] == numbers[Y] == numbers[Z] == NO_POSITION
     return not (placeholder or is_dont_care(name))
 

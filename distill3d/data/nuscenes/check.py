@@ -13,7 +13,16 @@ from distill3d.boxes import NUSCENES_ATTRIBUTES, NUSCENES_CLASSES
 from distill3d.camera import Camera, misfit
 from distill3d.data.nuscenes.dataset import CLASS_OF_CATEGORY, OTHER_CATEGORIES, SCAN_COLUMNS
 from distill3d.data.nuscenes.json_columns import RecordFault
-from distill3d.data.nuscenes.tables import ANNOTATION, NONE, REQUIRED, Tables, listed, read_tables, table_file
+from distill3d.data.nuscenes.tables import (
+    ANNOTATION,
+    NONE,
+    REQUIRED,
+    Tables,
+    listed,
+    outside,
+    read_tables,
+    table_file,
+)
 from distill3d.data.pictures import SIDEWAYS, opened_picture, orientation, picture_size
 from distill3d.data.scans import glance_at_rows, read_rows
 from distill3d.errors import UserError
@@ -32,7 +41,7 @@ def check_nuscenes(root: Path, scan_columns: int = SCAN_COLUMNS) -> list[RecordF
     Raises:
         UserError: the folder is absent.
     """
-    if not root.is_dir():
+    if not os.path.isdir(root):
         raise UserError(f"{root}: no such folder")
     versions = _versions(root)
     if not versions:
@@ -199,13 +208,16 @@ def file_faults(t: Tables, rows: Sequence[int], scan_columns: int, quick: bool =
     data, channel, root = t.sample_data, _channels_of_data(t), t.folder.parent
     by_folder: dict[str, list[tuple[int, str]]] = {}
     filenames = data.filename.tolist()
+    elsewhere = set(outside(data.filename).tolist())  # told with the tables, and nothing to look at
     for row in rows:
+        if row in elsewhere:
+            continue
         folder, _, name = filenames[row].decode().rpartition("/")
         by_folder.setdefault(folder, []).append((row, name))
     table = table_file(t.folder, "sample_data").name
     for folder, files in sorted(by_folder.items()):
         place = root / folder
-        if not place.is_dir():
+        if not os.path.isdir(place):
             yield RecordFault(place, None, f"no such folder, expected {len(files)} files that {table} names")
             continue
         present = set(os.listdir(place))
@@ -225,6 +237,8 @@ def file_faults(t: Tables, rows: Sequence[int], scan_columns: int, quick: bool =
 
 def _content_fault(path: Path, modality: str, size: tuple[int, int], key: bool, scan_columns: int) -> str | None:
     """What is wrong with a file of sensor data; ``size`` is what the tables say of an image (px)."""
+    if not path.is_file():
+        return "is no file"
     size_bytes = path.stat().st_size
     if size_bytes == 0:
         return "is empty"

@@ -11,6 +11,7 @@ annotations by sample, within a sample as in the file.
 
 from __future__ import annotations
 
+import os
 import shutil
 import warnings
 from collections.abc import Callable, Iterator
@@ -399,7 +400,7 @@ def load_tables(root: Path, version: str, cache: bool = True) -> Tables:
             same token as another.
     """
     folder = root / version
-    if not folder.is_dir():
+    if not os.path.isdir(folder):
         raise UserError(f"{folder}: no such folder, expected nuScenes' tables (sample.json, sample_data.json, ...)")
     place = _cache_place(root, folder) if cache else None
     arrays = None if place is None else stored_arrays(place)
@@ -495,12 +496,12 @@ def _value_faults(folder: Path, tables: dict[str, Columns]) -> Iterator[RecordFa
         yield from listed(path, tokens, negative, lambda r, k=key: f"{k} is {objects[k][r]}")
     data = tables["sample_data"]
     yield from listed(
-        table_file(folder, "sample_data"), data["token"], _outside(data["filename"]),
+        table_file(folder, "sample_data"), data["token"], outside(data["filename"]),
         lambda r: f"filename {data['filename'].item(r).decode()!r} is no name inside the data set's folder",
     )  # fmt: skip
 
 
-def _outside(names: np.ndarray) -> np.ndarray:
+def outside(names: np.ndarray) -> np.ndarray:
     """Rows of names (n,) bytes that lead out of a folder: empty, absolute or with a part ``..``."""
     if len(names) == 0:
         return np.zeros(0, np.int64)

@@ -77,7 +77,11 @@ FAULTS = [
     (CALIB, swap("P1: 36", "P1: 36 36"), 2, "P1 has 13 numbers, expected 12"),
     (CALIB, swap("P2: 36", "P2: inf"), 3, "not a finite number"),
     (CALIB, swap("R0_rect: 1", "R0_rect: a"), 5, "not a finite number"),
+    (LABEL, swap("0.04", "0.04 0.9"), 2, "expected 15 fields, found 16 (labels have no score)"),
+    (LABEL, swap("12.00", "1e308"), 1, "z is '1e308'"),
+    (LABEL, lambda path: path.write_bytes(path.read_bytes().replace(b"0.04", b"0.0\xe4")), 2, "byte 0xe4 is no UTF-8"),
     ("ImageSets/train.txt", append("000077\n"), 3, "names frame 000077, of which"),
+    ("ImageSets/train.txt", append("../000000\n"), 3, "'../000000' is no name inside a folder"),
     ("ImageSets/train.txt", append("000000\n"), 3, "names frame 000000 twice"),
     ("ImageSets/val.txt", lambda path: path.write_text(""), None, "names no frame"),
     ("training/depth_2/000001.png", resize(64, 20), None, "one 16-bit channel"),
@@ -144,6 +148,19 @@ def test_test_split_counts_with_its_folder(kitti_root: Path) -> None:
     assert all("training" in str(p) for p in problems)
     (kitti_root / "ImageSets/test.txt").write_text("000009\n")
     assert any("names frame 000009" in str(p) for p in check_kitti(kitti_root))
+
+
+def test_frames_in_subfolders(kitti_root: Path) -> None:
+    for folder in (kitti_root / "training").iterdir():
+        files = list(folder.iterdir())
+        (folder / "seq1").mkdir()
+        for path in files:
+            path.rename(folder / "seq1" / path.name)
+    for split in (kitti_root / "ImageSets").iterdir():
+        split.write_text("".join(f"seq1/{name}\n" for name in split.read_text().split()))
+    assert check_kitti(kitti_root) == []
+    (kitti_root / "training/calib/seq1/000001.txt").unlink()
+    assert [p.sentence for p in check_kitti(kitti_root)] == ["frame seq1/000001 lacks this file"]
 
 
 def test_clean_set_tells_what_can_be_learnt(kitti_root: Path, capsys: pytest.CaptureFixture[str]) -> None:

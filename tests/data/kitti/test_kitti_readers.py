@@ -225,6 +225,25 @@ def test_results_leave_out_boxes_behind_the_camera(tmp_path: Path) -> None:
     assert len(lines) == 1 and lines[0].startswith("Car -1 -1 0.0000 ") and lines[0].endswith(" 0.123")
 
 
+def test_results_hold_no_box_that_a_reader_refuses(tmp_path: Path) -> None:
+    boxes = Boxes3D(
+        torch.tensor([[0.0, 1, 10]] * 2), torch.tensor([[0.5, 0.00004, 0.00001], [1.5, 1.6, 4.0]]), torch.zeros(2),
+        torch.ones(2).long(), "camera", score=torch.ones(2), box2d=torch.tensor([[9.0, 9, 5, 4], [1, 2, 3, 4]]),
+        alpha=torch.zeros(2),
+    )  # fmt: skip
+    write_results(tmp_path / "r.txt", boxes, KITTI_CLASSES)
+    back = read_labels(tmp_path / "r.txt").boxes
+    assert back.box2d is not None and back.box2d.tolist() == [[9, 9, 9, 9], [1, 2, 3, 4]]
+    assert sorted(back.size[0].tolist()) == [1e-4, 1e-4, 0.5]
+    assert torch.allclose(back.size[1], boxes.size[1].double(), atol=1e-4)
+
+
+def test_detections_without_a_3d_box_are_regions(tmp_path: Path) -> None:
+    (tmp_path / "r.txt").write_text("Car -1 -1 0.1 100 100 200 160 -1 -1 -1 -1000 -1000 -1000 -10 0.5\n")
+    boxes = read_labels(tmp_path / "r.txt").boxes
+    assert boxes.label.tolist() == [IGNORE] and boxes.box2d is not None and boxes.centre.isnan().all()
+
+
 @pytest.mark.real
 def test_real_labels_survive_the_round_trip(real_data: Path, tmp_path: Path) -> None:
     for path in sorted((real_data / "kitti_mini/training/label_2").glob("*.txt")):

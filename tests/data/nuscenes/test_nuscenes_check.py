@@ -11,7 +11,8 @@ from made_up_tables import ATTRIBUTES, SIZE, Records, made_up_tables, microsecon
 from PIL import Image
 
 from distill3d.data.check import run_check
-from distill3d.data.nuscenes.check import check_nuscenes
+from distill3d.data.nuscenes.check import check_nuscenes, nuscenes_contents
+from distill3d.data.nuscenes.tables import load_tables
 from distill3d.errors import UserError
 
 VERSION = "v1.0-made"
@@ -144,6 +145,66 @@ def test_fault_in_a_record(
     assert [f for f in faults if sizes not in f[2]] == [
         (f"{VERSION}/{t}.json", f"token {n}", s) for t, n, s in expected
     ]
+
+
+VALUE_FAULTS = [
+    ("sample_data", IMAGE, {"filename": "../secret.png"}, "filename '../secret.png' is no name inside"),
+    ("sample_data", IMAGE, {"filename": "/etc/passwd"}, "filename '/etc/passwd' is no name inside"),
+    ("sample_data", IMAGE, {"filename": ""}, "filename '' is no name inside"),
+    ("sample_data", IMAGE, {"filename": "a\0b"}, "holds a NUL character"),
+    ("sample_data", IMAGE, {"width": 2**40}, f"width is {2**40}, expected 32 bits at most"),
+    ("sample_annotation", SEEN, {"num_lidar_pts": 2**32 + 5}, f"num_lidar_pts is {2**32 + 5}, expected 32 bits"),
+    ("sample_annotation", SEEN, {"size": [1, 1e308, 2]}, "expected positive numbers"),
+    ("sample_annotation", SEEN, {"size": [1, 0, 2]}, "expected positive numbers"),
+    ("ego_pose", POSE, {"translation": [1e308, 0, 0]}, "translation is not finite, or larger than 3.4e38"),
+]
+
+
+@pytest.mark.parametrize(("table", "name", "values", "sentence"), VALUE_FAULTS)
+def test_values_that_readers_refuse_too(
+    tmp_path: Path, table: str, name: str, values: dict[str, Any], sentence: str
+) -> None:
+    records = made_up_tables()
+    row_of(records, table, name).update(values)
+    write_set(tmp_path, records)
+    assert any(sentence in fault for _, _, fault in found(tmp_path))
+    with pytest.raises(UserError, match=re.escape(sentence)):
+        load_tables(tmp_path, VERSION)
+
+
+@pytest.mark.parametrize(
+    ("name", "hint"),
+    [
+        ("car", "its 5 objects are not learnt: did you mean vehicle.car?"),
+        ("Vehicle.Car", "did you mean vehicle.car?"),
+        ("vehicle.cars", "did you mean vehicle.car?"),
+        ("spaceship", "known are vehicle.car, vehicle.truck"),
+    ],
+)
+def test_own_names_of_categories(tmp_path: Path, name: str, hint: str) -> None:
+    records = made_up_tables()
+    next(record for record in records["category"] if record["name"] == "vehicle.car")["name"] = name
+    (warning,) = [line for line in nuscenes_contents(write_set(tmp_path, records)) if line.startswith("warning")]
+    assert f"{VERSION}/category.json: {name!r} is no category" in warning and hint in warning
+
+
+def nested(text: bytes) -> bytes:
+    return text.rstrip().removesuffix(b"]") + b',{"token": "t", "x": ' + b"[" * 100_000 + b"]" * 100_000 + b"}]"
+
+
+@pytest.mark.parametrize(
+    ("spoilt", "sentence"),
+    [
+        (nested, "is nested too deeply"),
+        (lambda text: text.replace(b"vehicle.car", b"vehicle.c\xe4r"), "UTF-8"),
+        (lambda text: b"\xef\xbb\xbf" + text, None),
+    ],
+)
+def test_other_texts(tmp_path: Path, spoilt: Callable[[bytes], bytes], sentence: str | None) -> None:
+    path = write_set(tmp_path, made_up_tables()) / VERSION / "category.json"
+    path.write_bytes(spoilt(path.read_bytes()))
+    faults = [fault for _, _, fault in found(tmp_path)]
+    assert not faults if sentence is None else sentence.lower() in faults[0].lower()
 
 
 def test_scene_without_samples(tmp_path: Path) -> None:
