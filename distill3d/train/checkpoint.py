@@ -114,8 +114,7 @@ def save_weights(folder: Path, weights: dict[str, Tensor], card: dict[str, Any])
     """
     refuse_not_finite(weights, f"{folder / WEIGHTS} was not written")
     tensors = {name: value.detach().cpu().contiguous() for name, value in weights.items()}
-    metadata = {"card": json.dumps(card, indent=1), seal.CHECKSUM: seal.BLANK}
-    data = seal.seal_weights(safetensors.torch.save(tensors, metadata))
+    data = seal.seal_weights(safetensors.torch.save(tensors, {"card": json.dumps(card, indent=1)}))
     write_atomically(folder / WEIGHTS, lambda part: part.write_bytes(data))
     write_card(folder / CARD, card)
 

@@ -9,7 +9,7 @@ import sys
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, NoReturn
 
 import torch
 import yaml
@@ -290,33 +290,44 @@ class _Run:
         )
         visible, before = self.options.progress and self.is_first, self.step_in_epoch
         self.stopwatch.start()
-        with noted() as asked, ProgressBar(title, self.sampler.steps, before, visible, self.options.live) as bar:
-            for batch in steps:
-                losses = self.train_step(batch.to(self.fabric.device))
-                bar.advance(" ".join(f"{name} {value:.3f}" for name, value in losses.items()))
-                stop = self.agreed(asked())
-                whole = self.step_in_epoch == self.sampler.steps
-                if stop or (self.step_in_epoch % self.options.checkpoint_steps == 0 and not whole):
-                    self.save()
-                if stop:
-                    self.fabric.barrier()
-                    raise Stopped(stop)
-        if self.step_in_epoch > before:
-            cost = self.stopwatch.read(self.step_in_epoch - before)
-            self.log({"kind": "cost", "step": self.global_step, "epoch": self.epoch, **cost},
-                     {"cost/seconds": cost["seconds"]})  # fmt: skip
         last = self.epoch + 1 == schedule.epochs
         evaluated = not last and (self.epoch + 1) % self.recipe.evaluation.every == 0
         judged = self.recipe.evaluation.keep == "best"
-        if (evaluated or judged) and self.step_in_epoch > before:
-            self.save()  # with all steps of the epoch: who ends it while it evaluates loses no training
-        self.epoch, self.step_in_epoch = self.epoch + 1, 0
-        if self.is_first and evaluated:
-            self.log_evaluation(self.evaluate())
-        if self.is_first and judged:
-            self.keep_if_best()
-        self.save()
+        with noted() as asked:
+            with ProgressBar(title, self.sampler.steps, before, visible, self.options.live) as bar:
+                for batch in steps:
+                    losses = self.train_step(batch.to(self.fabric.device))
+                    bar.advance(" ".join(f"{name} {value:.3f}" for name, value in losses.items()))
+                    stop = self.agreed(asked())
+                    whole = self.step_in_epoch == self.sampler.steps
+                    if stop or (self.step_in_epoch % self.options.checkpoint_steps == 0 and not whole):
+                        self.save()
+                    if stop:
+                        self.end(stop)
+            if self.step_in_epoch > before:
+                cost = self.stopwatch.read(self.step_in_epoch - before)
+                self.log({"kind": "cost", "step": self.global_step, "epoch": self.epoch, **cost},
+                         {"cost/seconds": cost["seconds"]})  # fmt: skip
+            if not (evaluated or judged):
+                self.epoch, self.step_in_epoch = self.epoch + 1, 0
+                self.save()
+            elif self.step_in_epoch > before:
+                self.save()  # with all steps of the epoch: who ends it while it evaluates loses no training
+            if stop := self.agreed(asked()):
+                self.end(stop)
+        if evaluated or judged:
+            self.epoch, self.step_in_epoch = self.epoch + 1, 0
+            if self.is_first and evaluated:
+                self.log_evaluation(self.evaluate())
+            if self.is_first and judged:
+                self.keep_if_best()
+            self.save()
         self.fabric.barrier()
+
+    def end(self, number: int) -> NoReturn:
+        """Ends the training as asked by a signal, in all its processes, after the state was saved."""
+        self.fabric.barrier()
+        raise Stopped(number)
 
     def agreed(self, number: int) -> int:
         """A number that all processes of a training have, from what each has: the greatest."""

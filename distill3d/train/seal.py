@@ -1,6 +1,6 @@
 """Checksums inside the files themselves, so that a file and its checksum can never disagree after a kill.
 
-A file is written with ``BLANK`` in the place of its checksum, which is then filled in; every byte is under it:
+A checksum stands first as ``BLANK`` in its place and is then filled in; every byte is under it:
 
 - weights, a safetensors file: SHA-256 of the whole file, in the header's metadata;
 - states, the zip archive that ``torch.save`` writes: the entries have CRCs of their own, which are tested, and SHA-256
@@ -34,7 +34,21 @@ class Damaged(Exception):
 
 
 def seal_weights(data: bytes) -> bytes:
-    """A safetensors file, made with ``BLANK`` under ``CHECKSUM`` in its metadata, with its checksum there."""
+    """A safetensors file that has metadata, with its checksum among them.
+
+    It is put in here, as the first: safetensors itself writes several metadata in any order, so that equal weights
+    would give unequal files.
+
+    Raises:
+        ValueError: it has no metadata.
+    """
+    text, begin = header(data), b'{"__metadata__":{'
+    if not text.startswith(begin):
+        raise ValueError("a safetensors file without metadata cannot hold its checksum")
+    rest = data[8 + len(text) :]
+    text = b'%s"%s":"%s",%s' % (begin, CHECKSUM.encode(), BLANK.encode(), text[len(begin) :].rstrip(b" "))
+    text += b" " * (-len(text) % 8)  # tensors begin at multiples of 8 bytes
+    data = len(text).to_bytes(8, "little") + text + rest
     at = _place(data)
     return data[:at] + _digest(data, at).encode() + data[at + DIGITS :]
 
