@@ -27,7 +27,7 @@ LONGEST = 1000
 PREFIX = "distill3d: "
 MOST_PROCESSES = 8
 #: What long work says on its way.
-PROGRESS = re.compile(r".*: \d+/\d+.*|")
+PROGRESS = re.compile(r"(?!distill3d: ).*: \d+/\d+.*|")
 
 
 class Hang(BaseException):
