@@ -31,7 +31,9 @@ def names(folder: Path) -> list[str]:
 
 
 @pytest.mark.parametrize("umask", [0o022, 0o027])
-@pytest.mark.parametrize("write", [write_text, write_output_text, lambda p, _: save_state(p, {})], ids=str)
+@pytest.mark.parametrize(
+    "write", [write_text, write_output_text, lambda p, _: save_state(p, {})], ids=["text", "output", "state"]
+)
 def test_files_have_the_mode_of_the_umask(umask: int, write: Callable, tmp_path: Path) -> None:
     former = os.umask(umask)
     try:
