@@ -16,8 +16,9 @@ from distill3d.data.augment.image import Placement
 
 Number = Annotated[float, Meta(ge=-1e30, le=1e30)]
 Count = Annotated[int, Meta(ge=0, le=2**53)]
-Share = Annotated[float, Meta(ge=0, le=1)]
-Percent = Annotated[float, Meta(ge=0, le=100.001)]  # rounding may go beyond 100
+#: Means of shares may be rounded to a little less than nothing or more than all.
+Share = Annotated[float, Meta(ge=-1e-6, le=1 + 1e-6)]
+Percent = Annotated[float, Meta(ge=-1e-4, le=100 + 1e-4)]
 Pixels = Annotated[int, Meta(ge=1, le=100_000)]
 HeightScale = Annotated[float, Meta(gt=0, le=1000)]
 #: Stages are folders of these names.
@@ -59,14 +60,14 @@ class DatasetSettings(TypedDict, total=False):
     root: str | None
     identity: str
     train_split: str
-    eval_split: str
-    canvas: tuple[Pixels, Pixels]  # width, height; a list as YAML has it
+    eval_split: str | None
+    canvas: tuple[Pixels, Pixels] | None  # width, height; a list as YAML has it
     min_height_scale: HeightScale
     placement: Placement
     divide: Divide
     depth: Literal["lidar", "completed", "png"]
-    version: str
-    classes: list[str]
+    version: str | None
+    classes: list[str] | None
     past: list[Count]
     sweeps: Sweeps
     ego_frame: Literal["mean_camera", "lidar"]

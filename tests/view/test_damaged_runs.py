@@ -199,3 +199,18 @@ def test_a_run_that_is_no_folder(tmp_path: Path) -> None:
         with pytest.raises(UserError) as error:
             write_report([path], tmp_path / "report.html")
         assert_sentence(error.value)
+
+
+def test_rounded_shares_are_sound(make_run: MakeRun) -> None:
+    """A mean of ones may come out a little above one."""
+    run = make_run()
+    path = run / "student" / "evaluation.json"
+    kept = json.loads(path.read_text())
+    for table in (kept["strict"], kept["loose"]):
+        table["car_3d"] = {
+            "AP_R40": [100.00000000000001, -1e-17, 0.0],
+            "precision41": [[1.0000000000000002, -1e-17]] * 3,
+        }
+    path.write_text(json.dumps({**kept, "label_aps": {"car": {"0.5": 1.0000000000000002}}}))
+    student = next(stage for stage in read_runs([run]) if stage.name == "student")
+    assert student.finished and not student.problems
