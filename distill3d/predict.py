@@ -24,6 +24,7 @@ from distill3d.detectors.base import Detector
 from distill3d.devices import find_device
 from distill3d.errors import UserError
 from distill3d.files import refuse_foreign, write_output
+from distill3d.train.card import require
 from distill3d.train.checkpoint import load_detector
 
 #: Canvases are multiples of the trunk's last stride.
@@ -64,6 +65,7 @@ def predict_images(
         raise UserError(
             f"{checkpoint} looks at {detector.config.input}, predict needs a detector that looks at pictures alone"
         )
+    require(card, checkpoint, "canvas", "focal", "file_focal")
     for path in names:
         size = picture_size(path)
         refuse_misfit(path, size, camera, calib)
