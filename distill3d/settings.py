@@ -240,14 +240,27 @@ def members_of(hint: Any) -> tuple[Any, ...]:
 # --------------------------------------------------------------------------------------------------------- plain data
 
 
-def to_plain(value: Any) -> Any:
-    """Dataclasses, tuples and paths as dicts, lists and strings, ready for JSON and YAML."""
+def added(default: T) -> T:
+    """A dataclass field that fingerprints leave out at its default: for settings that came later, so that runs from
+    before them are still known."""
+    return dataclasses.field(default=default, metadata={"added": True})
+
+
+def to_plain(value: Any, *, without_added: bool = False) -> Any:
+    """Dataclasses, tuples and paths as dicts, lists and strings, ready for JSON and YAML.
+
+    ``without_added``: no fields made by ``added`` that are at their defaults.
+    """
+    plain = functools.partial(to_plain, without_added=without_added)
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return {f.name: to_plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
+        fields = [(f, getattr(value, f.name)) for f in dataclasses.fields(value)]
+        return {
+            f.name: plain(v) for f, v in fields if not (without_added and f.metadata.get("added") and v == f.default)
+        }
     if isinstance(value, dict):
-        return {str(k): to_plain(v) for k, v in value.items()}
+        return {str(k): plain(v) for k, v in value.items()}
     if isinstance(value, list | tuple):
-        return [to_plain(v) for v in value]
+        return [plain(v) for v in value]
     return str(value) if isinstance(value, Path) else value
 
 
@@ -298,4 +311,4 @@ def _restore(hint: Any, value: Any, where: str) -> Any:
 
 def fingerprint(value: Any) -> str:
     """A hash of settings (16 hex digits) that is equal exactly if they are."""
-    return hashlib.sha256(json.dumps(to_plain(value), sort_keys=True).encode()).hexdigest()[:16]
+    return hashlib.sha256(json.dumps(to_plain(value, without_added=True), sort_keys=True).encode()).hexdigest()[:16]

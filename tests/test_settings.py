@@ -9,7 +9,7 @@ import math
 import pkgutil
 import typing
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -319,6 +319,12 @@ def test_plain_data_that_does_not_fit(data: Any, sentence: str) -> None:
     with pytest.raises(UserError) as error:
         from_plain(Outer, data, "card")
     assert str(error.value) == sentence
+
+
+def test_fingerprints_know_added_settings_that_are_not_at_their_default() -> None:
+    dataset = get_recipe("demo").dataset
+    assert "scan_columns" in to_plain(dataset)
+    assert len({fingerprint(replace(dataset, scan_columns=columns)) for columns in (4, 5, 6)}) == 3
 
 
 def test_ranges_leave_fingerprints_alone() -> None:

@@ -17,7 +17,7 @@ from distill3d.data.scans import ScanColumns
 from distill3d.detectors import DetectorConfig
 from distill3d.distill.methods import MethodConfig
 from distill3d.errors import UserError
-from distill3d.settings import Between, FramesBack, HeightScale, Number, Seed, fingerprint, is_in_range
+from distill3d.settings import Between, FramesBack, HeightScale, Number, Seed, added, fingerprint, is_in_range
 from distill3d.train.htl import HTLConfig
 from distill3d.train.schedules import Schedule
 
@@ -50,7 +50,7 @@ class DatasetConfig:
     placement: Placement = "fit"  # of images on the canvas
     divide: Divide = "rect_z"
     depth: Literal["lidar", "completed", "png"] = "completed"
-    scan_columns: ScanColumns = VELODYNE_COLUMNS  # float32 of each point of the scans' files
+    scan_columns: ScanColumns = added(VELODYNE_COLUMNS)  # float32 of each point of the scans' files
     min_height_scale: HeightScale = 1.0  # of training difficulties and of evaluation, for reduced images
     in_memory: bool = False
     unlabelled: UnlabelledConfig | None = None
@@ -71,7 +71,7 @@ class SurroundDatasetConfig:
     past: tuple[FramesBack, ...] = ()  # earlier key frames that cameras see, counted back
     missing_past: Literal["nearest", "current"] = "nearest"
     sweeps: SweepConfig = field(default_factory=SweepConfig)
-    scan_columns: ScanColumns = SCAN_COLUMNS  # float32 of each point of the scans' files
+    scan_columns: ScanColumns = added(SCAN_COLUMNS)  # float32 of each point of the scans' files
     ego_frame: Literal["mean_camera", "lidar"] = "mean_camera"
     in_memory: bool = False
 
