@@ -50,9 +50,6 @@ def predict_images(
         raise UserError("predict: give at least one picture after the checkpoint")
     camera = read_camera(calib, intrinsics)
     where = find_device(device)
-    sizes = {path: picture_size(path) for path in images}
-    for path, size in sizes.items():
-        refuse_misfit(path, size, camera, calib)
     names = result_names(images)
     for path, name in names.items():
         for ending in (".txt", ".png"):
@@ -67,7 +64,9 @@ def predict_images(
         raise UserError(
             f"{checkpoint} looks at {detector.config.input}, predict needs a detector that looks at pictures alone"
         )
-    for path, size in sizes.items():
+    for path in names:
+        size = picture_size(path)
+        refuse_misfit(path, size, camera, calib)
         try:
             placed(card, size, camera)
         except UserError as error:
