@@ -248,9 +248,10 @@ def _content(path: Path) -> Any:
 
 
 def _frozen(value: Any) -> Any:
-    """A state whose tensors are bytes; how many lines the log had depends on how often times were taken."""
+    """A state whose tensors are bytes; how many lines the log had depends on how often times were taken, and learning
+    rates and betas are those of the last step that its own process took: each step sets them anew."""
     if isinstance(value, dict):
-        return {key: _frozen(entry) for key, entry in value.items() if key != "logged"}
+        return {key: _frozen(entry) for key, entry in value.items() if key not in ("logged", "lr", "betas")}
     if isinstance(value, list | tuple):
         return [_frozen(entry) for entry in value]
     return value.numpy().tobytes() if isinstance(value, torch.Tensor) else value
@@ -320,10 +321,18 @@ def finish(bench: Bench, case: Case, folder: Path) -> list[str]:
         return [f"called again it ended with {code}: {command.said()[-2000:]}"]
     found, whole = content(folder, case.out), bench.reference(case)[1]
     differ = sorted(name for name in found.keys() | whole.keys() if found.get(name) != whole.get(name))
-    faults = [f"called again it gives other content: {differ[:5]}"] if differ else []
+    differ = [name + _parts(found.get(name), whole.get(name)) for name in differ[:5]]
+    faults = [f"called again it gives other content: {differ}"] if differ else []
     if left := leftovers(folder):
         faults.append(f"leftovers after all {left}")
     return faults
+
+
+def _parts(found: Any, whole: Any) -> str:
+    """Of a state, what differs."""
+    if not isinstance(found, dict) or not isinstance(whole, dict):
+        return ""
+    return f": {sorted(key for key in found.keys() | whole.keys() if found.get(key) != whole.get(key))}"
 
 
 def campaign(bench: Bench, case: Case, kills: int, draw: random.Random) -> Iterator[Kill]:
