@@ -62,10 +62,24 @@ def read_bytes(path: Path | str) -> bytes:
         UserError: it cannot be read.
     """
     try:
+        refuse_endless(path)
         with open(path, "rb", buffering=0) as file:  # pathlib would take half as long again for small files
             return file.readall()
     except (OSError, ValueError) as error:  # ValueError: a path with a NUL byte
         raise UserError(f"{path}: {reason_of(error)}") from None
+
+
+def refuse_endless(path: Path | str) -> None:
+    """Keeps pipes and devices, at which a reader may wait for ever, from being opened; what a shell hands over as
+    ``/dev/fd/63`` is let through.
+
+    Raises:
+        UserError: it is one.
+        OSError, ValueError: there is nothing of this name.
+    """
+    mode = os.stat(path).st_mode
+    if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)) and not str(path).startswith(("/dev/fd/", "/proc/self/fd/")):
+        raise UserError(f"{path}: is a pipe or a device, expected a file")
 
 
 def read_text(path: Path | str) -> str:

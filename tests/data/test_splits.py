@@ -1,5 +1,6 @@
 """Which names split files may hold, and which files a folder has."""
 
+import os
 from pathlib import Path
 
 import pytest
@@ -22,6 +23,12 @@ def test_a_split_names_the_line(tmp_path: Path) -> None:
     path.write_text("000001\n\n../000002\n")
     with pytest.raises(UserError, match=f"^{path}:3: '../000002' is no name"):
         read_split(path)
+
+
+def test_pipes_are_no_files(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(UserError, match="pipe: is a pipe or a device, expected a file"):
+        read_split(tmp_path / "pipe")
 
 
 def test_names_of_a_folder_and_its_subfolders(tmp_path: Path) -> None:

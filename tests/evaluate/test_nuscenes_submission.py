@@ -251,7 +251,7 @@ def test_a_byte_order_mark_is_no_part_of_the_file(tmp_path: Path) -> None:
 
 @given(st.binary(max_size=300) | st.text(max_size=300).map(str.encode))
 def test_any_bytes_are_read_or_refused(tmp_path_factory: pytest.TempPathFactory, data: bytes) -> None:
-    path = tmp_path_factory.getbasetemp() / "any.json"
+    path = tmp_path_factory.getbasetemp() / "any-submission.json"
     for text in (data, b'{"results": {"a": ' + data + b"}}"):
         path.write_bytes(text)
         try:

@@ -155,7 +155,7 @@ class Hunter:
                     how = mutations[0].how if neutral else "damaged bytes"
                     fault = Fault("unequal", f"{how} of {_kind(mutations[0].file)}", different)
             if fault is None and answer.accepted and not of_words:
-                fault = self._silent(given.variant)
+                fault = self._silent(given.variant, answer)
         finally:
             self.box.restore()
         return Verdict(answer, fault)
@@ -197,9 +197,9 @@ class Hunter:
         answer.written = self.box.written(self.surface.compared) if answer.accepted else {}
         return answer
 
-    def _silent(self, variant: int) -> Fault | None:
+    def _silent(self, variant: int, answer: Answer) -> Fault | None:
         """What ``distill3d check`` says of a file that was used without a word."""
-        if not self.surface.checked:
+        if not self.surface.checked or any(re.search(told, answer.out) for told in self.surface.tells):
             return None
         checked = self.surface.checked[variant]
         said = call(main, ["check", "../in", "--layout", checked.layout], self.box.root / "cwd")

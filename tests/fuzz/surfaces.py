@@ -50,6 +50,7 @@ class Surface:
     lists: bool = False  # prints faults itself, and leaves with 2
     compared: Words = ("*",)  # outputs that must be the same where the input means the same
     checked: tuple[Checked, ...] = ()  # one for each variant, or none
+    tells: Words = ()  # patterns of what it prints of faults that it does not refuse
     #: Whether a result must be the sound one's if there is any: for files that carry checksums.
     guarded: Callable[[Mutation], bool] = lambda mutation: False
     share: float = 1.0  # of the time
@@ -261,6 +262,7 @@ SURFACES = (
         (_EVAL, (*_EVAL, "--split", "../in/ImageSets/val.txt"), (*_EVAL, "--style", "python")),
         ("in/training/label_2/*", "in/predictions/*", "in/predictions/*", "in/ImageSets/val.txt"),
         checked=(JUDGED, JUDGED_SPLIT, JUDGED), few=30, share=2,
+        tells=("Not KITTI class names in the labels", "labels have a truncation other than"),
     ),
     Surface(
         "eval nuscenes", makers.drive,

@@ -99,7 +99,7 @@ def test_one_line_and_whole_tables_are_judged_alike(rows: list[list[str]], score
 @many
 @given(st.one_of(st.binary(max_size=200), st.text(max_size=200).map(lambda text: f"{CAR}\n{text}".encode())))
 def test_any_bytes_are_read_or_refused(tmp_path_factory: pytest.TempPathFactory, data: bytes) -> None:
-    path = tmp_path_factory.getbasetemp() / "any" / "000000.txt"
+    path = tmp_path_factory.getbasetemp() / "any-labels" / "000000.txt"
     path.parent.mkdir(exist_ok=True)
     path.write_bytes(data)
     for read in (lambda: read_labels(path), lambda: Annotations.from_folder(path.parent, scored=False)):
@@ -114,7 +114,7 @@ def test_any_bytes_are_read_or_refused(tmp_path_factory: pytest.TempPathFactory,
 def test_equal_content_is_read_alike(
     tmp_path_factory: pytest.TempPathFactory, end: str, mark: bool, blanks: str, before: str
 ) -> None:
-    folder = tmp_path_factory.getbasetemp() / "equal"
+    folder = tmp_path_factory.getbasetemp() / "equal-labels"
     folder.mkdir(exist_ok=True)
     plain = Annotations.from_lines({"000000": f"{CAR}\n{REGION}\n"}, scored=False)
     text = f"{before}{CAR}{blanks}\n{REGION}{blanks}".replace("\n", end)
