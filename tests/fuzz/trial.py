@@ -67,7 +67,17 @@ class Answer:
             first = next((f"{a!r} instead of {b!r}" for a, b in pairs if a != b), "more or fewer lines")
             return f"printed {first}"
         names = [n for n in sorted({*self.written, *other.written}) if self.written.get(n) != other.written.get(n)]
-        return f"wrote another {names[0]}" if names else None
+        return f"wrote another {names[0]}: {_first_difference(self.written, other.written, names[0])}" if names else None
+
+
+def _first_difference(ours: dict[str, bytes], theirs: dict[str, bytes], name: str) -> str:
+    """Where two contents part."""
+    if not (name in ours and name in theirs):
+        return "only one of two was written"
+    a, b = ours[name], theirs[name]
+    at = next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))
+    near = slice(max(at - 30, 0), at + 30)
+    return f"byte {at} of {len(a)} and {len(b)}, {a[near]!r} instead of {b[near]!r}"
 
 
 @contextlib.contextmanager
