@@ -19,6 +19,7 @@ from distill3d.cli import main
 from distill3d.detectors import bevdepth, build_detector, caddn, did_m3d, gupnet, monodetr, monodle, second
 from distill3d.detectors.base import Detector
 from distill3d.errors import UserError
+from distill3d.files import RECORD
 from distill3d.layers.heads.anchor_head import SLOTS
 from distill3d.layers.heads.centre_head import tiny_head
 from distill3d.layers.points.voxels import VoxelGrid
@@ -207,13 +208,14 @@ WRONG = {
 
 @pytest.mark.parametrize("name", WRONG)
 def test_a_file_that_answers_otherwise_is_not_left(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Neither a new file nor a part of one; what stood there before stays."""
+    """Neither a new file nor a part of one; what was exported there before stays."""
+    content = "old"
 
     class Graph:
         model = SimpleNamespace(metadata_props={})
 
         def save(self, path: str, external_data: bool) -> None:
-            Path(path).write_text("new")
+            Path(path).write_text(content)
 
     detector, card = student("monodle")
     monkeypatch.setattr(ex, "_need_packages", lambda: None)
@@ -225,14 +227,14 @@ def test_a_file_that_answers_otherwise_is_not_left(name: str, tmp_path: Path, mo
     monkeypatch.setattr(ex, "described", lambda *_: {})
     monkeypatch.setattr(ex, "run", lambda session, inputs: answers())
     assert ex.export_detector(detector, file, examples, card).compared == 9
-    assert file.read_text() == "new"
+    assert file.read_text() == content
 
-    file.write_text("old")
+    content = "new"
     monkeypatch.setattr(ex, "run", lambda session, inputs: answers() | {name: WRONG[name](answers()[name])})
     with pytest.raises(UserError, match=r"was not written: ONNX Runtime") as error:
         ex.export_detector(detector, file, examples, card)
     assert "\n" not in str(error.value)
-    assert [p.read_text() for p in tmp_path.iterdir()] == ["old"]
+    assert [p.read_text() for p in tmp_path.iterdir() if p.name != RECORD] == ["old"]
 
 
 # ---------------------------------------------------------------------------------------------------------- the command
@@ -249,7 +251,7 @@ def test_command(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     rows = {line.split()[0]: line.split()[1:] for line in out.splitlines()[3:]}
     assert rows["heatmap"][0] == "1x3x16x40" and rows["centre"][0] == "1x50x3"
     assert all(float(row[2]) <= ex.TOLERANCE for row in rows.values())
-    assert [p.name for p in (tmp_path / "out").iterdir()] == ["student.onnx"]
+    assert {p.name for p in (tmp_path / "out").iterdir()} == {"student.onnx", RECORD}
 
 
 REFUSED = {
