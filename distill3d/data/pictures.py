@@ -15,7 +15,7 @@ from PIL import ExifTags, Image, ImageFile
 from torch import Tensor
 
 from distill3d.errors import UserError
-from distill3d.files import reason_of
+from distill3d.files import reason_of, refuse_endless
 
 #: Larger pictures are refused by their header, before anything is decoded: a file of a few kilobytes can hold
 #: gigabytes.  8192 x 8192 px, below the limit at which Pillow warns.
@@ -91,6 +91,7 @@ def opened_picture(path: Path) -> Iterator[ImageFile.ImageFile]:
         UserError: it is absent, no image, too large, or what is done with it fails.
     """
     try:
+        refuse_endless(path)
         file = path.open("rb")
     except (OSError, ValueError) as error:
         raise UserError(f"{path}: {reason_of(error)}") from None

@@ -41,7 +41,7 @@ from distill3d.data.kitti.lines import (
     sound_table,
 )
 from distill3d.data.splits import read_split
-from distill3d.errors import UserError
+from distill3d.errors import UserError, one_line
 from distill3d.evaluate import iou
 from distill3d.evaluate.greedy import choose_in_turn
 from distill3d.files import names_below, read_text, refuse_foreign, write_output_text
@@ -330,7 +330,7 @@ class Explanation:
             ("Text files named neither by a frame nor by a number, not read", self.other_files),
         ):
             if names:
-                lines.append(f"{what}: {len(names)} (first: {_printable(names[0])}).")
+                lines.append(f"{what}: {len(names)} (first: {one_line(names[0])}).")
         for name, row in self.classes.items():
             lines.append(
                 f"{name}: {row.labels} labels, counted {_slashed(row.counted)} (easy/moderate/hard); too small"
@@ -339,11 +339,6 @@ class Explanation:
                 + f" {row.detections} detections, ignored as too small {_slashed(row.small_detections)}."
             )
         return "\n".join([*lines, *self.notes])
-
-
-def _printable(name: str) -> str:
-    """A file's name, though its bytes were no UTF-8."""
-    return name.encode(errors="backslashreplace").decode()
 
 
 def _slashed(counts: Counts) -> str:
