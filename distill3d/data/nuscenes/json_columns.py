@@ -22,6 +22,8 @@ from typing import Any, get_args, get_origin, get_type_hints
 import msgspec
 import numpy as np
 
+from distill3d.files import at_once
+
 #: Text parsed at a time.  The objects of a larger piece live long enough for the garbage collector to go through all
 #: objects of the process again and again, which takes as long as the parsing.
 CHUNK_BYTES = 1 << 18
@@ -63,7 +65,7 @@ def read_columns(
     reader = _Reader(path, record)
     columns = {name: _Column(_converter(kind)) for name, kind in get_type_hints(record).items()}
     try:
-        with path.open("rb") as file:
+        with open(path, "rb", opener=at_once) as file:
             size = max(os.fstat(file.fileno()).st_size, 1)
             stream = gzip.GzipFile(fileobj=file) if path.suffix == ".gz" else file
             for records in reader.pieces(stream, chunk_bytes):
