@@ -15,7 +15,7 @@ from PIL import ExifTags, Image, ImageFile
 from torch import Tensor
 
 from distill3d.errors import UserError
-from distill3d.files import reason_of, refuse_endless
+from distill3d.files import at_once, reason_of
 
 #: Larger pictures are refused by their header, before anything is decoded: a file of a few kilobytes can hold
 #: gigabytes.  8192 x 8192 px, below the limit at which Pillow warns.
@@ -71,7 +71,7 @@ def picture_size(path: Path) -> tuple[int, int]:
     Raises:
         UserError: it is absent, truncated, no image or larger than ``MAX_PIXELS``.
     """
-    with opened_picture(path) as image, path.open("rb") as file:
+    with opened_picture(path) as image, open(path, "rb", opener=at_once) as file:
         end = ENDS.get(image.format or "", b"")
         file.seek(-len(end), os.SEEK_END)
         if file.read() != end:
@@ -91,8 +91,7 @@ def opened_picture(path: Path) -> Iterator[ImageFile.ImageFile]:
         UserError: it is absent, no image, too large, or what is done with it fails.
     """
     try:
-        refuse_endless(path)
-        file = path.open("rb")
+        file = open(path, "rb", opener=at_once)  # noqa: SIM115 (closed below)
     except (OSError, ValueError) as error:
         raise UserError(f"{path}: {reason_of(error)}") from None
     try:

@@ -14,7 +14,7 @@ import numpy as np
 from jaxtyping import Float32
 
 from distill3d.errors import UserError
-from distill3d.files import read_bytes, reason_of
+from distill3d.files import at_once, read_bytes, reason_of
 from distill3d.settings import Between
 
 #: m from the sensor, along x or y, and along z.  The HDL-64E of KITTI and the HDL-32E of nuScenes reach 120 m and
@@ -92,7 +92,7 @@ def glance_at_rows(path: Path, columns: int) -> Float32[np.ndarray, "m c"]:
     row = 4 * columns
     try:
         size = path.stat().st_size
-        with path.open("rb") as file:
+        with open(path, "rb", opener=at_once) as file:
             first = file.read(GLANCE // row * row)
     except (OSError, ValueError) as error:
         raise UserError(f"{path}: {reason_of(error)}") from None

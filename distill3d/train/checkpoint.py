@@ -20,7 +20,7 @@ from torch import Tensor
 from distill3d.detectors import build_detector, detector_entry
 from distill3d.detectors.base import Detector
 from distill3d.errors import UserError
-from distill3d.files import decoded, parse_json, read_bytes, reason_of, write_atomically
+from distill3d.files import at_once, decoded, parse_json, read_bytes, reason_of, write_atomically
 from distill3d.settings import from_plain
 from distill3d.train import seal
 from distill3d.train.card import CARD, parse_card, require, write_card
@@ -88,7 +88,7 @@ def load_state(path: Path) -> dict[str, Any]:
             values; nothing in it is executed.
     """
     try:
-        path.open("rb").close()
+        open(path, "rb", opener=at_once).close()
         seal.test_archive(path)
     except (OSError, ValueError) as error:
         raise UserError(f"{path}: {reason_of(error)}") from None

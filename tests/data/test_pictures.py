@@ -199,7 +199,7 @@ def test_any_bytes_give_a_picture_or_a_sentence(
             del data[at : at + value % 16]
         else:
             data[at:at] = data[at : at + value]
-    path = tmp_path_factory.getbasetemp() / "any"
+    path = tmp_path_factory.getbasetemp() / "any-bytes"
     path.write_bytes(data)
     for read in (read_image, picture_size, read_depth):
         try:

@@ -27,7 +27,7 @@ def test_a_split_names_the_line(tmp_path: Path) -> None:
 
 def test_pipes_are_no_files(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe")
-    with pytest.raises(UserError, match="pipe: is a pipe or a device, expected a file"):
+    with pytest.raises(UserError, match="pipe: cannot be used .a pipe or a device, not a file"):
         read_split(tmp_path / "pipe")
 
 

@@ -11,6 +11,7 @@ from distill3d.data.sample import Batch
 from distill3d.detectors import build_detector, caddn, pointpillars, second
 from distill3d.detectors.base import Detector
 from distill3d.distill.context import comparable
+from distill3d.errors import UserError
 from distill3d.layers.points.voxels import VoxelGrid
 
 CONFIGS = {
@@ -121,7 +122,7 @@ def test_paper_sizes() -> None:
     ids=["oblong", "odd"],
 )  # fmt: skip
 def test_grids_that_do_not_fit_are_refused(grid: VoxelGrid, words: str) -> None:
-    with pytest.raises(ValueError, match=words):
+    with pytest.raises(UserError, match=words):
         build_detector(second.tiny(voxels=grid))
 
 

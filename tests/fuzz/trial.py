@@ -67,7 +67,9 @@ class Answer:
             first = next((f"{a!r} instead of {b!r}" for a, b in pairs if a != b), "more or fewer lines")
             return f"printed {first}"
         names = [n for n in sorted({*self.written, *other.written}) if self.written.get(n) != other.written.get(n)]
-        return f"wrote another {names[0]}: {_first_difference(self.written, other.written, names[0])}" if names else None
+        return (
+            f"wrote another {names[0]}: {_first_difference(self.written, other.written, names[0])}" if names else None
+        )
 
 
 def _first_difference(ours: dict[str, bytes], theirs: dict[str, bytes], name: str) -> str:

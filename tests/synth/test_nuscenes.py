@@ -453,7 +453,7 @@ def test_cut_short_run_is_completed(written: Path, tmp_path: Path) -> None:
     next((out / "sweeps/LIDAR_TOP").glob("synth-3-0001__*")).unlink()
     (out / "splits/val.txt").unlink()
     (out / VERSION / "sample.json").unlink()
-    (out / "samples/LIDAR_TOP/.synth.pcd.bin.1.part").write_bytes(b"half")
+    (out / "samples/LIDAR_TOP/.distill3d-0-1-0-0.part").write_bytes(b"half")
     write(out)
     assert hashes(out) == hashes(written)
     assert kept.stat().st_mtime_ns == stamp

@@ -22,8 +22,7 @@ from typing import Any, get_args, get_origin, get_type_hints
 import msgspec
 import numpy as np
 
-from distill3d.errors import UserError
-from distill3d.files import refuse_endless
+from distill3d.files import at_once
 
 #: Text parsed at a time.  The objects of a larger piece live long enough for the garbage collector to go through all
 #: objects of the process again and again, which takes as long as the parsing.
@@ -66,8 +65,7 @@ def read_columns(
     reader = _Reader(path, record)
     columns = {name: _Column(_converter(kind)) for name, kind in get_type_hints(record).items()}
     try:
-        refuse_endless(path)
-        with path.open("rb") as file:
+        with open(path, "rb", opener=at_once) as file:
             size = max(os.fstat(file.fileno()).st_size, 1)
             stream = gzip.GzipFile(fileobj=file) if path.suffix == ".gz" else file
             for records in reader.pieces(stream, chunk_bytes):
@@ -83,8 +81,6 @@ def read_columns(
         return None, [RecordFault(path, None, "holds a whole number of more than 64 bits")]
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
         return None, [RecordFault(path, None, f"cannot be unpacked: {error}")]
-    except UserError as error:
-        return None, [RecordFault(path, None, str(error).removeprefix(f"{path}: "))]
     except OSError as error:
         return None, [RecordFault(path, None, (error.strerror or str(error)).lower())]
     return {name: column.array() for name, column in columns.items()}, reader.faults
