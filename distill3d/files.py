@@ -26,6 +26,7 @@ from uuid import uuid4
 
 from distill3d.errors import UserError
 from distill3d.processes import is_alive, machine, start_of
+from distill3d.stop import held
 
 try:
     import fcntl
@@ -349,13 +350,16 @@ def write_output(path: Path, write: Callable[[Path], object], of: Path | None = 
     """
     before = _own(path, of)
     with _sentence_of(path), _filled(path, write, flush) as part:
-        # Recorded first: killed between the two, the record knows one file too many, not one too few.
-        _records.add(path, _Entry(part.stat().st_size, _digest(part), _name_of(of)))
-        if before is not None or not _placed(part, path):
-            if _stamp(path) != before:  # somebody wrote it in the meantime
-                _own(path, of)
-            part.replace(path)
-    outputs.append(path)
+        entry = _Entry(part.stat().st_size, _digest(part), _name_of(of))
+        with held():
+            # Recorded first: killed between the two, the record knows one file too many, not one too few.
+            _records.add(path, entry)
+            if before is not None or not _placed(part, path):
+                if _stamp(path) != before:  # somebody wrote it in the meantime
+                    _own(path, of)
+                part.replace(path)
+            part.unlink(missing_ok=True)
+            outputs.append(path)
 
 
 def write_output_text(path: Path, text: str) -> None:

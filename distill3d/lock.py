@@ -20,6 +20,7 @@ from pathlib import Path
 from distill3d.errors import UserError
 from distill3d.files import part_of
 from distill3d.processes import is_alive, machine, start_of
+from distill3d.stop import held
 
 try:
     import fcntl
@@ -55,26 +56,41 @@ def only_writer(folder: Path, what: str) -> Iterator[None]:
     Raises:
         UserError: another process writes there, or the folder cannot be written.
     """
-    made = _make(folder)
+    made: list[Path] = []
+    taken = False
     process = os.getpid()
     mine = Holder(machine(), socket.gethostname(), process, start_of(process), time.strftime("%Y-%m-%d %H:%M:%S"))
     done = threading.Event()
     try:
         try:
-            _take(folder, mine, what)
+            with held():
+                made += _make(folder)
+                _take(folder, mine, what)
+                taken = True
         except OSError as error:
             raise UserError(f"{folder}: cannot be written ({error.strerror or error})") from None
         threading.Thread(target=_beat, args=(folder / LOCK, done), daemon=True).start()
-        try:
-            yield
-        finally:
-            done.set()
-            if _holder(folder / LOCK) == mine:
-                (folder / LOCK).unlink(missing_ok=True)
+        yield
     finally:
-        for empty in made:
-            with suppress(OSError):
-                empty.rmdir()
+        with held():
+            done.set()
+            if taken and _holder(folder / LOCK) == mine:
+                (folder / LOCK).unlink(missing_ok=True)
+            for empty in made:
+                with suppress(OSError):
+                    empty.rmdir()
+
+
+def forget_dead_writer(folder: Path) -> None:
+    """Removes the lock that a process left which is no more, in a folder where nothing is left to be done."""
+    path = folder / LOCK
+    if path.exists():
+        with suppress(OSError), held(), _one_at_a_time(folder):
+            other = _holder(path)
+            here = other is not None and other.machine == machine()
+            gone = not is_alive(other.process, other.start) if other is not None and here else _silence(path) >= SILENCE
+            if gone:
+                _remove_stale(path, other)
 
 
 def _make(folder: Path) -> list[Path]:

@@ -22,6 +22,7 @@ IMPATIENCE = 1.0
 EXIT_BEGIN = 128
 
 _received: signal.Signals | None = None
+_holds, _waiting = 0, False  # blocks of ``held`` that are open, and whether a signal came in one
 
 
 class Stopped(KeyboardInterrupt):
@@ -40,18 +41,35 @@ def received() -> signal.Signals | None:
 @contextmanager
 def raised() -> Iterator[None]:
     """In the block a signal raises ``Stopped`` wherever the program is, so that what is half-written is removed."""
-    global _received
-    _received, since = None, -math.inf
+    global _received, _holds, _waiting
+    _received, _holds, _waiting, since = None, 0, False, -math.inf
 
     def handle(number: int, frame: FrameType | None) -> None:
-        global _received
+        global _received, _waiting
         nonlocal since
         if time.monotonic() - since > IMPATIENCE:
             _received, since = signal.Signals(number), time.monotonic()
+            if _holds:
+                _waiting = True
+                return
             raise Stopped(number)
 
     with _handled_by(handle):
         yield
+
+
+@contextmanager
+def held() -> Iterator[None]:
+    """A block of moments, such as taking a lock, that a signal does not part: ``Stopped`` is raised at its end."""
+    global _holds, _waiting
+    _holds += 1
+    try:
+        yield
+    finally:
+        _holds -= 1
+        if _waiting and not _holds and _received is not None:
+            _waiting = False
+            raise Stopped(_received)
 
 
 @contextmanager

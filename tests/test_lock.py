@@ -2,14 +2,15 @@
 
 import json
 import os
+import signal
 import time
 from pathlib import Path
 
 import pytest
 
-from distill3d import lock
+from distill3d import lock, stop
 from distill3d.errors import UserError
-from distill3d.lock import LOCK, SILENCE, only_writer
+from distill3d.lock import LOCK, SILENCE, forget_dead_writer, only_writer
 from distill3d.processes import is_alive, machine, start_of
 
 
@@ -48,6 +49,33 @@ def test_a_lock_of_a_dead_process_is_taken(changes: dict, tmp_path: Path) -> Non
     with only_writer(tmp_path, ""):
         assert json.loads((tmp_path / LOCK).read_text())["start"] == start_of(os.getpid())
     assert not any(tmp_path.iterdir())
+
+
+def test_a_dead_writer_is_forgotten_where_nothing_is_left_to_do(tmp_path: Path) -> None:
+    path = leave(tmp_path)
+    forget_dead_writer(tmp_path)
+    assert path.exists()  # it lives
+    leave(tmp_path, process=4194399)
+    forget_dead_writer(tmp_path)
+    assert not any(tmp_path.iterdir())
+    forget_dead_writer(tmp_path / "absent")
+
+
+@pytest.mark.parametrize("moment", ["_take", "_holder"])
+def test_a_signal_while_the_lock_is_taken_or_given_back_leaves_none(
+    moment: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = getattr(lock, moment)
+
+    def interrupted(*arguments: object) -> object:
+        monkeypatch.setattr(lock, moment, asked)
+        os.kill(os.getpid(), signal.SIGTERM)
+        return asked(*arguments)
+
+    monkeypatch.setattr(lock, moment, interrupted)
+    with stop.raised(), pytest.raises(stop.Stopped), only_writer(tmp_path / "stage", ""):
+        pass
+    assert not (tmp_path / "stage").exists()
 
 
 @pytest.mark.parametrize("text", [None, "{", "[]", '{"process": {}}', "\xff" * 10], ids=range(5))

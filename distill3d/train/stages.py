@@ -13,7 +13,7 @@ from lightning_fabric import Fabric
 
 from distill3d.errors import UserError
 from distill3d.files import folder_name, read_text, sweep_below
-from distill3d.lock import only_writer
+from distill3d.lock import LOCK, forget_dead_writer, only_writer
 from distill3d.settings import check_settings
 from distill3d.train.card import CARD, read_card, require
 from distill3d.train.checkpoint import PREVIOUS, STATE, WEIGHTS, last_state
@@ -46,7 +46,12 @@ def run_recipe(recipe: Recipe, options: RunOptions, only: tuple[str, ...] = ()) 
     folder = options.out / folder_name(recipe.name, "the recipe's name")
     for stage in recipe.stages:
         folder_name(stage.name, "a stage's name")
-    unfinished = [stage for stage in chosen if not is_finished(recipe, stage, folder)]
+    unfinished = []
+    for stage in chosen:
+        if is_finished(recipe, stage, folder):
+            _tidy(folder / stage.name)
+        else:
+            unfinished.append(stage)
     for stage in unfinished:
         _refuse_unmet(recipe, stage, folder, [other.name for other in unfinished])
         _refuse_begun_otherwise(recipe, stage, folder)
@@ -60,6 +65,14 @@ def run_recipe(recipe: Recipe, options: RunOptions, only: tuple[str, ...] = ()) 
             if not is_finished(recipe, stage, folder):  # another process may have done so
                 train_stage(recipe, stage, folder / stage.name, options, fabric)
     return folder
+
+
+def _tidy(folder: Path) -> None:
+    """Removes what a training left that was killed between the last thing that it wrote and its end."""
+    forget_dead_writer(folder)
+    if not (folder / LOCK).exists():
+        (folder / PREVIOUS).unlink(missing_ok=True)
+        sweep_below(folder)
 
 
 @contextmanager

@@ -188,7 +188,8 @@ class Command:
         return found
 
     def said(self) -> str:
-        return self.log.read_text(errors="replace")
+        # Killed before it opened the file, it said nothing.
+        return self.log.read_text(errors="replace") if self.log.exists() else ""
 
 
 class Bench:

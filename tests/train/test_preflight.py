@@ -51,6 +51,12 @@ def of_val(kind: str, end: str) -> Callable[[Path], Path]:
     return lambda root: root / "training" / kind / f"000009.{end}"
 
 
+def test_pictures_alone_need_no_lidar_lines(root: Path) -> None:
+    shutil.rmtree(root / "training" / "velodyne")
+    each_label(root, lambda line: line if line.startswith("P2") else "", "calib")
+    look(replace(small_recipe(root), stages=tuple(s for s in small_recipe(root).stages if s.name == "baseline")))
+
+
 FAULTS = [
     (of_val("label_2", "txt"), Path.unlink, "no such file"),
     (of_val("label_2", "txt"), lambda p: p.write_text("Car 0 0 0\n"), "found 4"),

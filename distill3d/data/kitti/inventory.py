@@ -32,7 +32,7 @@ class Inventory:
     occlusion: Int[np.ndarray, " n"]
     box2d: Float[np.ndarray, "n 4"]  # px
     centre: Float[np.ndarray, "n 3"]  # m, camera frame
-    lidar_centre: Float[np.ndarray, "n 3"]  # m, LiDAR's frame
+    lidar_centre: Float[np.ndarray, "n 3"]  # m, LiDAR's frame; NaN where a calibration says nothing of it
     size: Float[np.ndarray, "n 3"]  # m: length, width, height
 
     def __len__(self) -> int:
@@ -54,10 +54,13 @@ class Inventory:
         objects = objects[objects.boxes.label != IGNORE]
         if not len(objects):
             return _NOTHING
-        to_lidar = read_calibration(folder / "calib" / f"{frame}.txt").lidar_to_rect.inverse()
+        calibration = read_calibration(folder / "calib" / f"{frame}.txt")
         boxes = objects.boxes
         assert boxes.box2d is not None
-        lidar = boxes.centre @ to_lidar[:3, :3].T + to_lidar[:3, 3]
+        lidar = torch.full_like(boxes.centre, torch.nan)
+        if calibration.has_lidar:
+            to_lidar = calibration.lidar_to_rect.inverse()
+            lidar = boxes.centre @ to_lidar[:3, :3].T + to_lidar[:3, 3]
         columns = (boxes.label, objects.truncation, objects.occlusion, boxes.box2d, boxes.centre, lidar, boxes.size)
         return cls(*(c.numpy() for c in columns))
 
