@@ -214,7 +214,7 @@ class _Submission(msgspec.Struct):
 _LABELS = {name: label for label, name in enumerate(CLASSES)}
 _ATTRIBUTES = {"": NO_ATTRIBUTE, **{name: index for index, name in enumerate(ATTRIBUTES)}}
 _UNKNOWN = NO_ATTRIBUTE - 1  # stands for a name that is in neither table
-_FLOAT32_MAX = float(np.finfo(np.float32).max)
+_FLOAT32_MAX, _FLOAT32_LEAST = float(np.finfo(np.float32).max), float(np.finfo(np.float32).tiny)
 _BOXES = msgspec.json.Decoder(list[SubmissionBox])
 
 
@@ -350,8 +350,8 @@ def _demands(columns: Mapping[str, np.ndarray]) -> Iterable[tuple[str, np.ndarra
     yield "detection_score", ~((score >= 0) & (score <= 1)), "a float in 0..1, with a decimal point"
     for key in ("translation", "size", "rotation", "velocity"):
         yield key, (~(np.abs(columns[key]) <= _FLOAT32_MAX)).sum(axis=1) > 0, "finite, and at most 3.4e38"
-    yield "size", (columns["size"] <= 0).sum(axis=1) > 0, "positive"
-    yield "rotation", np.abs(columns["rotation"]).sum(axis=1) == 0, "a quaternion of some length"
+    yield "size", (columns["size"] < _FLOAT32_LEAST).sum(axis=1) > 0, "positive"
+    yield "rotation", np.abs(columns["rotation"]).sum(axis=1) < _FLOAT32_LEAST, "a quaternion of some length"
 
 
 _PLACE = re.compile(r"^\$(?:\[(\d+)\])?\.?(.*)$")

@@ -140,7 +140,11 @@ class Box:
     def written(self, patterns: Iterable[str]) -> dict[str, bytes]:
         """What the command wrote that fits a pattern, by name below ``out``."""
         out = self.root / "out"
-        found = {path.relative_to(out).as_posix(): path for path in out.rglob("*") if path.is_file()}
+        found = {
+            path.relative_to(out).as_posix(): path
+            for path in out.rglob("*")
+            if path.is_file() and not path.name.startswith(".")
+        }
         return {name: found[name].read_bytes() for name in sorted(found) if any(fnmatch(name, p) for p in patterns)}
 
 

@@ -12,7 +12,7 @@ import resource
 import sys
 import time
 import traceback
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection, wait
@@ -86,6 +86,11 @@ def _work(
     from .hunt import Hunter, Input
     from .surfaces import BY_NAME
 
+    unknown = [name for name in names if name not in BY_NAME]
+    if unknown:
+        raise ValueError(f"there is no surface {unknown[0]!r}, known are {', '.join(BY_NAME)}")
+    if not names and not cases:
+        names = tuple(BY_NAME)
     torch.set_num_threads(1)
     makers.register_recipes()
     hunters: dict[str, Hunter] = {}
@@ -184,24 +189,17 @@ def run_campaign(
     surfaces: tuple[str, ...], limits: Limits, jobs: int, keep: Path | None, cases: Path | None, scratch: Path
 ) -> int:
     """Runs workers until all is tried, prints the table and what was found; 1 if there is anything, else 0."""
-    from .surfaces import BY_NAME
-
-    unknown = [name for name in surfaces if name not in BY_NAME]
-    if unknown:
-        print(f"there is no surface {unknown[0]!r}, known are {', '.join(BY_NAME)}", file=sys.stderr)
-        return 2
-    names = surfaces or (() if cases is not None else tuple(BY_NAME))
     replayed = (
         [] if cases is None else [json.loads(path.read_text()) | {"file": path.name} for path in case_files(cases)]
     )
-    tallies, found, warned = {name: Tally() for name in BY_NAME}, {}, Counter()
+    tallies, found, warned = defaultdict(Tally), {}, Counter()
     begin = time.monotonic()
     context = multiprocessing.get_context("spawn")
 
     def start(number: int, done: dict[str, int], seconds: float | None) -> _Job:
         ours, theirs = context.Pipe()
         left = Limits(seconds, limits.inputs, limits.seed)
-        process = context.Process(target=work, args=(theirs, names, left, number, jobs, done, replayed, scratch))
+        process = context.Process(target=work, args=(theirs, surfaces, left, number, jobs, done, replayed, scratch))
         process.start()
         theirs.close()
         return _Job(number, process, ours, done)

@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import json
 import shutil
+import tempfile
 from dataclasses import replace
 from pathlib import Path
 
 import torch
-from drives import small_surround_preset, write_drives
+from drives import small_surround_preset
 from streets import small_bev_preset, small_recipe, write_streets
-from surround_run import write_drive, write_run
+from surround_run import DRIVE, write_run
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from distill3d.cli import main
 from distill3d.data.depth import write_depth
 from distill3d.evaluate.kitti import evaluate_folders
 from distill3d.recipes import RECIPES
+from distill3d.synth import write_nuscenes
 from distill3d.train.recipe import Recipe
 
 from .trial import Reached
@@ -80,9 +82,15 @@ def train(recipe: str, *words: str) -> None:
 # ---------------------------------------------------------------------------------------------------------------- KITTI
 
 
+_drawn: list[tempfile.TemporaryDirectory[str]] = []
+
+
 def streets() -> None:
-    """Four frames in KITTI's layout, with planes and depth images."""
-    write_streets(DATA, train=len(TRAIN), val=len(VAL))
+    """Four frames in KITTI's layout, with planes and depth images; drawn once in a process."""
+    if not _drawn:
+        _drawn.append(tempfile.TemporaryDirectory(prefix="distill3d-fuzz-streets-"))
+        write_streets(Path(_drawn[0].name), train=len(TRAIN), val=len(VAL))
+    shutil.copytree(_drawn[0].name, DATA)
     training = DATA / "training"
     for name in ("planes", "depth_2"):
         (training / name).mkdir()
@@ -141,15 +149,11 @@ def raw_drives() -> None:
 # ------------------------------------------------------------------------------------------------------------- nuScenes
 
 
-def drive() -> None:
-    """A scene of two key frames in nuScenes' layout, and a run on it as training leaves it."""
-    write_drive(DATA)
-    write_run(DATA / "run", DATA)
-
-
 def drives() -> None:
-    """Two scenes, one to learn from and one to be judged by."""
-    write_drives(DATA)
+    """Two scenes of two key frames in nuScenes' layout, one to learn from and one to be judged by, and a run on them as
+    training leaves it."""
+    write_nuscenes(DATA, splits={"train": 1, "val": 1}, seed=3, config=DRIVE, workers=1, progress=False)
+    write_run(DATA / "run", DATA)
 
 
 # ----------------------------------------------------------------------------------------------------------------- runs

@@ -62,7 +62,8 @@ def talkative(words: list[str]) -> None:
     try:
         careless(words)
     except ValueError as error:
-        raise UserError(f"first\nsecond {error}") from None
+        print(f"distill3d: first\ndistill3d: second {error}", file=sys.stderr)
+        sys.exit(2)
 
 
 def overwriting(words: list[str]) -> None:

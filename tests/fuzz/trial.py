@@ -11,6 +11,7 @@ import signal
 import sys
 import time
 import traceback
+import unicodedata
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -18,7 +19,7 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 from types import FrameType
 
-from distill3d.errors import UserError
+from distill3d.errors import UserError, one_line
 
 #: Longest wait for any answer, s.
 PATIENCE = 10.0
@@ -26,6 +27,8 @@ PATIENCE = 10.0
 LONGEST = 1000
 PREFIX = "distill3d: "
 MOST_PROCESSES = 8
+#: Kinds of characters that a terminal would obey or reorder instead of showing.
+HIDDEN = ("Cc", "Cf", "Cs", "Zl", "Zp")
 #: What long work says on its way.
 PROGRESS = re.compile(r"(?!distill3d: ).*: \d+/\d+.*|")
 
@@ -148,7 +151,7 @@ def call(run: Callable[[list[str]], object], words: list[str], folder: Path, sec
         answer.code = 0
     except UserError as error:  # of readers, which are called without a command
         answer.code = 2
-        err.write(f"{PREFIX}{error}\n")
+        err.write(f"{PREFIX}{one_line(str(error))}\n")
     except BaseException as error:
         answer.error = error
     finally:
@@ -194,7 +197,7 @@ def fault_of(answer: Answer, lists: bool = False) -> Fault | None:
     for line in [*told, *(answer.out.splitlines() if lists else ())]:
         if len(line) > LONGEST:
             return Fault("message", f"too long: {_abstract(line)}", f"{len(line)} characters: {line[:200]}")
-        if not line.isprintable():
+        if any(unicodedata.category(letter) in HIDDEN for letter in line):
             return Fault("message", f"control characters: {_abstract(line)}", line[:300])
     return None
 

@@ -30,6 +30,7 @@ NO_POSITION = -1000.0
 MOST_CHARACTERS = 64
 _EXPECTED = {None: {LABEL_WORDS, RESULT_WORDS}, True: {RESULT_WORDS}, False: {LABEL_WORDS}}
 _LARGEST = float(np.finfo(np.float32).max)
+_SMALLEST = float(np.finfo(np.float32).tiny)  # positive number, as boxes are float32 in batches
 
 Table = Float[np.ndarray, "n f"]
 
@@ -45,7 +46,7 @@ class _Rule(NamedTuple):
 
 def _not_positive(size: int) -> _Rule:
     name = LABEL_FIELDS[size]
-    return _Rule(lambda c: c[size] <= 0, lambda w: f"{name} is {float(w[size]):g} m, expected a positive size")
+    return _Rule(lambda c: c[size] < _SMALLEST, lambda w: f"{name} is {float(w[size]):g} m, expected a positive size")
 
 
 #: Of every line.

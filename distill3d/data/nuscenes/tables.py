@@ -377,7 +377,7 @@ Columns = dict[str, np.ndarray]
 _SMALL_NUMBERS = {"sample_data": ("width", "height"), ANNOTATION: ("num_lidar_pts", "num_radar_pts")}
 _NAMES_AT_ONCE = 1 << 16
 _INT32 = np.iinfo(np.int32)
-_FLOAT32_MAX = float(np.finfo(np.float32).max)
+_FLOAT32_MAX, _FLOAT32_LEAST = float(np.finfo(np.float32).max), float(np.finfo(np.float32).tiny)
 #: Multiplier and shift of the hash of a token's 8-byte words (the multiplier is MurmurHash3's 64-bit finaliser's).
 _HASH_FACTOR = np.uint64(0xFF51AFD7ED558CCD)
 _HASH_SHIFT = np.uint64(33)
@@ -489,7 +489,7 @@ def _value_faults(folder: Path, tables: dict[str, Columns]) -> Iterator[RecordFa
             )
     path, objects = table_file(folder, ANNOTATION), tables[ANNOTATION]
     size, tokens = objects["size"], objects["token"]
-    wrong = np.flatnonzero(~((size > 0) & (size <= _FLOAT32_MAX)).all(axis=-1))
+    wrong = np.flatnonzero(~((size >= _FLOAT32_LEAST) & (size <= _FLOAT32_MAX)).all(axis=-1))
     yield from listed(path, tokens, wrong, lambda r: f"size is {size[r].tolist()} m, expected positive numbers")
     for key in _SMALL_NUMBERS[ANNOTATION]:
         negative = np.flatnonzero(objects[key] < 0)

@@ -29,6 +29,7 @@ def changed(line: str, field: int, word: str) -> str:
     [
         (changed(CAR, 8, "0"), "height is 0 m, expected a positive size"),
         (changed(CAR, 10, "-4"), "length is -4 m, expected a positive size"),
+        (changed(CAR, 8, "1e-45"), "height is 1e-45 m, expected a positive size"),
         (changed(CAR, 6, "99"), "the 2D box has right 99 before left 100"),
         (changed(CAR, 7, "99"), "the 2D box has bottom 99 above top 100"),
         (changed(REGION, 7, "99"), "the 2D box has bottom 99 above top 100"),

@@ -156,6 +156,7 @@ VALUE_FAULTS = [
     ("sample_annotation", SEEN, {"num_lidar_pts": 2**32 + 5}, f"num_lidar_pts is {2**32 + 5}, expected 32 bits"),
     ("sample_annotation", SEEN, {"size": [1, 1e308, 2]}, "expected positive numbers"),
     ("sample_annotation", SEEN, {"size": [1, 0, 2]}, "expected positive numbers"),
+    ("sample_annotation", SEEN, {"size": [1, 1e-320, 2]}, "expected positive numbers"),
     ("ego_pose", POSE, {"translation": [1e308, 0, 0]}, "translation is not finite, or larger than 3.4e38"),
 ]
 
