@@ -235,7 +235,8 @@ def content(folder: Path, patterns: tuple[str, ...]) -> dict[str, Any]:
     """Every file that matters, by name: its bytes, or what of them does not depend on the moment."""
     found: dict[str, Any] = {}
     for path in sorted(p for pattern in patterns for p in folder.glob(pattern)):
-        if path.is_file() and path.name != RECORD:
+        # What a killed process left half-written is looked for by itself: it goes at the next start.
+        if path.is_file() and path.name != RECORD and not path.name.endswith(PART_END):
             found[str(path.relative_to(folder))] = _content(path)
     return found
 

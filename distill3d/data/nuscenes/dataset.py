@@ -26,6 +26,7 @@ from PIL import Image
 from torch import Tensor
 
 from distill3d.boxes import NUSCENES_CLASSES, Boxes3D, Frame, from_nuscenes
+from distill3d.camera import Camera, misfit
 from distill3d.data.augment.lidar import carry
 from distill3d.data.augment.surround import (
     BevAugmentConfig,
@@ -321,20 +322,28 @@ def sweep_rows(tables: Tables, key: int, config: SweepConfig) -> list[int]:
 # --------------------------------------------------------------------------------------------------------------- files
 
 
-def read_scan(path: Path, columns: int = SCAN_COLUMNS) -> Float[Tensor, "m 5"]:
+def read_scan(path: Path, columns: int = SCAN_COLUMNS, key: bool = False) -> Float[Tensor, "m 5"]:
     """A LiDAR scan in the sensor's frame: x right, y forward, z up (m), intensity 0..255, ring; float32.
 
-    Points with a value that is no finite number are left out.
+    Points with a value that is no finite number are left out of sweeps, which nobody has looked through; a key frame
+    has none.
 
     Args:
         columns: of the file; further ones are left out, and those that it lacks are 0.
+        key: whether it is of a key frame.
 
     Raises:
-        UserError: the file is absent or empty, or is no scan of so many columns (data/scans.py).
+        UserError: the file is absent or empty, is no scan of so many columns (data/scans.py), or, of a key frame, holds
+            a value that is not finite.
     """
     points = with_columns(read_rows(path, columns), SCAN_COLUMNS)
     finite = np.isfinite(points)
-    return torch.from_numpy(points if finite.all() else points[finite.all(axis=1)])
+    if finite.all():
+        return torch.from_numpy(points)
+    kept = finite.all(axis=1)
+    if key:
+        raise UserError(f"{path}: {(~kept).sum()} points hold NaN or Inf, the first is point {kept.argmin()} (from 0)")
+    return torch.from_numpy(points[kept])
 
 
 # ------------------------------------------------------------------------------------------------------------- data set
@@ -538,6 +547,10 @@ class NuScenesDataset:
 
     # --------------------------------------------------------------------------------------------------------- pictures
 
+    def _intrinsics(self, row: int) -> Float64[np.ndarray, "3 3"]:
+        """The matrix of the camera that took a picture."""
+        return self.tables.calibrated_sensors.camera_intrinsic[self.tables.sample_data.calibrated_sensor[row]]
+
     def _picture_size(self, row: int) -> tuple[int, int]:
         size = int(self.tables.sample_data.width[row]), int(self.tables.sample_data.height[row])
         if min(size) < 1:
@@ -549,6 +562,10 @@ class NuScenesDataset:
         if row in self._pictures:
             return self._pictures[row]
         path, listed = self.tables.file(row), self._picture_size(row)
+        (fx, _, cx), (_, fy, cy), _ = self._intrinsics(row).tolist()
+        fault = misfit(Camera.from_intrinsics(fx, fy, cx, cy), listed)
+        if fault is not None:
+            raise self._of_sample(UserError(f"{self._table('calibrated_sensor')}: {fault}"), row)
         try:
             picture = read_picture(path)
         except UserError as error:
@@ -577,7 +594,8 @@ class NuScenesDataset:
         if row in self._scans:
             return self._scans[row]
         try:
-            scan = read_scan(self.tables.file(row), self.config.scan_columns)
+            key = bool(self.tables.sample_data.is_key_frame[row])
+            scan = read_scan(self.tables.file(row), self.config.scan_columns, key)
         except UserError as error:
             raise self._of_sample(error, row) from error
         if self.config.in_memory:

@@ -475,12 +475,33 @@ def test_points_are_left_out_by_radius_budget_and_nan(tmp_path: Path) -> None:
     assert torch.equal(first, again) and not torch.equal(first, other)
     assert torch.equal(drawn(None), drawn(None))
 
-    path = near.tables.file(near.tables.key_data(near.tables.sample_row("0103-2"))[LIDAR])
-    rows = np.fromfile(path, "<f4").reshape(-1, 5)
-    rows[::2, 0] = math.nan
-    rows.tofile(path)
-    half = configured(root, points=True, images=False, sweeps=SweepConfig(past=0, future=0, scans=1)).get(2)
-    assert half.points is not None and len(half.points) < len(whole.points) and bool(half.points.isfinite().all())
+    def lose_half(path: Path) -> None:
+        rows = np.fromfile(path, "<f4").reshape(-1, 5)
+        rows[::2, 0] = math.nan
+        rows.tofile(path)
+
+    sweeps = SweepConfig(past=3, future=0, scans=4)
+    whole = configured(root, points=True, images=False, sweeps=sweeps).get(2)
+    for path in (root / "sweeps" / LIDAR).iterdir():
+        lose_half(path)
+    half = configured(root, points=True, images=False, sweeps=sweeps).get(2)
+    assert whole.points is not None and half.points is not None and bool(half.points.isfinite().all())
+    assert len(half.points) < len(whole.points)
+    lose_half(near.tables.file(near.tables.key_data(near.tables.sample_row("0103-2"))[LIDAR]))
+    with pytest.raises(UserError, match="points hold NaN or Inf, the first is point 0 .* of sample 0103-2"):
+        configured(root, points=True, images=False, sweeps=sweeps).get(2)
+
+
+def test_a_camera_that_cannot_have_taken_its_picture(tmp_path: Path) -> None:
+    root = make(tmp_path).root
+    (table,) = root.glob("v1.0-*/calibrated_sensor.json")
+    records = json.loads(table.read_text())
+    for record in records:
+        if record["camera_intrinsic"]:
+            record["camera_intrinsic"][1][2] = -1.0
+    table.write_text(json.dumps(records))
+    with pytest.raises(UserError, match="calibrated_sensor.json: the principal point .y = -1 px. does not fit"):
+        configured(root, points=False, images=True).get(0)
 
 
 def test_points_on_the_vehicle_are_left_out(made: Path) -> None:
