@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import os
 import signal
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -17,6 +18,8 @@ SIGNALS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP"
 #: A second signal this long (s) after the first is meant to end what takes its time to end; one that comes sooner is
 #: the same wish, sent to the process and to its group.
 IMPATIENCE = 1.0
+
+AGAIN = 0.01  # s after which a signal is sent once more
 
 #: Exit codes of a process that a signal ended are this and the signal's number, as shells have them.
 EXIT_BEGIN = 128
@@ -40,7 +43,10 @@ def received() -> signal.Signals | None:
 
 @contextmanager
 def raised() -> Iterator[None]:
-    """In the block a signal raises ``Stopped`` wherever the program is, so that what is half-written is removed."""
+    """In the block a signal raises ``Stopped`` wherever the program is, so that what is half-written is removed.
+
+    Python drops what is raised in a finaliser or a callback of a weak reference: the signal is then sent once more.
+    """
     global _received, _holds, _waiting
     _received, _holds, _waiting, since = None, 0, False, -math.inf
 
@@ -54,8 +60,21 @@ def raised() -> Iterator[None]:
                 return
             raise Stopped(number)
 
+    def dropped(event: Any) -> None:
+        nonlocal since
+        if not isinstance(event.exc_value, Stopped):
+            former(event)
+            return
+        since = -math.inf
+        threading.Timer(AGAIN, os.kill, (os.getpid(), event.exc_value.signal)).start()
+
+    former = sys.unraisablehook
     with _handled_by(handle):
-        yield
+        sys.unraisablehook = dropped
+        try:
+            yield
+        finally:
+            sys.unraisablehook = former
 
 
 @contextmanager

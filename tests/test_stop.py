@@ -2,6 +2,7 @@
 
 import os
 import signal
+import time
 from pathlib import Path
 
 import pytest
@@ -52,6 +53,21 @@ def test_an_interrupt_that_a_library_turned_into_its_own_error(capsys, monkeypat
     with pytest.raises(SystemExit) as end:
         cli.main(["doctor"])
     assert end.value.code == 130 and capsys.readouterr().err.count("\n") == 1
+
+
+def test_a_signal_in_a_finaliser_is_not_lost(capsys: pytest.CaptureFixture) -> None:
+    """Python drops what is raised there."""
+
+    class Thing:
+        def __del__(self) -> None:
+            ask(signal.SIGTERM)
+
+    with pytest.raises(Stopped), stop.raised():
+        thing = Thing()
+        del thing
+        for _ in range(1000):
+            time.sleep(0.01)
+    assert capsys.readouterr().err == ""
 
 
 def test_a_signal_is_noted_until_it_is_asked_for() -> None:
