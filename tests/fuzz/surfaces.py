@@ -154,13 +154,15 @@ def read_raw(words: list[str]) -> None:
 
 
 def read_nuscenes(words: list[str]) -> None:
-    config = NuScenesConfig(
-        root=DATA, version=VERSION, split="val", canvas=(64, 24), points=True, depth=True, past=(1,),
-        in_memory="in memory" in words,
-    )  # fmt: skip
-    dataset = NuScenesDataset(config)
-    print(dataset.class_presence().sum(0).tolist())
-    _read_all(dataset, torch.Generator().manual_seed(0))
+    """Both scenes' moments."""
+    for split in ("train", "val"):
+        config = NuScenesConfig(
+            root=DATA, version=VERSION, split=split, canvas=(64, 24), points=True, depth=True, past=(1,),
+            in_memory="in memory" in words,
+        )  # fmt: skip
+        dataset = NuScenesDataset(config)
+        print(dataset.class_presence().sum(0).tolist())
+        _read_all(dataset, torch.Generator().manual_seed(0))
 
 
 # --------------------------------------------------------------------------------------------------------- the surfaces
