@@ -15,7 +15,7 @@ CASES = Path(__file__).parent / "cases"
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.fuzz", description=__doc__)
     parser.add_argument("--seconds", type=float, help="how long; by default a few inputs of each surface")
-    parser.add_argument("--inputs", type=float, default=1.0, help="without --seconds: so many times the few inputs")
+    parser.add_argument("--inputs", type=float, help="without --seconds: so many times the few inputs, by default once")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--surface", action="append", default=[], help="by default all; may be given more than once")
     parser.add_argument("--jobs", type=int, default=1, help="processes")
@@ -23,7 +23,8 @@ def main() -> int:
     parser.add_argument("--cases", type=Path, help=f"replay a case or a folder of cases, such as {CASES}")
     o = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="distill3d-fuzz-", ignore_cleanup_errors=True) as scratch:
-        limits = Limits(o.seconds, o.inputs, o.seed)
+        inputs = o.inputs if o.inputs is not None else float(o.cases is None)
+        limits = Limits(o.seconds, inputs, o.seed)
         return run_campaign(tuple(o.surface), limits, o.jobs, o.keep, o.cases, Path(scratch))
 
 

@@ -89,7 +89,7 @@ def _work(
     unknown = [name for name in names if name not in BY_NAME]
     if unknown:
         raise ValueError(f"there is no surface {unknown[0]!r}, known are {', '.join(BY_NAME)}")
-    if not names and not cases:
+    if not names and (limits.inputs or limits.seconds is not None):
         names = tuple(BY_NAME)
     torch.set_num_threads(1)
     makers.register_recipes()
@@ -156,7 +156,7 @@ def _schedule(
 
     following = {name: begin.get(name, 0) * jobs + job for name in names}
     if limits.seconds is None:
-        for name in names:
+        for name in names if limits.inputs else ():
             for index in range(following[name], max(round(BY_NAME[name].few * limits.inputs), 1), jobs):
                 yield name, index
         return
