@@ -33,7 +33,7 @@ LAUGHS = "a: &a [1, 1, 1, 1, 1, 1, 1, 1, 1, 1]\n" + "".join(
         (b"a: 0x_\n", ["cannot be read"]),
         (b"[1]: 2\n{a: 1}: 3\n", [":", "no YAML"]),
         (b"a: 1\n---\nb: 1\n", [":2", "no YAML"]),
-        (b"a: \x00\n", ["no YAML"]),
+        (b"a: \x00\n", [":1: ", "NUL"]),
         (b'a: "\\ud800"\n', ["\\ud800|no YAML"]),
         (b"#" * 2_000_000, ["2000000 bytes"]),
         (b"a: " + b"9" * 5000, ["cannot be read"]),

@@ -250,7 +250,7 @@ def test_figure_shows_all_parts_and_the_truth() -> None:
 
 
 def test_prediction_is_written(tmp_path: Path) -> None:
-    path = tmp_path / "new" / "000007.png"
+    path = tmp_path / "000007.png"
     save_prediction(path, torch.rand(3, HEIGHT, WIDTH), CAMERA, boxes([(0.0, 0.5, 9.0)]))
     with Image.open(path) as picture:
         assert picture.width > FIGURE_WIDTH and nearest_to(picture, LOOKS["student"].colour).min() < 10

@@ -114,7 +114,7 @@ def test_missing_pieces_are_named(make_run: MakeRun, tmp_path: Path, gone: list,
         ("student/metrics.jsonl", '{"kind": "train", "st', "demo/student/metrics.jsonl, line 32 is no JSON"),
         ("student/evaluation.json", "}", "demo/student/evaluation.json:"),
         ("student/card.json", "}", "demo/student/card.json:"),
-        ("student/predictions/000003.txt", "Car 1 2\n", "000003.txt, line 6: expected 16 fields, found 3"),
+        ("student/predictions/000003.txt", "Car 1 2\n", "000003.txt:6: expected 16 fields, found 3"),
         ("recipe.yaml", "\n: [", "demo/recipe.yaml:"),
     ],
 )
