@@ -252,21 +252,21 @@ COMMAND_LINES: tuple[Words, ...] = (
 
 SURFACES = (
     Surface(
-        "command lines", makers.nowhere, COMMAND_LINES, lists=True, few=30, share=2,
+        "command lines", makers.nowhere, COMMAND_LINES, lists=True, few=20, share=2,
     ),
     Surface(
         "check kitti", makers.streets, (("check", "../in"),),
-        (*KITTI_FILES, "in/training/depth_2/*"), lists=True, few=20,
+        (*KITTI_FILES, "in/training/depth_2/*"), lists=True, few=12,
     ),
     Surface(
         "check nuscenes", makers.drives, (("check", "../in", "--layout", "nuscenes"),),
-        (TABLES, TABLES, TABLES, "in/samples/*/*", "in/sweeps/*/*", "in/splits/*"), lists=True, few=20,
+        (TABLES, TABLES, TABLES, "in/samples/*/*", "in/sweeps/*/*", "in/splits/*"), lists=True, few=12,
     ),
     Surface(
         "eval kitti", makers.streets_with_results,
         (_EVAL, (*_EVAL, "--split", "../in/ImageSets/val.txt"), (*_EVAL, "--style", "python")),
         ("in/training/label_2/*", "in/predictions/*", "in/predictions/*", "in/ImageSets/val.txt"),
-        checked=(JUDGED, JUDGED_SPLIT, JUDGED), few=20, share=2,
+        checked=(JUDGED, JUDGED_SPLIT, JUDGED), few=15, share=2,
         tells=("Not KITTI class names in the labels", "labels have a truncation other than"),
     ),
     Surface(
@@ -274,11 +274,11 @@ SURFACES = (
         ((*_EVAL_NUSCENES, "--split", "val"), (*_EVAL_NUSCENES, "--split", "../in/splits/val.txt"), _EVAL_NUSCENES),
         (TABLES, TABLES, "in/run/baseline/predictions/submission.json", "in/run/baseline/predictions/submission.json",
          "in/splits/*"),
-        checked=(Checked("nuscenes", rf"{VERSION}/sample_annotation\.json"),) * 3, few=20, share=2,
+        checked=(Checked("nuscenes", rf"{VERSION}/sample_annotation\.json"),) * 3, few=12, share=2,
     ),
     Surface(
         "kitti frames", makers.streets, (("lidar",), ("completed",), ("png",), ("none", "points")),
-        (*KITTI_FILES, "in/training/depth_2/*", "in/training/planes/*"), run=read_kitti, words=False, few=20, share=2,
+        (*KITTI_FILES, "in/training/depth_2/*", "in/training/planes/*"), run=read_kitti, words=False, few=15, share=2,
         checked=(
             Checked("kitti", rf"training/(image_2|calib|velodyne|label_2)/({_FRAMES})\.\w+|ImageSets/train\.txt"),
             Checked("kitti", rf"training/(image_2|calib|velodyne|label_2)/({_FRAMES})\.\w+|ImageSets/train\.txt"),
@@ -288,46 +288,46 @@ SURFACES = (
     ),
     Surface(
         "raw frames", makers.raw_drives, (("lidar",), ("completed",), ("none",)),
-        (f"in/{makers.DATE}/*/*/data/*", f"in/{makers.DATE}/calib*", "in/*.txt"), run=read_raw, words=False, few=20,
+        (f"in/{makers.DATE}/*/*/data/*", f"in/{makers.DATE}/calib*", "in/*.txt"), run=read_raw, words=False, few=12,
     ),
     Surface(
         "nuscenes frames", makers.drives, (("in memory",), ("cached",)),
         (TABLES, TABLES, TABLES, "in/samples/*/*", "in/sweeps/*/*", "in/splits/*"), run=read_nuscenes, words=False,
-        checked=(Checked("nuscenes", rf"{VERSION}/\w+\.json|samples/.*"),) * 2, few=20, share=2,
+        checked=(Checked("nuscenes", rf"{VERSION}/\w+\.json|samples/.*"),) * 2, few=10, share=2,
     ),
     Surface(
         "raw-list", makers.raw_drives,
         (("raw-list", "../in", "--mapping", "../in", "--split", "../in/split.txt", "--out", "../out/list.txt"),),
-        ("in/*.txt", f"in/{makers.DATE}/*/*/data/*"), few=20, share=0.5,
+        ("in/*.txt", f"in/{makers.DATE}/*/*/data/*"), few=12, share=0.5,
     ),
     Surface(
         "predict", makers.model,
         ((*_PREDICT, "--calib", "../in/picture.txt"), (*_PREDICT, "--intrinsics", "93,93,78.5,22.3")),
         ("in/picture.png", "in/picture.txt", "in/model/card.json", "in/model/model.safetensors",
          "in/model/model.safetensors"),
-        guarded=_bytes_of(".safetensors"), few=4, share=2,
+        guarded=_bytes_of(".safetensors"), few=3, share=2,
     ),
     Surface(
         "export", makers.model, (("export", "../in/model", "--onnx", "../out/net.onnx"),),
-        ("in/model/card.json", "in/model/model.safetensors"), run=until_graph, few=10, share=0.5,
+        ("in/model/card.json", "in/model/model.safetensors"), run=until_graph, few=5, share=0.5,
     ),
     Surface("report", makers.trained_run, (_REPORT, (*_REPORT[:1], "../in/run/monoskd", *_REPORT[2:])),
             (*RUN_FILES, "in/run/*/predictions/*", "in/training/label_2/*", "in/training/image_2/*",
-             "in/training/calib/*", "in/training/velodyne/*", "in/ImageSets/*"), few=2, share=2),
+             "in/training/calib/*", "in/training/velodyne/*", "in/ImageSets/*"), few=1, share=2),
     Surface("report of views", makers.drives, (_REPORT,),
             (*RUN_FILES, "in/run/*/predictions/submission.json", TABLES, "in/samples/*/*", "in/splits/*"), few=1),
     Surface("diagnose", makers.trained_run, (("diagnose", "../in/run", "--out", "../out/diagnosis.html"),),
             (*RUN_FILES, "in/run/*/predictions/*", "in/run/*/model.safetensors", "in/training/label_2/*",
-             "in/training/image_2/*", "in/training/calib/*", "in/ImageSets/*"), few=4, share=2),
+             "in/training/image_2/*", "in/training/calib/*", "in/ImageSets/*"), few=3, share=2),
     Surface("recipes", makers.nowhere, (("recipes",), ("recipes", "demo"), ("recipes", "tiny_bev")), few=10, share=0.2),
     Surface(
         "settings of training", makers.streets, _options(_FUZZ_TRAIN, *SETTINGS), run=three_steps, compared=WEIGHTS,
-        few=10, share=3,
+        few=6, share=3,
     ),
     Surface("settings of streets", makers.nowhere, _options(_SYNTH, *STREET_SETTINGS), run=main, few=10, share=2),
     Surface(
         "training", makers.streets, (_FUZZ_TRAIN, (*_TRAIN, "--only", "teacher")),
-        (*KITTI_FILES,), words=False, compared=WEIGHTS, few=3, share=2,
+        (*KITTI_FILES,), words=False, compared=WEIGHTS, few=2, share=2,
         checked=(
             Checked("kitti", r"training/(image_2|calib|label_2)/\d{6}\.\w+|ImageSets/(train|val)\.txt"),
             Checked("kitti", r"training/(image_2|calib|label_2|velodyne)/\d{6}\.\w+|ImageSets/(train|val)\.txt"),
@@ -335,7 +335,7 @@ SURFACES = (
     ),
     Surface(
         "training on points", makers.streets, (("train", "fuzz_points", "--data-root", "../in", *makers.QUIET),),
-        (*KITTI_FILES, "in/training/planes/*"), words=False, compared=WEIGHTS, few=2,
+        (*KITTI_FILES, "in/training/planes/*"), words=False, compared=WEIGHTS, few=1,
         checked=(Checked("kitti", r"training/(image_2|calib|label_2|velodyne)/\d{6}\.\w+|ImageSets/(train|val)\.txt"),),
     ),
     Surface(
@@ -350,7 +350,7 @@ SURFACES = (
         (("train", "fuzz_resumed", "--data-root", "../in", *makers.QUIET, "--only", "baseline"),),
         ("out/*/*/last.ckpt", "out/*/*/last.ckpt", "out/*/*/last.ckpt", "out/*/*/metrics.jsonl", "out/*/*/config.yaml",
          "out/*/recipe.yaml"),
-        words=False, compared=WEIGHTS, guarded=_bytes_of(".ckpt"), few=5, share=3,
+        words=False, compared=WEIGHTS, guarded=_bytes_of(".ckpt"), few=3, share=3,
     ),
 )  # fmt: skip
 
