@@ -11,7 +11,7 @@ import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import safetensors.torch
 import torch
@@ -88,19 +88,24 @@ def load_state(path: Path) -> dict[str, Any]:
             values; nothing in it is executed.
     """
     try:
-        open(path, "rb", opener=at_once).close()
-        seal.test_archive(path)
+        with open(path, "rb", opener=at_once) as file:
+            seal.test_archive(file)
+            file.seek(0)
+            state = _tensors_of(file)
     except (OSError, ValueError) as error:
         raise UserError(f"{path}: {reason_of(error)}") from None
     except seal.Damaged as reason:
         raise UserError(f"{path}: {reason}, and was not loaded: {way_out(path)}") from None
-    try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception:  # there is no list of what unpickling raises
-        raise UserError(f"{path}: holds more than tensors and was not loaded: {way_out(path)}") from None
     if not isinstance(state, dict):
         raise UserError(f"{path}: holds a {type(state).__name__} in place of a training state: {way_out(path)}")
     return state
+
+
+def _tensors_of(file: IO[bytes]) -> object:
+    try:
+        return torch.load(file, map_location="cpu", weights_only=True)
+    except Exception:  # there is no list of what unpickling raises
+        raise seal.Damaged("holds more than tensors") from None
 
 
 # ------------------------------------------------------------------------------------------------------------- weights

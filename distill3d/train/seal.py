@@ -15,6 +15,7 @@ import re
 import struct
 import zipfile
 from pathlib import Path
+from typing import IO
 
 #: The key of a safetensors file's metadata.
 CHECKSUM = "sha256"
@@ -91,24 +92,26 @@ def seal_archive(path: Path) -> None:
     """Puts its checksum into an archive that ``torch.save`` wrote."""
     with zipfile.ZipFile(path, "a") as archive:
         archive.comment = COMMENT + BLANK.encode()
-    digest = _frame_digest(path)
     with path.open("r+b") as file:
+        digest = _frame_digest(file)
         file.seek(-DIGITS, 2)
         file.write(digest.encode())
 
 
-def test_archive(path: Path) -> None:
+def test_archive(file: IO[bytes]) -> None:
     """Compares an archive with its checksum and its entries with their CRCs.
+
+    It takes an open file, not a path: while a training goes on, the next state may take that path between two openings.
 
     Raises:
         Damaged: it has no checksum, or something differs.
     """
     try:
-        with zipfile.ZipFile(path) as archive:
+        with zipfile.ZipFile(file) as archive:
             comment = archive.comment
             if not comment.startswith(COMMENT):
                 raise Damaged("has no checksum of distill3d")
-            intact = comment == COMMENT + _frame_digest(path).encode() and archive.testzip() is None
+            intact = comment == COMMENT + _frame_digest(file).encode() and archive.testzip() is None
     except Damaged:
         raise
     except Exception:  # there is no list of what reading a damaged archive raises
@@ -117,10 +120,10 @@ def test_archive(path: Path) -> None:
         raise Damaged("is damaged (its checksum differs)")
 
 
-def _frame_digest(path: Path) -> str:
+def _frame_digest(file: IO[bytes]) -> str:
     """SHA-256 of an archive without the contents of its entries, and without the last digits."""
     digest, at = hashlib.sha256(), 0
-    with zipfile.ZipFile(path) as archive, path.open("rb") as file:
+    with zipfile.ZipFile(file) as archive:
         for entry in sorted(archive.infolist(), key=lambda entry: entry.header_offset):
             file.seek(entry.header_offset + LENGTHS_AT)
             begin = entry.header_offset + LOCAL_HEADER + sum(struct.unpack("<HH", file.read(4)))
