@@ -9,6 +9,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
+
+from distill3d.boxes import IGNORE
+from distill3d.data.surround import SurroundObjectBatch
 
 ROOT = Path(__file__).resolve().parents[1]
 KINDS = (".npz", ".json.gz")
@@ -77,3 +82,14 @@ def _uniform(count: int, tensor: int, seed: int) -> np.ndarray:
         h = (h * np.uint64(factor)) & low
     h ^= h >> np.uint64(16)
     return h.astype(np.float64) / 2**32
+
+
+def recorded_objects(g: dict[str, Tensor]) -> SurroundObjectBatch:
+    """``in.boxes0``, ``in.labels0``, ... as a batch."""
+    samples = sorted(name.removeprefix("in.boxes") for name in g if name.startswith("in.boxes"))
+    boxes = pad_sequence([g[f"in.boxes{i}"] for i in samples], batch_first=True)
+    label = pad_sequence([g[f"in.labels{i}"] for i in samples], batch_first=True, padding_value=IGNORE)
+    counted = torch.zeros_like(label)
+    return SurroundObjectBatch(
+        boxes[..., :3], boxes[..., 3:6], boxes[..., 6], boxes[..., 7:], label, counted, label != IGNORE
+    )

@@ -14,6 +14,7 @@ from distill3d.train.stages import run_recipe
 from ..processes import Job, run_all
 from .sizes import Size
 from .table import Group, groups
+from .validation import judged_on_validation
 
 
 def run_folder(out: Path, seed: int) -> Path:
@@ -56,6 +57,9 @@ def train_cells(size: Size, out: Path, chosen: Sequence[Group], side_by_side: in
 
 def train_cell(size: Size, out: Path, group: str, seed: int, stage: str) -> None:
     """One cell, in this process."""
-    recipe = groups(size)[group].recipe(size, seed, out)
+    about = groups(size)[group]
+    recipe = about.recipe(size, seed, out)
     options = RunOptions(out=run_folder(out, seed), threads=1, progress=False, tensorboard=False)
     run_recipe(recipe, options, (stage,))
+    if about.chosen_here and recipe.stage(stage).role != "preparation":
+        judged_on_validation(recipe, recipe.stage(stage), stage_folder(out, recipe, stage))

@@ -31,6 +31,7 @@ from .cells import stage_folder
 from .latency import key_of, read_latencies
 from .sizes import Size
 from .table import Group
+from .validation import judged_on_validation
 
 MODERATE = 1  # of the three difficulties
 #: AP in the tables: name of the column -> metric and overlap.
@@ -62,7 +63,9 @@ def collect(size: Size, out: Path, chosen: Sequence[Group], data: dict[str, Any]
             folders = {seed: stage_folder(out, recipe, stage.name) for seed, recipe in recipes.items()}
             finished = {seed: folder for seed, folder in folders.items() if (folder / CARD).exists()}
             if finished:
-                cells = {seed: cell(recipes[seed], stage, folder) for seed, folder in finished.items()}
+                cells = {
+                    seed: cell(recipes[seed], stage, folder, group.chosen_here) for seed, folder in finished.items()
+                }
                 rows[stage.name] = {
                     **about(recipes[group.seeds[0]], stage),
                     "latency": latencies.get(key_of(stage)),
@@ -101,8 +104,11 @@ def about(recipe: Recipe, stage: StageConfig) -> dict[str, Any]:
             "epochs": stage.schedule.epochs, "method": to_plain(stage.method)}  # fmt: skip
 
 
-def cell(recipe: Recipe, stage: StageConfig, folder: Path) -> dict[str, Any]:
-    """The numbers of one finished cell; kept beside it, for they take some seconds."""
+def cell(recipe: Recipe, stage: StageConfig, folder: Path, chosen_here: bool = False) -> dict[str, Any]:
+    """The numbers of one finished cell; kept beside it, for they take some seconds.
+
+    ``chosen_here``: with those of the validation split.
+    """
     kept = folder / "cell.json"
     if kept.exists() and kept.stat().st_mtime >= (folder / CARD).stat().st_mtime:
         return json.loads(kept.read_text())
@@ -110,6 +116,9 @@ def cell(recipe: Recipe, stage: StageConfig, folder: Path) -> dict[str, Any]:
     numbers = {"cost": cost(folder)}
     if stage.role != "preparation":
         numbers |= judged(recipe, stage, folder)
+        if chosen_here:
+            result = json.loads(judged_on_validation(recipe, stage, folder).read_text())
+            numbers["values"][f"{HEADLINE[False]}, validation"] = result["loose"]["Car_3d"]["AP_R40"][MODERATE]
     kept.write_text(json.dumps(numbers, indent=1) + "\n")
     return numbers
 

@@ -53,6 +53,7 @@ class Group:
     seeds: range  # that there can be
     asked: int  # of these seeds, without which a row is not finished
     surround: bool = False
+    chosen_here: bool = False  # whether rows are also judged on the validation split, by which one is chosen
 
 
 def groups(size: Size) -> dict[str, Group]:
@@ -74,11 +75,13 @@ def groups(size: Size) -> dict[str, Group]:
         for count in size.sweep
     ]
     bev = Group("caddn", f"CaDDN on the ground, {size.bev_frames} training frames", _bev, seeds, other)
+    labelled = Group("caddn_labelled", f"CaDDN, students that keep their labels, {size.bev_frames} training frames",
+                     _labelled, seeds, size.seeds, chosen_here=True)  # fmt: skip
     surround = Group("bevdepth", f"BEVDepth, six cameras, {size.drives * size.drive_frames} training key frames",
                      _surround, seeds, other, surround=True)  # fmt: skip
     search = Group(SEARCH, f"The search: MonoDLE, {frames}, validation split", _search,
                    range(size.seeds, size.seeds + size.search_seeds), size.search_seeds)  # fmt: skip
-    return {group.name: group for group in (*camera, *sweep, bev, surround, search)}
+    return {group.name: group for group in (*camera, *sweep, bev, labelled, surround, search)}
 
 
 def _camera(base: str, size: Size, seed: int, out: Path) -> Recipe:
@@ -139,11 +142,18 @@ def _search(size: Size, seed: int, out: Path) -> Recipe:
 
 def _bev(size: Size, seed: int, out: Path) -> Recipe:
     recipe = _on_streets(get_recipe("tiny_bev"), "caddn", size, size.bev_frames, seed, out)
-    stages = tuple(
-        replace(s, detector=replace(s.detector, head=replace(s.detector.head, classes=KITTI_ANCHORS)))  # pyright: ignore
-        for s in recipe.stages
-    )
-    return replace(recipe, stages=stages)
+    return replace(recipe, stages=tuple(_all_classes(stage) for stage in recipe.stages))
+
+
+def _labelled(size: Size, seed: int, out: Path) -> Recipe:
+    """Labelled students, in the folder of the group "caddn": they share its teacher, baseline and assistant."""
+    recipe = _on_streets(get_recipe("tiny_labelled"), "caddn", size, size.bev_frames, seed, out)
+    return replace(recipe, stages=tuple(_all_classes(stage) for stage in recipe.stages))
+
+
+def _all_classes(stage: StageConfig) -> StageConfig:
+    head = replace(stage.detector.head, classes=KITTI_ANCHORS)  # pyright: ignore
+    return replace(stage, detector=replace(stage.detector, head=head))
 
 
 def _surround(size: Size, seed: int, out: Path) -> Recipe:

@@ -26,7 +26,7 @@ from distill3d.detectors.base import BevGeometry, Detector, FeatureMap, Modality
 from distill3d.detectors.centerpoint import check_head
 from distill3d.detectors.monodle import RGB_MEAN, RGB_STD
 from distill3d.errors import UserError
-from distill3d.layers.ground.bev_blocks import FeatureFusion, PointwiseBlock, SpatialAlignment
+from distill3d.layers.ground.bev_blocks import FeatureFusion, PointwiseBlock, SkipFusion, SpatialAlignment
 from distill3d.layers.ground.bev_second import SECONDFPN, SECONDFPNConfig
 from distill3d.layers.ground.bev_trunk import MAP_STRIDES, STEM_STRIDE, BevTrunk
 from distill3d.layers.ground.lift import frustum_volume, one_hot_depth
@@ -95,7 +95,8 @@ class BEVDepthConfig:
     # MonoTAKD's, all of which stay in the network at test time:
     bev_channels: Channels | None = None  # to which the frames' maps are collapsed, those of the map that is imitated
     spatial_alignment: bool = False  # a second collapse, aligned: P, offered as tap and to ``fusion``
-    fusion: Literal["none", "ffm"] = "none"  # ``ffm``: the network on the ground sees FFM(V + P)
+    #: What the network on the ground sees: V, FFM(V + P), or V plus what ``SkipFusion`` lets in of P.
+    fusion: Literal["none", "ffm", "skip"] = "none"
     bev_base: Channels | None = None  # first width of the network on the ground; None: twice ``context_channels``
     bev_layers: tuple[Layers, ...] = (2, 2, 2)  # blocks of its stages
     bev_neck_channels: Channels = 64  # of each of its four maps
@@ -260,7 +261,9 @@ class BEVDepth(Detector[SurroundBatch]):
         self.collapse = None if config.bev_channels is None else PointwiseBlock(lifted, seen)
         self.spatial_collapse = PointwiseBlock(lifted, seen) if config.spatial_alignment else None
         self.alignment = SpatialAlignment(seen) if config.spatial_alignment else None
-        self.fusion = FeatureFusion(seen) if config.fusion == "ffm" else None
+        self.fusion = None
+        if config.fusion != "none":
+            self.fusion = SkipFusion(seen) if config.fusion == "skip" else FeatureFusion(seen)
         self.trunk = BevTrunk(seen, config.bev_base or 2 * config.context_channels, config.bev_layers)
         self.neck = SECONDFPN((seen, *self.trunk.channels), config.neck)
         self.head = CentreHead(self.neck.channels_out, config.head)
@@ -298,6 +301,8 @@ class BEVDepth(Detector[SurroundBatch]):
         maps = {"bev": frames if self.collapse is None else self.collapse(frames)}
         if self.spatial_collapse is not None and self.alignment is not None:
             maps["bev_spatial"] = self.alignment(self.spatial_collapse(frames))
+        if isinstance(self.fusion, SkipFusion):
+            return maps, self.fusion(maps["bev"], maps["bev_spatial"])
         return maps, maps["bev"] if self.fusion is None else self.fusion(maps["bev"] + maps["bev_spatial"])
 
     def _images(self, batch: SurroundBatch) -> Float[Tensor, "b s n 3 height width"]:

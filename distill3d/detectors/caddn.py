@@ -31,6 +31,7 @@ from distill3d.layers.ground.bev_blocks import (
     PointwiseBlock,
     PooledBatchNorm,
     SCNet,
+    SkipFusion,
 )
 from distill3d.layers.ground.lift import (
     Normalisation,
@@ -55,8 +56,9 @@ LIFTED_STAGE, LIFTED_CHANNELS, DEPTH_CHANNELS = "layer3", 1024, 256
 FOCAL_ALPHA, FOCAL_GAMMA = 0.25, 2
 
 #: How MonoTAKD's aligned map P reaches the head: not at all, as in the released code that trains; ``ffm`` is the
-#: paper's FFM(SCNet(F_vis) + P); ``released_as_commented`` is FFM(F_vis + P), which stands there as a comment.
-Fusion = Literal["none", "ffm", "released_as_commented"]
+#: paper's FFM(SCNet(F_vis) + P); ``released_as_commented`` is FFM(F_vis + P), which stands there as a comment; ``skip``
+#: is SCNet(F_vis) plus what ``SkipFusion`` lets in of P, for students whose head is trained already.
+Fusion = Literal["none", "ffm", "released_as_commented", "skip"]
 
 
 @dataclass(frozen=True)
@@ -268,8 +270,10 @@ class CaDDN(Detector):
         aligned = config.spatial_alignment
         self.collapse = AlignedCollapse(*sizes, config.assistant == "shared") if aligned else HeightCollapse(*sizes)
         self.domain_adaptation = SCNet(config.bev_channels, config.domain_adaptation)
-        fused = config.fusion != "none"
-        self.fusion = FeatureFusion(config.bev_channels, norm=config.fusion_norm) if fused else None
+        self.fusion = None
+        if config.fusion != "none":
+            kind = SkipFusion if config.fusion == "skip" else FeatureFusion
+            self.fusion = kind(config.bev_channels, norm=config.fusion_norm)
         cells = (config.voxels.shape[1], config.voxels.shape[0])
         self.head = AnchorHead(config.bev_channels, config.voxels.extent, cells, config.head)
         taps = ["bev_visual", "bev", *(["bev_spatial"] if aligned else [])]
@@ -312,7 +316,9 @@ class CaDDN(Detector):
             if self.training and config.assistant == "shared" and batch.depth is not None:
                 true_volume = lift(features, self.true_depth(batch), grid)
                 maps["bev_assistant"] = self.collapse.assistant(true_volume)
-        if self.fusion is not None:
+        if isinstance(self.fusion, SkipFusion):
+            seen = self.fusion(maps["bev"], maps["bev_spatial"])
+        elif self.fusion is not None:
             visual = maps["bev"] if config.fusion == "ffm" else maps["bev_visual"]
             seen = self.fusion(visual + maps["bev_spatial"])
         predictions = self.head(seen) | ({} if logits is None else {"depth": logits})

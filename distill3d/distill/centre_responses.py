@@ -1,27 +1,41 @@
 """What two centre heads say of every cell of the ground: CMKD's responses where its teacher is a CenterPoint.
 
-CMKD, ECCV 2022; released code Cc-Hy/CMKD, pcdet/models/dense_heads/center_head_soft.py (CenterHeadSoft.get_loss), for
-one camera on KITTI.  No label is looked at.  Of the ten numbers of a box the eight that KITTI's head has are compared,
-the velocity is not: that nuScenes' heads compare no more is inferred.
+CMKD, ECCV 2022, in two forms; no label is looked at:
+
+- ``centre_*``, of one camera on KITTI: Cc-Hy/CMKD, pcdet/models/dense_heads/center_head_soft.py
+  (CenterHeadSoft.get_loss).  KITTI's head gives eight numbers of a box, so the velocity is not compared.
+- ``surround_*``, of several cameras on nuScenes: Cc-Hy/CMKD-MV, mmdet3d/models/detectors/bevdet.py (CMKD_BEVDet,
+  QualityFocalLoss).  All ten numbers are compared.
 """
 
 from __future__ import annotations
 
+from typing import Literal
+
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from distill3d.distill.context import Context, same_grid
 from distill3d.distill.precision import full_precision
 from distill3d.errors import UserError
 from distill3d.layers.heads.centre_head import BOX_BRANCHES, CODE, CentreHeadConfig
-from distill3d.layers.image.heatmap import clamped_sigmoid
+from distill3d.layers.image.heatmap import PROBABILITY_MARGIN, clamped_sigmoid
 
 #: Leading numbers of a box that are compared: offset, height, log size, sine and cosine of the yaw.
 COMPARED = CODE - BOX_BRANCHES["vel"]
 #: The raw maps of a centre head.
 CENTRE_MAPS = ("heatmap", "box")
+
+#: What the cross-entropy of ``surround_class_loss`` takes the student's probabilities for.  As ``logits``, as released,
+#: it pulls to 0 or 1 instead of to the teacher, and only the factor in front of it knows the goal.
+SoftFocal = Literal["logits", "probabilities"]
+#: How sure a teacher is of a task in a cell: ``of_sum``, as released, is the sigmoid of the SUM of its classes' logits,
+#: less than that of any class where they are negative; ``probability`` the sum of its classes' probabilities.
+BoxWeight = Literal["of_sum", "probability"]
+#: What boxes are averaged over: all ``cells``, as released; or the ``positives``, where the teacher sees something.
+BoxMean = Literal["cells", "positives"]
 
 
 def centre_predictions(
@@ -59,10 +73,7 @@ def centre_class_loss(
     """sum |p - t|^2 BCE(p, t) / max(1, #{t > ``positive``}), both over a task's classes and the batch's cells, summed
     over tasks; p the student's probabilities, clamped, t the teacher's, from logits."""
     p, t = clamped_sigmoid(student), teacher.sigmoid()
-    error = (p - t).square() * F.binary_cross_entropy(p, t, reduction="none")
-    sure = (t > positive).to(error)
-    sums, counts = (of_tasks(v.sum((0, 2, 3))[None, :, None, None], head).flatten() for v in (error, sure))
-    return (sums / counts.clamp(min=1)).sum()
+    return _per_sure_cell((p - t).square() * F.binary_cross_entropy(p, t, reduction="none"), t > positive, head)
 
 
 @full_precision
@@ -84,6 +95,52 @@ def centre_box_loss(
     error = F.smooth_l1_loss(said, taught, reduction="none").sum(2)
     kept = q > positive
     return (torch.where(kept, q * error, 0).sum((0, 2, 3)) / kept.sum((0, 2, 3)).clamp(min=1)).sum()
+
+
+@full_precision
+def surround_class_loss(
+    student: Float[Tensor, "b k y x"], teacher: Float[Tensor, "b k y x"], head: CentreHeadConfig, positive: float,
+    form: SoftFocal = "probabilities",
+) -> Float[Tensor, ""]:  # fmt: skip
+    """sum |p - t|^2 BCE(p, t) / max(1, #{t >= ``positive``}), over a task's classes and the batch's cells, summed over
+    tasks; p and t the probabilities, from logits, clamped."""
+    p, t = clamped_sigmoid(student), clamped_sigmoid(teacher)
+    entropy = F.binary_cross_entropy if form == "probabilities" else F.binary_cross_entropy_with_logits
+    return _per_sure_cell((p - t).square() * entropy(p, t, reduction="none"), t >= positive, head)
+
+
+@full_precision
+def surround_box_loss(
+    student: Float[Tensor, "b t c y x"],
+    teacher: Float[Tensor, "b t c y x"],
+    teacher_heatmap: Float[Tensor, "b k y x"],
+    head: CentreHeadConfig,
+    positive: float,
+    weight: BoxWeight = "probability",
+    mean: BoxMean = "cells",
+) -> Float[Tensor, ""]:
+    """q smooth_l1(S - T), mean over the numbers of a branch and over cells, summed over branches and tasks.
+
+    q from ``weight``.  With ``positives`` only cells where q > ``positive`` count; 0 for a task without any.
+    """
+    if weight == "of_sum":
+        q = clamped_sigmoid(of_tasks(teacher_heatmap, head))
+    else:
+        q = of_tasks(teacher_heatmap.sigmoid(), head).clamp(min=PROBABILITY_MARGIN)
+    error = F.smooth_l1_loss(student, teacher, reduction="none").split(tuple(BOX_BRANCHES.values()), dim=2)
+    weighted = q * torch.stack([branch.mean(2) for branch in error]).sum(0)
+    if mean == "cells":
+        return weighted.mean((0, 2, 3)).sum()
+    kept = q > positive
+    return (torch.where(kept, weighted, 0).sum((0, 2, 3)) / kept.sum((0, 2, 3)).clamp(min=1)).sum()
+
+
+def _per_sure_cell(
+    error: Float[Tensor, "b k y x"], sure: Bool[Tensor, "b k y x"], head: CentreHeadConfig
+) -> Float[Tensor, ""]:
+    """Each task's error divided by its number of sure cells, at least 1, summed over tasks."""
+    sums, counts = (of_tasks(v.sum((0, 2, 3))[None, :, None, None], head).flatten() for v in (error, sure.to(error)))
+    return (sums / counts.clamp(min=1)).sum()
 
 
 def of_tasks(values: Float[Tensor, "b k y x"], head: CentreHeadConfig) -> Float[Tensor, "b t y x"]:

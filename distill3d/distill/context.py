@@ -25,6 +25,8 @@ class Context:
     #: Who said ``student``, and who said each of ``teachers``: for what outputs alone do not tell.
     student_detector: Detector | None = None
     teacher_detectors: dict[str, Detector] = field(default_factory=dict)
+    losses: dict[str, Tensor] = field(default_factory=dict)  # the student's own, weighted, by name
+    progress: float = 0.0  # share of the stage's steps that are done, 0..1
 
     @property
     def teacher(self) -> Outputs:

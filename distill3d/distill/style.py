@@ -12,9 +12,13 @@ T = TypeVar("T")
 C = TypeVar("C", bound="StyledConfig")
 
 
-def option(*, released: T, intended: T, default: T) -> T:
-    """A dataclass field that a style sets; ``default`` stands where neither a style nor the user chose."""
-    return field(default=default, metadata={"released": released, "intended": intended})
+def option(*, released: T, intended: T, default: T, added: bool = False) -> T:
+    """A dataclass field that a style sets; ``default`` stands where neither a style nor the user chose.
+
+    ``added``: as by ``settings.added``, for an option that came later.
+    """
+    later = {"added": True} if added else {}
+    return field(default=default, metadata={"released": released, "intended": intended, **later})
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from distill3d.recipes import bev, surround
 from distill3d.recipes.demo import demo, demo_control
 from distill3d.recipes.head_start import head_start_monodle, tiny_head_start
 from distill3d.recipes.kitti import BASES, METHODS, alone, monodle_overfit, selective_monoskd, taught
-from distill3d.recipes.synthetic import tiny, tiny_bev, tiny_lidar
+from distill3d.recipes.synthetic import tiny, tiny_bev, tiny_labelled, tiny_lidar
 from distill3d.train.recipe import Recipe
 
 RECIPES: dict[str, Callable[[], Recipe]] = {
@@ -24,6 +24,7 @@ RECIPES: dict[str, Callable[[], Recipe]] = {
     "tiny_head_start": tiny_head_start,
     "tiny_lidar": tiny_lidar,
     "tiny_bev": tiny_bev,
+    "tiny_labelled": tiny_labelled,
     **{recipe.__name__: recipe for recipe in bev.RECIPES},
     **{recipe().name: recipe for recipe in surround.RECIPES},
     "monodle_overfit": monodle_overfit,

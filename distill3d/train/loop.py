@@ -87,13 +87,16 @@ class TrainingStep(nn.Module):
         super().__init__()
         self.student = student
         self.terms = nn.ModuleList(terms)
+        self.progress = 0.0  # share of the stage's steps that are done, for terms that look at it
         # In a tuple, which hides them from parameters() and state_dict().
         self._teachers = tuple((name, teacher.detector) for name, teacher in (teachers or {}).items())
 
     def forward(self, batch: Batch | SurroundBatch, targets: Any, answers: dict[str, Outputs]) -> dict[str, Tensor]:
         outputs = self.student.forward_at(batch, targets)
         losses = self.student.loss(outputs, batch, targets)
-        context = Context(outputs, answers, batch, targets, self.student, dict(self._teachers))
+        context = Context(
+            outputs, answers, batch, targets, self.student, dict(self._teachers), dict(losses), self.progress
+        )
         for term in self.terms:
             assert isinstance(term, Term)
             losses[term.name] = term.weight * term(context)
@@ -369,6 +372,7 @@ class _Run:
         beta = first_beta(schedule, self.epoch, self.step_in_epoch, self.sampler.steps)
         for group in self.optimiser.param_groups:
             group["lr"], group["betas"] = lr * group["share"], (beta, schedule.betas[1])
+        self.step.progress = self.global_step / (schedule.epochs * self.sampler.steps)
         losses = self.losses(batch)
         if self.tasks is not None:
             self.tasks.observe(losses)

@@ -4,29 +4,15 @@ from pathlib import Path
 
 import pytest
 import torch
-from golden import constants, golden_file
+from golden import constants, golden_file, recorded_objects
 from test_gupnet_golden import group
 from test_monodle_golden import close, load
-from torch import Tensor
-from torch.nn.utils.rnn import pad_sequence
 
-from distill3d.boxes import IGNORE, NUSCENES_CLASSES
-from distill3d.data.surround import SurroundObjectBatch
+from distill3d.boxes import NUSCENES_CLASSES
 from distill3d.layers.heads.centre_head import CentreHeadConfig, centre_targets, task_candidates
 from distill3d.layers.heads.centre_nms import circles_near, first_kept, footprints_near
 
 pytestmark = pytest.mark.golden
-
-
-def recorded_objects(g: dict[str, Tensor]) -> SurroundObjectBatch:
-    """``in.boxes0``, ``in.labels0``, ... as a batch."""
-    samples = sorted(name.removeprefix("in.boxes") for name in g if name.startswith("in.boxes"))
-    boxes = pad_sequence([g[f"in.boxes{i}"] for i in samples], batch_first=True)
-    label = pad_sequence([g[f"in.labels{i}"] for i in samples], batch_first=True, padding_value=IGNORE)
-    counted = torch.zeros_like(label)
-    return SurroundObjectBatch(
-        boxes[..., :3], boxes[..., 3:6], boxes[..., 6], boxes[..., 7:], label, counted, label != IGNORE
-    )
 
 
 @golden_file("labeldistill/centerpoint_targets")

@@ -10,7 +10,9 @@ Nothing is normalised or projected: the student's map must meet the teacher's in
 weights are 4 (32 where frames of KITTI raw are added), 1, 2 and 0.2.
 
 With a CenterPoint teacher (pcdet/models/dense_heads/center_head_soft.py) L_cls and L_loc compare centre heads, see
-distill/centre_responses.py; weights are ``CENTRE_RESPONSE``'s, and the student learns from labels as well.
+distill/centre_responses.py; weights are ``CENTRE_RESPONSE``'s, and the student learns from labels as well.  The form
+for several cameras (Cc-Hy/CMKD-MV, mmdet3d/models/detectors/bevdet.py, CMKD_BEVDet) has responses of its own, weights
+``SURROUND_RESPONSE`` and 50 for L_bev, and keeps the labels, too.
 """
 
 from __future__ import annotations
@@ -21,19 +23,30 @@ from typing import Any, ClassVar, Literal
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
-from torch import Tensor
+from torch import Tensor, nn
 
-from distill3d.detectors.base import Outputs
-from distill3d.distill.centre_responses import centre_box_loss, centre_class_loss, centre_predictions
+from distill3d.detectors.base import BevGeometry, Outputs
+from distill3d.distill.adapters import ConvAdapter
+from distill3d.distill.centre_responses import (
+    BoxMean,
+    BoxWeight,
+    SoftFocal,
+    centre_box_loss,
+    centre_class_loss,
+    centre_predictions,
+    surround_box_loss,
+    surround_class_loss,
+)
 from distill3d.distill.context import Context, comparable, same_grid
 from distill3d.distill.distances import weighted_mean
+from distill3d.distill.map_terms import Compared, MapTermConfig, held_back, occupied, standardised
 from distill3d.distill.precision import full_precision
-from distill3d.distill.style import StyledConfig, option
+from distill3d.distill.style import option
 from distill3d.distill.term import Term
 from distill3d.errors import UserError
 from distill3d.layers.heads.anchors import quality_focal, sine_difference, smooth_l1
 from distill3d.layers.heads.centre_head import CentreHeadConfig
-from distill3d.settings import Share, Weight
+from distill3d.settings import Share, Weight, added
 
 #: Weight of empty cells where occupied ones are weighted (``use_nonzero_mask``).
 BACKGROUND_WEIGHT = 0.05
@@ -45,16 +58,21 @@ BOX_CODE = 7
 ANCHOR_MAPS = ("cls", "box", "dir")
 #: The settings of the response terms with which CMKD compares centre heads.
 CENTRE_RESPONSE: dict[str, Any] = {"response": "centres", "cls_weight": 1.0, "loc_weight": 4.0, "dir_weight": 0.0}
+#: The same for surround views (CMKD-MV).
+SURROUND_RESPONSE: dict[str, Any] = {
+    "response": "surround", "cls_weight": 0.2, "loc_weight": 50.0, "dir_weight": 0.0, "centre_positive": 0.5,
+}  # fmt: skip
 
 FeatureForm = Literal["l2", "sum"]
 
 
 @dataclass(frozen=True)
-class ResponseConfig(StyledConfig):
+class ResponseConfig(MapTermConfig):
     """What the heads of student and teacher are compared by.  A term of weight 0 is left out."""
 
-    #: What both heads are; ``centres`` asks for weights as in ``CENTRE_RESPONSE``.
-    response: Literal["anchors", "centres"] = "anchors"
+    #: What both heads are; ``centres`` asks for weights as in ``CENTRE_RESPONSE``, ``surround``, which are centre heads
+    #: too, for those of ``SURROUND_RESPONSE``.
+    response: Literal["anchors", "centres", "surround"] = "anchors"
     cls_weight: Weight = 2.0
     loc_weight: Weight = 2.0
     dir_weight: Weight = 0.4
@@ -68,6 +86,11 @@ class ResponseConfig(StyledConfig):
     cls_over_batch: bool = option(released=False, intended=True, default=False)
     #: Teacher's batch norm; for the train loop.
     teacher_bn: Literal["eval", "train"] = option(released="eval", intended="eval", default="eval")
+    # of ``surround``, see ``surround_class_loss`` and ``surround_box_loss``:
+    soft_focal: SoftFocal = option(released="logits", intended="probabilities", default="probabilities", added=True)
+    box_weight: BoxWeight = option(released="of_sum", intended="probability", default="probability", added=True)
+    #: The published weight, 50, goes with the mean over all cells.
+    box_mean: BoxMean = option(released="cells", intended="positives", default="cells", added=True)
 
 
 @dataclass(frozen=True)
@@ -80,6 +103,9 @@ class CMKDConfig(ResponseConfig):
     feature_form: FeatureForm = "l2"
     #: Cells where the teacher has no feature count ``BACKGROUND_WEIGHT``; has no effect on ``sum``.
     nonzero_weighting: bool = option(released=False, intended=True, default=False)
+    #: Only cells with points of the scan count (ODM3D), whatever ``nonzero_weighting``; has no effect on ``sum``.
+    occupied_only: bool = added(False)
+    compared: Compared = added("raw")
 
 
 def terms(config: CMKDConfig, student_channels: dict[str, int], teacher_channels: dict[str, int]) -> list[Term]:
@@ -88,7 +114,8 @@ def terms(config: CMKDConfig, student_channels: dict[str, int], teacher_channels
     Raises:
         UserError: as ``response_terms``.
     """
-    return [term for term in (FeatureTerm(config), *response_terms(config)) if term.weight != 0]
+    adapter = ConvAdapter(student_channels[config.tap]) if config.compared == "adapted" else None
+    return [term for term in (FeatureTerm(config, adapter), *response_terms(config)) if term.weight != 0]
 
 
 def response_terms(config: ResponseConfig) -> list[Term]:
@@ -97,12 +124,13 @@ def response_terms(config: ResponseConfig) -> list[Term]:
     Raises:
         UserError: directions are to be compared between centre heads.
     """
-    if config.response == "centres":
+    if config.response != "anchors":
         if config.dir_weight != 0:
+            published = CENTRE_RESPONSE if config.response == "centres" else SURROUND_RESPONSE
             raise UserError(
-                f"centre heads have no classes of direction: with response 'centres' dir_weight must be 0, not "
-                f"{config.dir_weight}; published weights are cls_weight {CENTRE_RESPONSE['cls_weight']} and loc_weight "
-                f"{CENTRE_RESPONSE['loc_weight']}"
+                f"centre heads have no classes of direction: with response {config.response!r} dir_weight must be 0, "
+                f"not {config.dir_weight}; published weights are cls_weight {published['cls_weight']} and loc_weight "
+                f"{published['loc_weight']}"
             )
         all_terms = [CentreClassResponseTerm(config), CentreBoxResponseTerm(config)]
     else:
@@ -116,16 +144,26 @@ class FeatureTerm(Term):
 
     couples_batch: ClassVar[bool] = True
 
-    def __init__(self, config: CMKDConfig) -> None:
+    def __init__(self, config: CMKDConfig, adapter: nn.Module | None = None) -> None:
         super().__init__("bev", config.feature_weight)
         self.config = config
+        self.adapter = adapter
 
     def forward(self, context: Context) -> Tensor:
         config = self.config
         student, teacher = comparable(config.tap, context.student, context.named(config.teacher), config.teacher_tap)
-        return feature_loss(
-            student.tensor, teacher.tensor.detach(), config.feature_form, config.nonzero_weighting
-        ).float()
+        s, t = student.tensor, teacher.tensor.detach()
+        if config.occupied_only:
+            assert isinstance(student.geometry, BevGeometry)
+            weight = occupied(context.batch, student.geometry)
+        else:
+            weight = cell_weight(t, config.nonzero_weighting)
+        if config.compared != "raw":
+            t = standardised(t)
+        if config.compared == "standardised":
+            s = standardised(s)
+        loss = feature_loss(s if self.adapter is None else self.adapter(s), t, config.feature_form, weight).float()
+        return held_back(loss, self.weight, student.tensor, context, config)
 
 
 class ClassResponseTerm(Term):
@@ -180,7 +218,10 @@ class CentreClassResponseTerm(Term):
     def forward(self, context: Context) -> Tensor:
         config = self.config
         student, teacher, head = centre_sides(context, config)
-        return centre_class_loss(student["heatmap"], teacher["heatmap"], head, config.centre_positive).float()
+        said, taught = student["heatmap"], teacher["heatmap"]
+        if config.response == "surround":
+            return surround_class_loss(said, taught, head, config.centre_positive, config.soft_focal).float()
+        return centre_class_loss(said, taught, head, config.centre_positive).float()
 
 
 class CentreBoxResponseTerm(Term):
@@ -196,7 +237,10 @@ class CentreBoxResponseTerm(Term):
     def forward(self, context: Context) -> Tensor:
         config = self.config
         student, teacher, head = centre_sides(context, config)
-        return centre_box_loss(student["box"], teacher["box"], teacher["heatmap"], head, config.positive).float()
+        maps = (student["box"], teacher["box"], teacher["heatmap"])
+        if config.response == "surround":
+            return surround_box_loss(*maps, head, config.positive, config.box_weight, config.box_mean).float()
+        return centre_box_loss(*maps, head, config.positive).float()
 
 
 def centre_sides(
@@ -243,15 +287,15 @@ def feature_loss(
     student: Float[Tensor, "b c y x"],
     teacher: Float[Tensor, "b c y x"],
     form: FeatureForm = "l2",
-    nonzero_weighting: bool = False,
+    weight: Tensor | None = None,
 ) -> Float[Tensor, ""]:
     """Squared difference of two BEV maps.
 
-    ``l2``: sum m (S - T)^2 / (C sum m) over all cells of the batch, m from ``cell_weight`` of the teacher.
+    ``l2``: sum m (S - T)^2 / (C sum m) over all cells of the batch, m the ``weight`` (B, 1, Y, X), 1 where None.
     ``sum``: mean over cells of (mean_c S / mean S - mean_c T / mean T)^2; the overall means pass no gradient.
     """
     if form == "l2":
-        return weighted_mean((student - teacher).square(), cell_weight(teacher, nonzero_weighting))
+        return weighted_mean((student - teacher).square(), student.new_ones(()) if weight is None else weight)
     s, t = (maps.mean(1) / _divisor(maps.detach().mean()) for maps in (student, teacher))
     return F.mse_loss(s, t)
 

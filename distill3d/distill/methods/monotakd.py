@@ -28,6 +28,7 @@ from distill3d.data.sample import Batch
 from distill3d.data.surround import SurroundBatch
 from distill3d.distill.context import Context, comparable
 from distill3d.distill.distances import weighted_mean
+from distill3d.distill.map_terms import held_back
 from distill3d.distill.methods.cmkd import ResponseConfig, cell_weight, response_terms
 from distill3d.distill.precision import full_precision
 from distill3d.distill.style import option
@@ -100,7 +101,8 @@ class IMDTerm(Term):
         visual, assistant = of_frames(known, student if config.imd_gradient else student.detach(), assistant)
         if len(visual) == 0:
             return visual.sum().float()
-        return imd_loss(visual, assistant, config.normalise, config.nonzero_weighting).float()
+        loss = imd_loss(visual, assistant, config.normalise, config.nonzero_weighting).float()
+        return held_back(loss, self.weight, student, context, config)
 
 
 class CMRDTerm(Term):
@@ -123,7 +125,8 @@ class CMRDTerm(Term):
         spatial, teacher, assistant = of_frames(known, student, teacher.tensor.detach(), assistant)
         if len(spatial) == 0:
             return spatial.sum().float()
-        return cmrd_loss(spatial, teacher, assistant, config).float()
+        # P is read by no head, or by a fusion that begins at nothing: there is no gradient to measure by.
+        return held_back(cmrd_loss(spatial, teacher, assistant, config).float(), self.weight, None, context, config)
 
 
 def frames_with_depth(batch: Batch | SurroundBatch) -> Bool[Tensor, "b"]:

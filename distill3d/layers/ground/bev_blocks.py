@@ -272,3 +272,20 @@ class FeatureFusion(nn.Module):
         inner = self.bn2(self.conv2(self.bn(self.conv(x)).relu())).relu()
         last = self.bn if self.bn3 is None else self.bn3
         return last(self.conv3(inner)).relu()
+
+
+class SkipFusion(nn.Module):
+    """The visual map plus a 1x1 convolution, zero at first, of FFM(visual + P): a head that reads the sum sees at the
+    start what it saw before, and what P adds is let in as it proves useful.  Not a published module.
+    """
+
+    def __init__(self, channels: int, norm: Literal["shared", "separate"] = "separate") -> None:
+        super().__init__()
+        self.inner = FeatureFusion(channels, norm=norm)
+        self.gate = nn.Conv2d(channels, channels, 1)
+        nn.init.zeros_(self.gate.weight)
+        assert self.gate.bias is not None
+        nn.init.zeros_(self.gate.bias)
+
+    def forward(self, visual: Float[Tensor, "b c y x"], spatial: Float[Tensor, "b c y x"]) -> Float[Tensor, "b c y x"]:
+        return visual + self.gate(self.inner(visual + spatial))
