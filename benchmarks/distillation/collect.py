@@ -118,7 +118,7 @@ def cell(recipe: Recipe, stage: StageConfig, folder: Path, chosen_here: bool = F
         numbers |= judged(recipe, stage, folder)
         if chosen_here:
             result = json.loads(judged_on_validation(recipe, stage, folder).read_text())
-            numbers["values"][f"{HEADLINE[False]}, validation"] = result["loose"]["Car_3d"]["AP_R40"][MODERATE]
+            numbers["values"][f"{HEADLINE[False]}, validation"] = result["loose"]["car_3d"]["AP_R40"][MODERATE]
     kept.write_text(json.dumps(numbers, indent=1) + "\n")
     return numbers
 
