@@ -372,7 +372,7 @@ def test_cells_without_features_count_less() -> None:
     assert cell_weight(teacher, False).flatten().tolist() == [1, 1]
     assert cell_weight(teacher, True).flatten().tolist() == pytest.approx([BACKGROUND_WEIGHT, 1])
     expected = (2 * BACKGROUND_WEIGHT + 9 + 16) / (2 * (1 + BACKGROUND_WEIGHT))
-    assert float(feature_loss(student, teacher, nonzero_weighting=True)) == pytest.approx(expected)
+    assert float(feature_loss(student, teacher, weight=cell_weight(teacher, True))) == pytest.approx(expected)
 
 
 def test_anchor_weight() -> None:
