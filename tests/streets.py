@@ -91,9 +91,9 @@ def small_bev_detector(config: SECONDConfig | CaDDNConfig) -> SECONDConfig | CaD
     )  # fmt: skip
 
 
-def small_bev_preset(root: Path) -> Recipe:
-    """The bird's-eye-view family's tiny preset with still smaller nets and one epoch, in float32."""
-    recipe = get_recipe("tiny_bev")
+def small_bev_preset(root: Path, name: str = "tiny_bev") -> Recipe:
+    """A tiny preset of the bird's-eye-view family with still smaller nets and one epoch, in float32."""
+    recipe = get_recipe(name)
     stages = tuple(
         replace(
             stage, detector=small_bev_detector(stage.detector),

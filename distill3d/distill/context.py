@@ -28,6 +28,11 @@ class Context:
     losses: dict[str, Tensor] = field(default_factory=dict)  # the student's own, weighted, by name
     progress: float = 0.0  # share of the stage's steps that are done, 0..1
 
+    def risen(self, over: float) -> float:
+        """What a weight has come to that rises in a straight line from 0 over this share of the stage's steps, then
+        stays at 1; with share 0 it is 1 from the start."""
+        return 1.0 if over == 0 else min(1.0, self.progress / over)
+
     @property
     def teacher(self) -> Outputs:
         """The only teacher.

@@ -32,6 +32,7 @@ CONFIGS = {
     "intended": CaDDNConfig.styled("intended", **vars(tiny(sampling="intended"))),
     "aligned": tiny(spatial_alignment=True, fusion="ffm"),
     "monotakd": tiny(**MONOTAKD),
+    "skip": tiny(spatial_alignment=True, fusion="skip"),
     "commented": tiny(**MONOTAKD | {"fusion": "released_as_commented", "fusion_norm": "shared"}),
 }
 

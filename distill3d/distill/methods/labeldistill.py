@@ -46,7 +46,7 @@ from distill3d.layers.heads.centre_head import (
     heat_normaliser,
 )
 from distill3d.layers.image.heatmap import clamped_sigmoid
-from distill3d.settings import Between, Weight
+from distill3d.settings import Between, Share, Weight, added
 
 #: Whom the student's channels imitate; ``free`` ones are left to the student.
 Part = Literal["label", "lidar", "free"]
@@ -76,6 +76,7 @@ class LabelDistillConfig(StyledConfig):
     frames: Annotated[int, Between(1, 100)] | None = None  # in the first tap, the key frame included
     #: ``qfl``: the quality focal loss, which imitates its soft target; ``released``: see above.
     response: ResponseForm = option(released="released", intended="qfl", default="released")
+    warm_up: Share = added(0.0)  # of the stage's steps, over which the terms rise to their weights; not published
     #: Batch norm of teacher and label encoder; for the train loop.
     teacher_bn: Literal["eval", "train"] = option(released="train", intended="eval", default="eval")
 
@@ -138,6 +139,7 @@ class FeatureTerm(Term):
         super().__init__(part, config.lidar_weight if part == "lidar" else config.label_weight)
         self.stage = config.teacher if part == "lidar" else config.label_encoder
         self.binary = part == "label"
+        self.warm_up = config.warm_up
         for who, taps, channels in (
             ("student", config.taps, student_channels), (self.stage, config.teacher_taps, teacher_channels)
         ):  # fmt: skip
@@ -156,7 +158,7 @@ class FeatureTerm(Term):
             raise UserError(f"labeldistill: the maps of {self.stage} have {found} channels, expected {self.channels}")
         adapted = self.adaptor([s.tensor[:, seen] for (s, _), seen in zip(pairs, self.seen, strict=True)])
         masks = object_masks(labelled_centres(context).heatmap, [t.shape[-2:] for t in taught], self.binary)
-        return feature_loss(adapted, taught, masks).float()
+        return context.risen(self.warm_up) * feature_loss(adapted, taught, masks).float()
 
 
 def labelled_centres(context: Context) -> CentreTargets:
@@ -245,7 +247,7 @@ class ResponseTerm(Term):
             context, config.teacher, config.taps[0], config.teacher_taps[0], "set response_weight to 0"
         )
         losses = response_losses(student, taught, labelled_centres(context), head, config.response)
-        return torch.stack(list(losses.values())).sum().float()
+        return context.risen(config.warm_up) * torch.stack(list(losses.values())).sum().float()
 
 
 @full_precision
