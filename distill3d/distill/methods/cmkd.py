@@ -28,7 +28,7 @@ from distill3d.distill.centre_responses import centre_box_loss, centre_class_los
 from distill3d.distill.context import Context, comparable, same_grid
 from distill3d.distill.distances import weighted_mean
 from distill3d.distill.precision import full_precision
-from distill3d.distill.style import StyledConfig, option
+from distill3d.distill.style import StyledConfig, UnlabelledUse, option
 from distill3d.distill.term import Term
 from distill3d.errors import UserError
 from distill3d.layers.heads.anchors import quality_focal, sine_difference, smooth_l1
@@ -52,6 +52,8 @@ FeatureForm = Literal["l2", "sum"]
 @dataclass(frozen=True)
 class ResponseConfig(StyledConfig):
     """What the heads of student and teacher are compared by.  A term of weight 0 is left out."""
+
+    unlabelled: ClassVar[UnlabelledUse] = "as_is"
 
     #: What both heads are; ``centres`` asks for weights as in ``CENTRE_RESPONSE``.
     response: Literal["anchors", "centres"] = "anchors"
