@@ -36,6 +36,20 @@ def padded(values: Sequence[Shaped[Tensor, "_ *s"]], rows: int, fill: float = 0)
     return out
 
 
+def picked(value: T, rows: list[int]) -> T:
+    """The samples ``rows`` of a batch, or of whatever else goes with one: a dataclass, its nested ones included, or a
+    dict of tensors (B, ...) and lists of length B; what is neither is left as it is."""
+    if isinstance(value, Tensor):
+        return value[rows]  # pyright: ignore[reportReturnType]
+    if isinstance(value, list):
+        return [value[row] for row in rows]  # pyright: ignore[reportReturnType]
+    if isinstance(value, dict):
+        return {name: picked(v, rows) for name, v in value.items()}  # pyright: ignore[reportReturnType]
+    if is_dataclass(value) and not isinstance(value, type):
+        return replace(value, **{f.name: picked(getattr(value, f.name), rows) for f in fields(value)})
+    return value
+
+
 def moved_to(value: T, device: torch.device | str) -> T:
     """A dataclass, its nested ones included, with its tensors and lists of tensors on another device."""
     if isinstance(value, Tensor):

@@ -5,7 +5,7 @@ A data set yields raw boxes and knows nothing of detectors; each detector encode
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any, Protocol, runtime_checkable
 
 import torch
@@ -134,6 +134,17 @@ class ObjectBatch:
             difficulty=stack([o.difficulty for o in objects], UNKNOWN),
             present=stack([torch.ones(len(o), dtype=torch.bool) for o in objects]),
         )
+
+    def overlaid(self, other: ObjectBatch, where: Bool[Tensor, "b"]) -> ObjectBatch:
+        """These objects, but those of ``other`` in the images ``where`` it says so."""
+        rows = max(self.label.shape[1], other.label.shape[1])
+
+        def joined(name: str) -> Tensor:
+            fill = {"label": IGNORE, "difficulty": UNKNOWN}.get(name, 0)
+            ours, theirs = (padded(list(getattr(o, name)), rows, fill) for o in (self, other))
+            return torch.where(where.view(-1, *[1] * (ours.dim() - 1)), theirs, ours)
+
+        return ObjectBatch(**{f.name: joined(f.name) for f in fields(self)})
 
 
 @dataclass(frozen=True)

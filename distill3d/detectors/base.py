@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
-from typing import Any, Generic, Literal, TypeVar
+from typing import Any, ClassVar, Generic, Literal, TypeVar
 
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from distill3d.boxes import Boxes3D, BoxSlots
+from distill3d.data.batching import picked
 from distill3d.data.sample import Batch
 from distill3d.data.surround import SurroundBatch
 from distill3d.layers.image.roi import RoISlots
@@ -74,6 +75,11 @@ class Outputs:
     predictions: dict[str, Tensor] = field(default_factory=dict)  # e.g. "heatmap" (B, 3, H, W), raw logits
     rois: RoISlots | None = None  # where a two-stage detector looked; its predictions ``roi_...`` are (B, K, ...)
 
+    def of_images(self, rows: list[int]) -> Outputs:
+        """The outputs of some images of the batch, in ascending order, alone."""
+        rois = None if self.rois is None else self.rois.of_images(rows)
+        return Outputs(picked(self.features, rows), picked(self.predictions, rows), rois)
+
 
 class Detector(nn.Module, ABC, Generic[BatchT]):
     """Base of all detectors. Subclasses set ``config`` and implement the four methods.
@@ -87,6 +93,9 @@ class Detector(nn.Module, ABC, Generic[BatchT]):
     name: str
     #: Channels of every tap that ``forward`` offers, e.g. {"backbone_8": 128, "neck_4": 64}.
     tap_channels: dict[str, int]
+    #: Whether its own loss leaves out, by ``batch.labelled``, what images without labels cannot be held against, for a
+    #: part of it asks for no label.  The loss of other detectors is asked of labelled images alone.
+    parts_labelled: ClassVar[bool] = False
 
     @classmethod
     def also_trained_on(cls, config: Any) -> frozenset[Modality]:

@@ -9,7 +9,7 @@ MonoTAKD's teaching assistant.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
@@ -255,6 +255,7 @@ class CaDDN(Detector):
 
     name = "caddn"
     config: CaDDNConfig
+    parts_labelled: ClassVar[bool] = True
 
     def __init__(self, config: CaDDNConfig) -> None:
         super().__init__()

@@ -9,7 +9,7 @@ had trained it on, the defaults here train on the range that students need.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from jaxtyping import Float
@@ -52,6 +52,7 @@ def tiny(**fields: Any) -> SECONDConfig:
 class LidarDetector(Detector):
     """What detectors of LiDAR scans with an anchor head share."""
 
+    parts_labelled: ClassVar[bool] = True
     head: AnchorHead
 
     def encode(self, batch: Batch) -> AnchorTargets:

@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, fields, replace
-from typing import Any, ClassVar, TypeVar
+from typing import Any, ClassVar, Literal, TypeVar
 
 from distill3d.detectors.base import Style
 from distill3d.errors import UserError
+from distill3d.settings import Share, added
+
+#: ``as_is``: no term looks at a label; ``objects``: the teacher's boxes stand where terms ask for objects, and the
+#: student's own loss is asked of labelled frames alone; ``labels``: these boxes are labels, for the own loss too.
+UnlabelledUse = Literal["refused", "as_is", "objects", "labels"]
 
 T = TypeVar("T")
 C = TypeVar("C", bound="StyledConfig")
@@ -27,6 +32,8 @@ class StyledConfig:
 
     #: Whether the method's terms look at no teacher.
     teacherless: ClassVar[bool] = False
+    #: What the method makes of frames without labels; until its file says so they are refused.
+    unlabelled: ClassVar[UnlabelledUse] = "refused"
 
     @classmethod
     def styled(cls: type[C], style: Style, **values: Any) -> C:
@@ -48,3 +55,13 @@ class StyledConfig:
         rows = [f for f in fields(self) if "released" in f.metadata]
         styles: tuple[Style, ...] = ("released", "intended")
         return next((s for s in styles if all(getattr(self, f.name) == f.metadata[s] for f in rows)), None)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ObjectsConfig(StyledConfig):
+    """Base of the settings of methods that ask where objects are."""
+
+    unlabelled: ClassVar[UnlabelledUse] = "objects"
+
+    #: Of frames without labels, the score from which a teacher's boxes count as objects.
+    least_score: Share = added(0.5)

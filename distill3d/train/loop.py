@@ -54,6 +54,7 @@ from distill3d.train.schedules import build_optimiser, first_beta, learning_rate
 from distill3d.train.sources import Verdict, source_of
 from distill3d.train.state import Layout, filled, restore_moments
 from distill3d.train.teachers import Teacher, refuse_overlap, trained_on
+from distill3d.train.unlabelled import TeachersObjects, supervised_losses
 
 METRICS, CONFIG, RECIPE = "metrics.jsonl", "config.yaml", "recipe.yaml"
 
@@ -93,7 +94,7 @@ class TrainingStep(nn.Module):
 
     def forward(self, batch: Batch | SurroundBatch, targets: Any, answers: dict[str, Outputs]) -> dict[str, Tensor]:
         outputs = self.student.forward_at(batch, targets)
-        losses = self.student.loss(outputs, batch, targets)
+        losses = supervised_losses(self.student, outputs, batch, targets)
         context = Context(
             outputs, answers, batch, targets, self.student, dict(self._teachers), dict(losses), self.progress
         )
@@ -153,6 +154,7 @@ class _Run:
         )  # fmt: skip
         mapping = self.source.mapping
         self.teachers = {name: self._teacher(name, mapping) for name in stage.teachers}
+        self.teachers_objects = TeachersObjects.of(stage, self.source.height_scale, self.seed)
         started_from = {name: load_weights(folder.parent / name) for name in stage.starts_from}
         for name, (_, card) in started_from.items():
             require(card, folder.parent / name, "trained_on.frames")
@@ -357,8 +359,11 @@ class _Run:
     def losses(self, batch: Batch | SurroundBatch) -> dict[str, Tensor]:
         """All loss terms of a batch."""
         with self.precision.autocast(self.fabric.device):
+            if self.teachers_objects is not None and isinstance(batch, Batch):
+                batch = self.teachers_objects.into(batch, self.teachers, self.epoch)
             targets = self.step.student.encode(batch)
-            answers = {name: teacher(batch, targets) for name, teacher in self.teachers.items()}
+            asked = self.teachers if len(self.step.terms) else {}  # without terms nobody looks at the answers
+            answers = {name: teacher(batch, targets) for name, teacher in asked.items()}
             return self.model(batch, targets, answers)
 
     def train_step(self, batch: Batch | SurroundBatch) -> dict[str, float]:

@@ -15,7 +15,8 @@ from distill3d.data.kitti.scans import VELODYNE_COLUMNS
 from distill3d.data.nuscenes.dataset import SCAN_COLUMNS, SweepConfig
 from distill3d.data.scans import ScanColumns
 from distill3d.detectors import DetectorConfig
-from distill3d.distill.methods import MethodConfig
+from distill3d.distill.methods import MethodConfig, method_name, objects_rule, unlabelled_use
+from distill3d.distill.methods.pseudo_labels import PseudoLabelsConfig
 from distill3d.errors import UserError
 from distill3d.settings import Between, FramesBack, HeightScale, Number, Seed, added, fingerprint, is_in_range
 from distill3d.train.htl import HTLConfig
@@ -113,6 +114,25 @@ class StageConfig:
             raise UserError(f"stage {self.name!r}: give init or inherit, not both")
         if self.unlabelled and not self.teachers:
             raise UserError(f"stage {self.name!r}: only a teacher can say what unlabelled frames hold, and it has none")
+        if self.method is not None:
+            self._refuse_use(self.method)
+
+    def _refuse_use(self, method: MethodConfig) -> None:
+        """Holds what a method makes of frames without labels against whether there are some."""
+        use, rule = unlabelled_use(method), objects_rule(method)
+        if self.unlabelled and use == "refused":
+            raise UserError(
+                f"stage {self.name!r}: {method_name(method)} compares with true labels, which unlabelled frames lack"
+            )
+        if not isinstance(rule, PseudoLabelsConfig):
+            return
+        if not self.unlabelled:
+            raise UserError(f"stage {self.name!r}: pseudo_labels learns from unlabelled frames: set unlabelled")
+        if rule.teacher not in (None, *self.teachers) or (rule.teacher is None and len(self.teachers) > 1):
+            asked = "a single teacher" if rule.teacher is None else f"the teacher {rule.teacher!r}"
+            raise UserError(
+                f"stage {self.name!r}: pseudo_labels asks for {asked}, its teachers are {', '.join(self.teachers)}"
+            )
 
     @property
     def starts_from(self) -> tuple[str, ...]:
@@ -158,6 +178,11 @@ class Recipe:
             if stage.name in names:
                 raise UserError(f"two stages are named {stage.name!r}")
             names.append(stage.name)
+            if stage.unlabelled and isinstance(self.dataset, SurroundDatasetConfig):
+                raise UserError(
+                    f"stage {stage.name!r}: unlabelled frames are those of KITTI's raw drives; label surround views "
+                    "first, with distill3d autolabel"
+                )
         if self.evaluation.keep == "best" and self.dataset.select_split in (None, self.dataset.eval_split):
             raise UserError(
                 "evaluation.keep is 'best', which needs a dataset.select_split other than the reported "

@@ -88,6 +88,11 @@ class Source(ABC):
         """What someone who is handed the weights needs to know of the images and sensors."""
 
     @property
+    def height_scale(self) -> float:
+        """By which the least heights of training difficulties are multiplied, see ``training_difficulty``."""
+        return 1.0
+
+    @property
     def mapping(self) -> RawMapping | None:
         """Which raw frames the frames are, where the recipe says so."""
         return None
@@ -173,6 +178,10 @@ class KittiSource(Source):
             "placement": dataset.placement, "min_height_scale": dataset.min_height_scale,
             "lidar_to_camera": None if first.lidar_to_camera is None else first.lidar_to_camera.tolist(),
         }  # fmt: skip
+
+    @property
+    def height_scale(self) -> float:
+        return _kitti(self.recipe).min_height_scale
 
     @property
     def mapping(self) -> RawMapping | None:

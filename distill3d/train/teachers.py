@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import hashlib
-from dataclasses import fields, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from distill3d.camera import Camera, ImageAffine
+from distill3d.boxes import Boxes3D
 from distill3d.data.augment.image import AugmentConfig
+from distill3d.data.batching import picked
 from distill3d.data.kitti.raw import OBJECT_ID, RAW_IDENTITY, RawMapping, drive_of, is_raw_id
 from distill3d.data.sample import Batch
 from distill3d.data.surround import SurroundBatch
@@ -100,6 +101,9 @@ class Teacher(nn.Module):
         self.detector: Detector = detector.requires_grad_(False)
         self.batch_norm = batch_norm
         self._answers: dict[tuple[str, bool], Outputs] | None = {} if repeatable and batch_norm == "eval" else None
+        # Windows and colours of pictures do not change what a scan holds.
+        keeps = repeatable or self.detector.config.input == "points"
+        self._boxes: dict[tuple[str, bool], Boxes3D] | None = {} if keeps else None
         self._frames = frames
         self.eval()
 
@@ -123,8 +127,29 @@ class Teacher(nn.Module):
                 self._answers[key] = self._answer(batch, targets, i)
         return _join([self._answers[key] for key in keys])
 
+    @torch.no_grad()
+    def detect(self, batch: Batch, rows: list[int]) -> list[Boxes3D]:
+        """What the teacher, in eval mode, finds in some images of the batch: boxes in the camera frame of their files,
+        on the CPU.  Where a frame takes few forms they are found once for each, and kept."""
+        keys = [(batch.frame_ids[row], bool(batch.affine.flip[row])) for row in rows]
+        kept = self._boxes if self._boxes is not None else {}
+        missing = [i for i, key in enumerate(keys) if key not in kept]
+        # One by one where they are kept, so that they do not depend on the batch in which a frame first appeared.
+        groups = [[i] for i in missing] if self._boxes is not None else [missing] * bool(missing)
+        found: dict[tuple[str, bool], Boxes3D] = {}
+        self.detector.eval()
+        for group in groups:
+            part = replace(picked(batch, [rows[i] for i in group]), objects=None, labelled=None)
+            outputs = self.detector(part)
+            with torch.autocast(batch.image.device.type, enabled=False):
+                boxes = self.detector.decode(outputs, part)
+            found |= {keys[i]: one.to("cpu") for i, one in zip(group, boxes, strict=True)}
+        self.train()
+        kept |= found
+        return [kept[key] for key in keys]
+
     def _answer(self, batch: Batch, targets: Any, i: int) -> Outputs:
-        return detached(self.detector.forward_at(single(batch, i), slots_of(targets, i)))
+        return detached(self.detector.forward_at(single(batch, i), picked(targets, [i])))
 
     def _fits(self, answer: Outputs) -> bool:
         """Whether the answers to all frames can be kept if they are as large as this one."""
@@ -139,25 +164,7 @@ def is_repeatable(augment: AugmentConfig | None, modality: str) -> bool:
 
 def single(batch: Batch, i: int) -> Batch:
     """Image ``i`` of a batch as a batch of its own, without its labels."""
-    one = slice(i, i + 1)
-    affine = ImageAffine(*(getattr(batch.affine, name)[one] for name in ImageAffine.__dataclass_fields__))
-    return replace(
-        batch, frame_ids=batch.frame_ids[one], image=batch.image[one], camera=Camera(batch.camera.projection[one]),
-        affine=affine, objects=None, depth=None if batch.depth is None else batch.depth[one],
-        points=None if batch.points is None else batch.points[one], labelled=None,
-        lidar_to_camera=None if batch.lidar_to_camera is None else batch.lidar_to_camera[one],
-    )  # fmt: skip
-
-
-def slots_of(targets: Any, i: int) -> Any:
-    """The targets of image ``i`` alone; ``targets`` is a dataclass of tensors (B, ...), None and such dataclasses."""
-
-    def one(value: Any) -> Any:
-        if value is None:
-            return None
-        return value[i : i + 1] if isinstance(value, Tensor) else slots_of(value, i)
-
-    return replace(targets, **{f.name: one(getattr(targets, f.name)) for f in fields(targets)})
+    return replace(picked(batch, [i]), objects=None, labelled=None)
 
 
 def _join(answers: list[Outputs]) -> Outputs:

@@ -13,6 +13,7 @@ from torch import Tensor
 from distill3d.boxes import Boxes3D
 from distill3d.camera import DepthBins
 from distill3d.data.augment.surround import BevAugmentConfig, ImageAugmentConfig
+from distill3d.data.batching import picked
 from distill3d.data.nuscenes.dataset import NuScenesConfig, NuScenesDataset, SweepConfig
 from distill3d.data.surround import SurroundBatch, SurroundObjects, SurroundSample, collate_surround
 from distill3d.detectors.base import BevGeometry, Outputs
@@ -31,7 +32,6 @@ from distill3d.layers.image.depth_net import depth_log_scales
 from distill3d.layers.image.resnet import ResNetConfig
 from distill3d.layers.points.voxels import VoxelGrid
 from distill3d.settings import from_plain, to_plain
-from distill3d.train.teachers import slots_of
 
 #: Where six cameras look (degrees to the left of straight ahead), in the order of nuScenes' networks.
 DIRECTIONS = (55, 0, -55, 110, 180, -110)
@@ -261,7 +261,7 @@ def test_targets_can_be_cut_to_one_sample() -> None:
     batch, model = scene(1, 3), build(small())
     targets = model.encode(batch)
     assert isinstance(targets.centres, CentreTargets)
-    second = slots_of(targets, 1)
+    second = picked(targets, [1])
     assert torch.equal(second.centres.heatmap, targets.centres.heatmap[1:])
     assert torch.equal(second.seen_at, targets.seen_at[1:]) and torch.equal(second.depth_bins, targets.depth_bins[1:])
 

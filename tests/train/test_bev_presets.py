@@ -10,9 +10,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from raw_drives import raw_drives
 from streets import small_bev_preset
 from torch.utils.flop_counter import FlopCounterMode
 
+from distill3d.data.batching import picked
 from distill3d.data.collate import batches, collate
 from distill3d.data.sample import Batch
 from distill3d.detectors import build_detector, monodle
@@ -21,10 +23,10 @@ from distill3d.errors import UserError
 from distill3d.recipes import bev, get_recipe
 from distill3d.train.checkpoint import load_detector, load_matching, load_weights
 from distill3d.train.loop import RunOptions, TrainingStep, build_step
-from distill3d.train.recipe import Recipe, StageConfig, UnlabelledConfig
+from distill3d.train.recipe import Recipe, StageConfig
 from distill3d.train.sources import source_of
 from distill3d.train.stages import run_recipe
-from distill3d.train.teachers import Teacher, slots_of
+from distill3d.train.teachers import Teacher
 
 STUDENTS = ("cmkd", "monotakd")
 
@@ -199,8 +201,8 @@ def test_a_students_targets_can_be_cut_by_image(trained: tuple[Recipe, Path]) ->
     recipe, folder = trained
     step, _, batch = step_of(recipe, folder, recipe.stage("cmkd"))
     targets = step.student.encode(batch)
-    assert slots_of(targets, 1).depth_bins.shape[0] == 1
-    assert targets.anchors is None and slots_of(targets, 1).anchors is None
+    assert picked(targets, [1]).depth_bins.shape[0] == 1
+    assert targets.anchors is None and picked(targets, [1]).anchors is None
 
 
 def test_a_teacher_keeps_only_answers_that_fit(trained: tuple[Recipe, Path], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -228,26 +230,6 @@ def test_unlabelled_drives_need_a_list(streets: Path) -> None:
     recipe = replace(recipe, dataset=replace(recipe.dataset, root=streets))
     with pytest.raises(UserError, match="dataset.unlabelled.root"):
         source_of(recipe).training(recipe.stage("bev"))
-
-
-def raw_drives(streets: Path, folder: Path, frames: int = 4) -> UnlabelledConfig:
-    """Training frames of the streets as unlabelled frames of a raw drive, and a mapping by which the others, those of
-    the evaluation included, come from another drive."""
-    date, drive = "2011_09_26", "2011_09_26_drive_0001_sync"
-    ids = [f"{date}/{drive}/image_02/data/{i:010}" for i in range(frames)]
-    for kind, source, ending in (("image_02", "image_2", "png"), ("velodyne_points", "velodyne", "bin")):
-        target = folder / date / drive / kind / "data"
-        target.mkdir(parents=True)
-        for i in range(frames):
-            shutil.copy(streets / "training" / source / f"{i:06}.{ending}", target / f"{i:010}.{ending}")
-    (folder / "calib").mkdir()
-    shutil.copy(streets / "training" / "calib" / "000000.txt", folder / "calib" / f"{date}.txt")
-    (folder / "list.txt").write_text("".join(f"{frame}\n" for frame in ids))
-    count = 12
-    lines = [f"{date} {drive if i < frames else drive.replace('0001', '0002')} {i:010}" for i in range(count)]
-    (folder / "train_mapping.txt").write_text("".join(f"{line}\n" for line in lines))
-    (folder / "train_rand.txt").write_text(",".join(str(i + 1) for i in range(count)))
-    return UnlabelledConfig(folder, folder / "list.txt", folder)
 
 
 def test_unlabelled_drives_are_learned_from(trained: tuple[Recipe, Path], streets: Path, tmp_path: Path) -> None:

@@ -95,11 +95,18 @@ def bev_overlap(a: Float[Tensor, "n 7"], b: Float[Tensor, "m 7"]) -> Bool[Tensor
 def projected_boxes(boxes: Boxes3D, camera: Camera, size: tuple[int, int] | Float[Tensor, "2"]) -> Float[Tensor, "n 4"]:
     """2D boxes (left, top, right, bottom in px) around the projected corners of camera-frame boxes, clipped to
     [0, width - 1] x [0, height - 1] of an image of ``size`` px; in the camera's precision."""
+    corners = enclosing_boxes(boxes, camera).unflatten(1, (2, 2))
+    edge = torch.as_tensor(size).to(corners) - 1
+    return corners.clamp(min=0).minimum(edge).flatten(1)
+
+
+def enclosing_boxes(boxes: Boxes3D, camera: Camera) -> Float[Tensor, "n 4"]:
+    """2D boxes (left, top, right, bottom in px) around the projected corners of camera-frame boxes, wherever they lie;
+    in the camera's precision."""
     corners = boxes.corners().to(camera.projection)
     corners[..., 2].clamp_(min=NEAREST_CORNER)
     uv = camera.project(corners.flatten(0, 1))[0].unflatten(0, corners.shape[:2])
-    edge = torch.as_tensor(size).to(uv) - 1
-    return torch.cat((uv.amin(1).clamp(min=0).minimum(edge), uv.amax(1).clamp(min=0).minimum(edge)), dim=1)
+    return torch.cat((uv.amin(1), uv.amax(1)), dim=1)
 
 
 @dataclass(frozen=True)

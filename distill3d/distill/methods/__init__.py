@@ -11,9 +11,19 @@ from typing import Any
 
 from distill3d.detectors.base import FeatureMap
 from distill3d.distill.context import Context
-from distill3d.distill.methods import cmkd, dense_truth, labeldistill, monodistill, monoskd, monostl, monotakd, trusted
+from distill3d.distill.methods import (
+    cmkd,
+    dense_truth,
+    labeldistill,
+    monodistill,
+    monoskd,
+    monostl,
+    monotakd,
+    pseudo_labels,
+    trusted,
+)
 from distill3d.distill.methods.mixed import MixedConfig
-from distill3d.distill.style import StyledConfig
+from distill3d.distill.style import ObjectsConfig, StyledConfig, UnlabelledUse
 from distill3d.distill.term import Term
 
 
@@ -37,6 +47,7 @@ METHODS: dict[str, Method] = {
         Method("monotakd", monotakd.MonoTAKDConfig, monotakd.terms),
         Method("labeldistill", labeldistill.LabelDistillConfig, labeldistill.terms),
         Method("dense_truth", dense_truth.DenseTruthConfig, dense_truth.terms),
+        Method("pseudo_labels", pseudo_labels.PseudoLabelsConfig, pseudo_labels.terms),
         Method("trusted", trusted.TrustedConfig, trusted.terms),
     )
 }
@@ -49,6 +60,7 @@ MethodConfig = (
     | cmkd.CMKDConfig
     | monotakd.MonoTAKDConfig
     | labeldistill.LabelDistillConfig
+    | pseudo_labels.PseudoLabelsConfig
     | dense_truth.DenseTruthConfig
     | trusted.TrustedConfig
     | MixedConfig
@@ -67,6 +79,25 @@ def method_name(config: StyledConfig) -> str:
         if type(config) is method.config_type:
             return method.name
     raise ValueError(f"no method has settings of type {type(config).__name__}; known are {', '.join(METHODS)}")
+
+
+def parts_of(config: StyledConfig) -> tuple[StyledConfig, ...]:
+    """The settings of each method of a mixture; of a method alone its own."""
+    return config.parts if isinstance(config, MixedConfig) else (config,)
+
+
+def unlabelled_use(config: StyledConfig) -> UnlabelledUse:
+    """What a method or mixture makes of frames without labels: of a mixture what the most demanding part does."""
+    uses = {part.unlabelled for part in parts_of(config)}
+    order: tuple[UnlabelledUse, ...] = ("refused", "labels", "objects", "as_is")
+    return next(use for use in order if use in uses)
+
+
+def objects_rule(config: StyledConfig) -> ObjectsConfig:
+    """The settings by which a teacher's boxes become objects: those of pseudo-labels, if they are a part."""
+    asking = [part for part in parts_of(config) if isinstance(part, ObjectsConfig)]
+    labels = [part for part in asking if isinstance(part, pseudo_labels.PseudoLabelsConfig)]
+    return next(iter(labels + asking), ObjectsConfig())
 
 
 def build_terms(config: StyledConfig, student_channels: dict[str, int], teacher_channels: dict[str, int]) -> list[Term]:

@@ -41,7 +41,7 @@ from distill3d.distill.context import Context, comparable, same_grid
 from distill3d.distill.distances import weighted_mean
 from distill3d.distill.map_terms import Compared, MapTermConfig, held_back, occupied, standardised
 from distill3d.distill.precision import full_precision
-from distill3d.distill.style import option
+from distill3d.distill.style import UnlabelledUse, option
 from distill3d.distill.term import Term
 from distill3d.errors import UserError
 from distill3d.layers.heads.anchors import quality_focal, sine_difference, smooth_l1
@@ -69,6 +69,8 @@ FeatureForm = Literal["l2", "sum"]
 @dataclass(frozen=True)
 class ResponseConfig(MapTermConfig):
     """What the heads of student and teacher are compared by.  A term of weight 0 is left out."""
+
+    unlabelled: ClassVar[UnlabelledUse] = "as_is"
 
     #: What both heads are; ``centres`` asks for weights as in ``CENTRE_RESPONSE``, ``surround``, which are centre heads
     #: too, for those of ``SURROUND_RESPONSE``.

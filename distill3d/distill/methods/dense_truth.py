@@ -18,7 +18,7 @@ from distill3d.detectors.monodle import MonoDLETargets, depth_logit
 from distill3d.distill.context import Context
 from distill3d.distill.masks import paint_gaussians
 from distill3d.distill.responses import dense_losses
-from distill3d.distill.style import StyledConfig
+from distill3d.distill.style import StyledConfig, UnlabelledUse
 from distill3d.distill.term import Term
 from distill3d.errors import UserError
 from distill3d.settings import Weight
@@ -30,6 +30,7 @@ class DenseTruthConfig(StyledConfig):
 
     teacherless: ClassVar[bool] = True
     teacher_bn: ClassVar[Literal["eval"]] = "eval"
+    unlabelled: ClassVar[UnlabelledUse] = "objects"  # in a mixture whose other parts have a teacher
 
     weight: Weight = 1.0
 

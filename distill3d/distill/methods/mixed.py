@@ -12,6 +12,7 @@ from distill3d.distill.methods.monodistill import MonoDistillConfig
 from distill3d.distill.methods.monoskd import MonoSKDConfig
 from distill3d.distill.methods.monostl import MonoSTLConfig
 from distill3d.distill.methods.monotakd import MonoTAKDConfig
+from distill3d.distill.methods.pseudo_labels import PseudoLabelsConfig
 from distill3d.distill.methods.trusted import TrustedConfig
 from distill3d.distill.style import StyledConfig
 from distill3d.errors import UserError
@@ -36,6 +37,7 @@ class MixedConfig(StyledConfig):
         | CMKDConfig
         | MonoTAKDConfig
         | TrustedConfig
+        | PseudoLabelsConfig
         | DenseTruthConfig,
         ...,
     ]
@@ -48,7 +50,7 @@ class MixedConfig(StyledConfig):
             return
         if not self.parts:
             raise UserError("a mixture needs at least one method in its parts")
-        for name in ("teacher_bn", "depth_input"):
+        for name in ("teacher_bn", "depth_input", "least_score"):
             if len(asked := {getattr(part, name) for part in self.parts if hasattr(part, name)}) > 1:
                 raise UserError(f"the parts of a mixture share their teacher, but ask for {name} {sorted(asked)}")
 

@@ -24,7 +24,7 @@ from distill3d.distill.masks import SliceRule, box_mask, image_stride
 from distill3d.distill.precision import full_precision
 from distill3d.distill.relations import AffinityNorm, affinity_loss
 from distill3d.distill.responses import ResponseMask, ResponseTerm
-from distill3d.distill.style import StyledConfig, option
+from distill3d.distill.style import ObjectsConfig, option
 from distill3d.distill.term import Term
 from distill3d.settings import Channels, Divisor, Weight
 
@@ -35,7 +35,7 @@ BoxSet = Literal["all", "in_map"]
 
 
 @dataclass(frozen=True)
-class MonoDistillConfig(StyledConfig):
+class MonoDistillConfig(ObjectsConfig):
     """Weights and taps of the paper, and one option for each point where released code and intention differ.
 
     A term of weight 0 is left out.

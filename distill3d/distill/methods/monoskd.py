@@ -31,7 +31,7 @@ from distill3d.distill.precision import full_precision
 from distill3d.distill.relations import AffinityNorm, resized
 from distill3d.distill.responses import ResponseTerm
 from distill3d.distill.softrank import hard_rank, soft_rank
-from distill3d.distill.style import StyledConfig, option
+from distill3d.distill.style import ObjectsConfig, option
 from distill3d.distill.term import Term
 from distill3d.settings import Between, Divisor, Number, Weight
 
@@ -46,7 +46,7 @@ SpearmanMode = Literal["released", "both_rank", "teacher_rank"]
 
 
 @dataclass(frozen=True)
-class MonoSKDConfig(StyledConfig):
+class MonoSKDConfig(ObjectsConfig):
     """Weights and taps of the paper, and one option for each point where released code and intention differ.
 
     A term of weight 0 is left out.

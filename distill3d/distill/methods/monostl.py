@@ -49,7 +49,7 @@ from distill3d.distill.masks import (
 )
 from distill3d.distill.precision import full_precision
 from distill3d.distill.responses import ResponseMask, ResponseTerm
-from distill3d.distill.style import StyledConfig, option
+from distill3d.distill.style import ObjectsConfig, option
 from distill3d.distill.term import Term
 from distill3d.errors import UserError
 from distill3d.settings import Channels, Divisor, Weight
@@ -65,7 +65,7 @@ RelationNorm = Literal["mean_over_k2", "mean", "cosine"]
 
 
 @dataclass(frozen=True)
-class MonoSTLConfig(StyledConfig):
+class MonoSTLConfig(ObjectsConfig):
     """Weights and taps of the released code, and one option for each point where it and the intention differ.
 
     A term of weight 0 is left out.

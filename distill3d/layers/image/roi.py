@@ -49,6 +49,15 @@ class RoISlots:
         images, slots = (torch.arange(n, device=index.device) for n in index.shape)
         return cls(index, label, images.repeat_interleave(len(slots)), slots.repeat(len(images)), score)
 
+    def of_images(self, rows: list[int]) -> RoISlots:
+        """The slots and RoIs of some images, in ascending order, alone."""
+        place = self.image.new_full((len(self.index),), -1)
+        place[rows] = torch.arange(len(rows), device=place.device)
+        image = place[self.image]
+        kept = image >= 0
+        score = None if self.score is None else self.score[rows]
+        return RoISlots(self.index[rows], self.label[rows], image[kept], self.slot[kept], score)
+
     def read(self, maps: Float[Tensor, "b c h w"]) -> Float[Tensor, "m c"]:
         """Channels of the maps at the RoIs' cells."""
         return maps.flatten(2)[self.image, :, self.index[self.image, self.slot]]
