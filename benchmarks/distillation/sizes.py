@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+#: Of the groups with few labels: frames that have some, and frames that have none.
+FEW, MANY = 100, 1600
+
 
 @dataclass(frozen=True)
 class Size:

@@ -20,9 +20,9 @@ from distill3d.recipes.kitti import BASES
 from distill3d.recipes.surround import tiny_labeldistill, tiny_surround
 from distill3d.train.recipe import EvaluationConfig, Recipe, StageConfig
 
-from . import worlds
+from . import few_labels, worlds
 from .search import continued, twice_as_long, with_candidates
-from .sizes import Size
+from .sizes import FEW, MANY, Size
 
 #: A sceptic's second network, which is no LiDAR network.
 RGB_TEACHER = "rgb_teacher"
@@ -39,6 +39,8 @@ OTHERWISE = {"gupnet": {"score_threshold": 0.02}}
 CONFIRMED_IN = "monodle"
 #: The group whose rows are candidates and no results.
 SEARCH = "search"
+#: The group of CaDDN's rows on few labels and many drives; MonoDLE's is called so with its name behind.
+FEW_LABELS = "few_labels"
 #: Groups of the sweep are called so, with their number of frames.
 SWEEP = "frames_"
 
@@ -77,11 +79,22 @@ def groups(size: Size) -> dict[str, Group]:
     bev = Group("caddn", f"CaDDN on the ground, {size.bev_frames} training frames", _bev, seeds, other)
     labelled = Group("caddn_labelled", f"CaDDN, students that keep their labels, {size.bev_frames} training frames",
                      _labelled, seeds, size.seeds, chosen_here=True)  # fmt: skip
+    counts = f"{FEW} labelled frames, {MANY} without labels"
+    few = [
+        Group(FEW_LABELS, f"CaDDN, {counts}", partial(_few_labels, FEW_LABELS, "tiny_bev", few_labels.bev), seeds,
+              size.seeds),
+        Group(f"{FEW_LABELS}_monodle", f"MonoDLE, {counts}",
+              partial(_few_labels, f"{FEW_LABELS}_monodle", "tiny_monodle", few_labels.camera), seeds, other),
+        Group("all_labels", f"CaDDN, the same {FEW + MANY} frames, all with labels",
+              partial(_few_labels, "all_labels", "tiny_bev", few_labels.ceiling), seeds, size.seeds),
+        Group("all_labels_monodle", f"MonoDLE, the same {FEW + MANY} frames, all with labels",
+              partial(_few_labels, "all_labels_monodle", "tiny_monodle", few_labels.ceiling), seeds, other),
+    ]  # fmt: skip
     surround = Group("bevdepth", f"BEVDepth, six cameras, {size.drives * size.drive_frames} training key frames",
                      _surround, seeds, other, surround=True)  # fmt: skip
     search = Group(SEARCH, f"The search: MonoDLE, {frames}, validation split", _search,
                    range(size.seeds, size.seeds + size.search_seeds), size.search_seeds)  # fmt: skip
-    return {group.name: group for group in (*camera, *sweep, bev, labelled, surround, search)}
+    return {group.name: group for group in (*camera, *sweep, bev, labelled, *few, surround, search)}
 
 
 def _camera(base: str, size: Size, seed: int, out: Path) -> Recipe:
@@ -151,9 +164,19 @@ def _labelled(size: Size, seed: int, out: Path) -> Recipe:
     return replace(recipe, stages=tuple(_all_classes(stage) for stage in recipe.stages))
 
 
+def _few_labels(name: str, preset: str, rows: Callable[[Recipe], Recipe], size: Size, seed: int, out: Path) -> Recipe:
+    """A preset's rows on few labels, or their ceiling on all, with all classes; as many steps whatever the size."""
+    recipe = few_labels.on_frames(rows(get_recipe(preset)), name, size, seed, out, name.startswith("all_labels"))
+    recipe = replace(recipe, stages=tuple(_all_classes(stage) for stage in recipe.stages))
+    return _shortened(recipe, 1.0, seed)
+
+
 def _all_classes(stage: StageConfig) -> StageConfig:
-    head = replace(stage.detector.head, classes=KITTI_ANCHORS)  # pyright: ignore
-    return replace(stage, detector=replace(stage.detector, head=head))
+    """The stage with a detector for cars, pedestrians and cyclists."""
+    head = getattr(stage.detector, "head", None)
+    if head is None:
+        return replace(stage, detector=replace(stage.detector, classes=HEAT_CLASSES))
+    return replace(stage, detector=replace(stage.detector, head=replace(head, classes=KITTI_ANCHORS)))
 
 
 def _surround(size: Size, seed: int, out: Path) -> Recipe:

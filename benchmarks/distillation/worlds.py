@@ -17,7 +17,7 @@ from distill3d.synth.nuscenes_writer import write_nuscenes
 from distill3d.synth.settings import CAR_BODIES, StreetConfig, SurroundStreetConfig
 from distill3d.synth.writer import write_kitti
 
-from .sizes import Size
+from .sizes import FEW, MANY, Size
 
 #: The seed of the generator; that of a training is another thing.
 GENERATOR_SEED = 2026
@@ -59,7 +59,8 @@ def write_worlds(size: Size, out: Path) -> dict[str, dict[str, object]]:
     streets = {**pool, FAMILIAR: size.test_frames, UNFAMILIAR: size.test_frames}
     folder = streets_folder(out)
     write_kitti(folder, seed=GENERATOR_SEED, config=STREETS, splits=streets, configs={UNFAMILIAR: harsh(STREETS)})
-    _write_slices(folder / "ImageSets", kitti_slices(size))
+    _write_slices(folder / "ImageSets", kitti_slices(size) | unlabelled_slices(size))
+    _write_unions(folder / "ImageSets", size)
     scenes = {"pool": size.seeds * size.drives, FAMILIAR: size.test_drives, UNFAMILIAR: size.test_drives}
     drives = replace(DRIVES, frames_per_scene=size.drive_frames)
     folder = drives_folder(out)
@@ -90,6 +91,23 @@ def train_split(frames: int, seed: int) -> str:
     return f"train_{frames}_{seed}"
 
 
+def unlabelled_split(seed: int) -> str:
+    """The name of a seed's split of streets whose labels are not looked at."""
+    return f"unlabelled_{seed}"
+
+
+def all_split(seed: int) -> str:
+    """The name of the split that holds a seed's ``FEW`` frames and its unlabelled ones."""
+    return f"all_{seed}"
+
+
+def unlabelled_slices(size: Size) -> dict[str, tuple[int, int]]:
+    """The splits without labels: behind every seed's labelled frames; those of several seeds overlap."""
+    first = size.seeds * FEW
+    apart = (size.pool - first - MANY) // max(1, size.seeds - 1)
+    return {unlabelled_split(seed): (first + seed * apart, MANY) for seed in range(size.seeds)}
+
+
 def drive_split(seed: int) -> str:
     """The name of a seed's training split of drives."""
     return f"train_{seed}"
@@ -117,3 +135,11 @@ def _write_slices(folder: Path, slices: dict[str, tuple[int, int]]) -> None:
     names["test"] = lines(FAMILIAR) + lines(UNFAMILIAR)
     for name, entries in names.items():
         (folder / f"{name}.txt").write_text("".join(f"{entry}\n" for entry in entries))
+
+
+def _write_unions(folder: Path, size: Size) -> None:
+    """The splits with a seed's few labelled frames and its unlabelled ones together."""
+    for seed in range(size.seeds):
+        parts = (train_split(FEW, seed), unlabelled_split(seed))
+        text = "".join((folder / f"{name}.txt").read_text() for name in parts)
+        (folder / f"{all_split(seed)}.txt").write_text(text)
