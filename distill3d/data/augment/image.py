@@ -1,8 +1,8 @@
 """Augmentation: drawn once per frame from a passed generator, then applied to every modality through one ImageAffine.
 
 Distributions of xinzhuma/monodle lib/datasets/kitti/kitti_dataset.py (flip, crop), monster-ghost/MonoDistill (colour
-jitter) and ZrrSkywalker/MonoDETR (photometric distortion).  The random streams are our own: independent per frame and epoch, so that a resumed run and any number
-of workers see the same pictures.
+jitter) and ZrrSkywalker/MonoDETR (photometric distortion).  The random streams are our own: independent per frame and
+epoch, so that a resumed run and any number of workers see the same pictures.
 """
 
 from __future__ import annotations
