@@ -233,6 +233,12 @@ def test_a_stage_can_learn_depth_alone(trained: tuple[Recipe, Path]) -> None:
     assert set(found) == {"depth"}
     found["depth"].backward()
     assert {n.split(".")[0] for n, p in step.student.named_parameters() if p.grad is not None} == {"trunk"}
+    depth = replace(stage, name="depth", role="preparation")
+    more = replace(recipe.stage("bev"), name="bev_after_depth", init="depth")
+    whole = run_recipe(replace(recipe, stages=(*recipe.stages, depth, more)), quiet(folder.parent),
+                       only=("depth", "bev_after_depth"))  # fmt: skip
+    card = json.loads((whole / "bev_after_depth" / "card.json").read_text())
+    assert card["init"] == "depth" and card["teachers"] == ["teacher"]
 
 
 def test_raw_drives_begin_with_depth_and_released_students_with_raw_drives() -> None:
