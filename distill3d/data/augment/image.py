@@ -39,6 +39,8 @@ SHIFT_LIMIT = 2.0
 
 #: Where red, green and blue stand on the circle of hues, in sixths of it, see ``recolour``.
 HUE_OFFSETS = (5.0, 3.0, 1.0)
+#: Grey has no hue: keeps its division from zero.
+LEAST_CHROMA = 1e-9
 
 Mode = Literal["bilinear", "nearest"]
 Style = Literal["released", "intended"]
@@ -183,12 +185,16 @@ def recolour(image: Float[Tensor, "3 h w"], saturation: float, degrees: float) -
     With the hue H in sixths of a circle, each channel is V - (V - min) s with s = min(k, 4 - k) cut to 0..1 and
     k = (offset + H) mod 6, which turns and stretches without ever dividing by V.
     """
-    value = image.amax(0)
-    chroma = value - image.amin(0)
-    red, green, blue = image / torch.where(chroma > 0, chroma, 1)
-    hue = torch.where(value == image[0], green - blue, torch.where(value == image[1], 2 + blue - red, 4 + red - green))
-    place = (image.new_tensor(HUE_OFFSETS)[:, None, None] + hue + degrees / 60).remainder(6)
-    return value - saturation * chroma * torch.minimum(place, 4 - place).clamp(0, 1)
+    value = torch.maximum(torch.maximum(image[0], image[1]), image[2])
+    chroma = value - torch.minimum(torch.minimum(image[0], image[1]), image[2])
+    red, green, blue = image
+    above = torch.where(value == red, green - blue, torch.where(value == green, blue - red, red - green))
+    base = torch.where(value == red, 0.0, torch.where(value == green, 2.0, 4.0))
+    hue = above.div_(chroma.clamp(min=LEAST_CHROMA)).add_(base).add_(degrees / 60)
+    place = hue + image.new_tensor(HUE_OFFSETS)[:, None, None]
+    place.sub_((place / 6).floor_(), alpha=6)  # remainder() takes several times as long
+    share = torch.minimum(place, 4 - place).clamp_(0, 1)
+    return value - share.mul_(saturation * chroma)
 
 
 def _between(bounds: tuple[float, float], share: float) -> float:
