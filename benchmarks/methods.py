@@ -23,6 +23,7 @@ from pathlib import Path
 import torch
 from machine import describe_machine
 
+from distill3d.data.augment.image import AugmentConfig
 from distill3d.data.collate import batches
 from distill3d.data.kitti.dataset import KittiDataset
 from distill3d.data.sample import Batch
@@ -31,7 +32,7 @@ from distill3d.detectors.caddn import DepthTrunkConfig
 from distill3d.distill.methods.cmkd import CMKDConfig
 from distill3d.distill.methods.monotakd import MonoTAKDConfig
 from distill3d.recipes import bev
-from distill3d.recipes.kitti import BASES, CARS, METHODS, UNSHIFTED, for_base
+from distill3d.recipes.kitti import BASES, CARS, METHODS, for_base
 from distill3d.settings import to_plain
 from distill3d.synth.writer import StreetConfig, write_kitti
 from distill3d.train.checkpoint import save_weights
@@ -45,6 +46,7 @@ from distill3d.train.teachers import Teacher
 
 RESULT = Path(__file__).resolve().parent / "results" / "methods.json"
 FRAMES, SOURCE, CANVAS = 4, (1242, 375), (1280, 384)
+AUGMENT = AugmentConfig(shift=0.0)
 WARM_UP = 2  # passes over the frames
 REMEMBERED = ", remembered teacher"
 
@@ -88,12 +90,12 @@ def kitti_recipe(base: str, root: Path) -> Recipe:
     student = without_weights(replace(BASES[base].detector, classes=CARS))
     schedule = BASES[base].schedule
     taught = [
-        StageConfig(name, "student", student, schedule, UNSHIFTED, ("teacher",), for_base(method.config, base))
+        StageConfig(name, "student", student, schedule, AUGMENT, ("teacher",), for_base(method.config, base))
         for name, method in METHODS.items()
     ]
     stages = (
-        StageConfig("teacher", "teacher", replace(student, input="depth"), schedule, UNSHIFTED),
-        StageConfig("plain", "baseline", student, schedule, UNSHIFTED),
+        StageConfig("teacher", "teacher", replace(student, input="depth"), schedule, AUGMENT),
+        StageConfig("plain", "baseline", student, schedule, AUGMENT),
         *taught,
     )
     return Recipe("methods", stages, DatasetConfig(root, canvas=CANVAS))

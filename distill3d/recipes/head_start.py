@@ -48,5 +48,5 @@ def tiny_head_start() -> Recipe:
 def head_start_monodle() -> Recipe:
     """Head start on MonoDLE, on KITTI, where nobody has trained it yet."""
     note = "this project's own, found on synthetic streets (docs/benchmark.md); no number on KITTI is known"
-    recipe = in_three_stages(f"{NAME}_monodle", BASES["monodle"], TERMS, METHODS["monoskd"].schedule, note)
+    recipe = in_three_stages(f"{NAME}_monodle", BASES["monodle"], METHODS["monoskd"], note, TERMS)
     return replace(recipe, stages=(recipe.stage("teacher"), head_start(recipe.stage("student"))))

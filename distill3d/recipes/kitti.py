@@ -1,14 +1,16 @@
 """Recipes on KITTI: what the papers did, at their size and schedule, for every base detector and method.
 
-Published numbers are Car 3D AP|R40 at IoU 0.7 on KITTI val (easy / moderate / hard); none of them is ours.
+Published numbers are Car 3D AP|R40 at IoU 0.7 on KITTI val (easy / moderate / hard); none of them is ours.  They are of
+the best of several checkpoints, chosen on the split that is reported: every note says of how many, as far as known.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from typing import Any
 
-from distill3d.data.augment.image import AugmentConfig
+from distill3d.data.augment.image import AugmentConfig, DistortionConfig
 from distill3d.detectors import DetectorConfig
 from distill3d.detectors.did_m3d import DIDM3DConfig
 from distill3d.detectors.gupnet import GUPNetConfig
@@ -24,7 +26,15 @@ from distill3d.train.htl import HTLConfig
 from distill3d.train.recipe import DatasetConfig, EvaluationConfig, Recipe, StageConfig
 from distill3d.train.schedules import Schedule
 
+#: For notes whose source does not tell how its checkpoint was chosen.
+UNKNOWN_CHOICE = "best of an unknown number of checkpoints on the reported split"
+
 DLA34 = DLAConfig(pretrained=True)
+#: MonoDETR's own: small crops, and SSD's distortion in place of a jitter, cut off at the ends of 8 bits.
+MONODETR_AUGMENT = AugmentConfig(
+    zoom_deviation=0.05, zoom_range=(0.95, 1.05), shift=0.05, photometric=False, style="intended",
+    distortion=DistortionConfig(),
+)  # fmt: skip
 MONODETR_SCHEDULE = Schedule(
     epochs=195, lr=2e-4, warmup_epochs=0, drops=(125, 165), optimiser="adamw", weight_decay=1e-4, drop_last=False
 )
@@ -40,38 +50,37 @@ class Base:
     published: str
     tasks: HTLConfig | None = None
     augment: AugmentConfig = AugmentConfig(photometric=False)
-    keeps_schedule: bool = False  # with a teacher too: the methods' own schedules do not fit
+    keeps_its_own: bool = False  # schedule and augmentation, with a teacher too: those of the methods do not fit
 
 
 BASES: dict[str, Base] = {
     "monodle": Base(
         "MonoDLE", MonoDLEConfig(trunk=DLA34), Schedule(),
-        "MonoDLE: 17.94 / 13.72 / 12.10 for the released model (xinzhuma/monodle readme)",
+        f"MonoDLE: 17.94 / 13.72 / 12.10 for the released model (xinzhuma/monodle readme), {UNKNOWN_CHOICE}",
     ),
     "gupnet": Base(
         "GUPNet", GUPNetConfig(trunk=DLA34), Schedule(batch_size=32, drop_last=False),
-        "GUPNet: 22.76 / 16.46 / 13.72 (paper), 23.19 / 16.23 / 13.57 for the released model (SuperMHP/GUPNet readme)",
+        "GUPNet: 22.76 / 16.46 / 13.72 (paper), 23.19 / 16.23 / 13.57 for the released model (SuperMHP/GUPNet readme), "
+        f"{UNKNOWN_CHOICE}",
         tasks=HTLConfig(),
     ),
     "did_m3d": Base(
         "DID-M3D", DIDM3DConfig(trunk=DLA34), Schedule(epochs=150, lr=1e-3),
         "DID-M3D: 22.98 / 16.12 / 14.03 (paper), 25.38 / 17.07 / 14.06 for the released model "
-        "(SPengLiang/DID-M3D readme)",
+        "(SPengLiang/DID-M3D readme), best of 7 checkpoints on the reported split (epochs 90, 100, ..., 150)",
         tasks=HTLConfig(),
     ),
     "monodetr": Base(
         "MonoDETR",
         MonoDETRConfig(trunk=ResNetConfig(pretrained=True, frozen=True)),
         MONODETR_SCHEDULE,
-        "MonoDETR: 28.84 / 20.61 / 16.38 (paper), logs between 27.58 / 20.14 / 16.98 and 28.79 / 20.83 / 17.47, the "
-        "best epoch on val (ZrrSkywalker/MonoDETR readme)",
-        augment=AugmentConfig(),  # with MonoDistill's colour jitter in place of its own
-        keeps_schedule=True,
+        "MonoDETR: 28.84 / 20.61 / 16.38 (paper), logs between 27.58 / 20.14 / 16.98 and 28.79 / 20.83 / 17.47 "
+        "(ZrrSkywalker/MonoDETR readme), best of all 195 epochs' checkpoints on the reported split",
+        augment=MONODETR_AUGMENT,
+        keeps_its_own=True,
     ),
 }  # fmt: skip
 
-#: MonoDistill, MonoSKD and MonoSTL crop without moving the window; their teachers see no colours.
-UNSHIFTED = AugmentConfig(shift=0.0)
 #: MonoSKD trains cars alone.
 CARS = ("Car",)
 
@@ -82,26 +91,46 @@ class Taught:
 
     title: str
     config: MonoDistillConfig | MonoSKDConfig | MonoSTLConfig
-    schedule: Schedule
+    schedule: Schedule  # of the student
+    #: What it changes of the base's schedule where teacher and baseline are trained alone.
+    alone: dict[str, Any] = field(default_factory=dict)
+    #: What it changes of the base's augmentation, for teacher, baseline and student alike: their crops must agree.
+    augment: dict[str, Any] = field(default_factory=dict)
 
 
+#: MonoDistill and MonoSTL show colours that jitter, and crop without moving the window; MonoSKD moves it.
+JITTER: dict[str, Any] = {"photometric": True}
+UNSHIFTED = {**JITTER, "shift": 0.0}
 METHODS: dict[str, Taught] = {
-    "monodistill": Taught("MonoDistill", MonoDistillConfig(), Schedule(epochs=160, batch_size=12)),  # on two GPUs
-    "monoskd": Taught("MonoSKD", MonoSKDConfig(), Schedule(epochs=150, batch_size=16, lr=1e-3)),  # on four
-    "monostl": Taught("MonoSTL", MonoSTLConfig(), Schedule(epochs=200, batch_size=12, drops=(120, 160))),
-}
+    "monodistill": Taught(
+        "MonoDistill", MonoDistillConfig(), Schedule(epochs=160, batch_size=12), augment=UNSHIFTED  # on two GPUs
+    ),
+    "monoskd": Taught(
+        "MonoSKD", MonoSKDConfig(), Schedule(epochs=150, batch_size=16, lr=1e-3),  # on four
+        alone={"epochs": 160}, augment=JITTER,
+    ),
+    "monostl": Taught(
+        "MonoSTL", MonoSTLConfig(), Schedule(epochs=200, batch_size=12, drops=(120, 160)),
+        alone={"batch_size": 24, "epochs": 140}, augment=UNSHIFTED,
+    ),
+}  # fmt: skip
+#: MonoDistill was also trained in MonoSKD's code, in all but its terms as MonoSKD was.
+IN_MONOSKDS_CODE = replace(METHODS["monoskd"], title="MonoDistill", config=MonoDistillConfig())
+#: Pairs that were trained otherwise than their method on its own base.
+TRAINED_OTHERWISE: dict[tuple[str, str], Taught] = {("monodistill", "did_m3d"): IN_MONOSKDS_CODE}
 
 PUBLISHED: dict[tuple[str, str], str] = {
     ("monodistill", "monodle"): "MonoDistill: teacher 60.57 / 45.06 / 37.90, baseline 18.43 / 14.62 / 12.45, student "
-    "24.40 / 18.47 / 16.46 (monster-ghost/MonoDistill readme)",
-    ("monodistill", "did_m3d"): "MonoDistill on DID-M3D: 27.49 / 18.99 / 16.67 (log of Senwang98/MonoSKD, epoch 140)",
-    (
-        "monoskd",
-        "did_m3d",
-    ): "MonoSKD on DID-M3D: 28.91 / 20.21 / 16.99, baseline moderate 17.77, teacher moderate "
-    "43.81 (Senwang98/MonoSKD readme and configs)",
+    "24.40 / 18.47 / 16.46 (monster-ghost/MonoDistill readme), best of up to 16 checkpoints on the reported split (one "
+    "every 10 epochs, all of which its author advises to test)",
+    ("monodistill", "did_m3d"): "MonoDistill on DID-M3D: 27.49 / 18.99 / 16.67 (log of Senwang98/MonoSKD, epoch 140), "
+    "best of 7 checkpoints on the reported split (epochs 90, 100, ..., 150)",
+    ("monoskd", "did_m3d"): "MonoSKD on DID-M3D: 28.91 / 20.21 / 16.99, epoch 140, best of 7 checkpoints on the "
+    "reported split (epochs 90, 100, ..., 150); baseline moderate 17.77, teacher moderate 43.81 (Senwang98/MonoSKD "
+    "readme, log and configs)",
     ("monostl", "monodle"): "MonoSTL states a gain over MonoDistill on the same base (abstract of arXiv:2603.07464); "
-    "its numbers could not be read",
+    "its numbers could not be read, and are presumably the best of about 36 checkpoints on the reported split (every "
+    "epoch from 165 on was saved and tested)",
 }
 UNPUBLISHED = "no number for this pair is known to us; the method's mapping to this detector is ours"
 
@@ -132,12 +161,13 @@ def alone(name: str) -> Callable[[], Recipe]:
 def taught(method_name: str, base_name: str) -> Callable[[], Recipe]:
     """The recipe of a method on a base detector: both networks first trained alone, then the student, from the
     baseline's weights, goes on with its teacher."""
-    method, base = METHODS[method_name], BASES[base_name]
+    method = TRAINED_OTHERWISE.get((method_name, base_name), METHODS[method_name])
+    base = BASES[base_name]
 
     def build() -> Recipe:
         published = PUBLISHED.get((method_name, base_name), f"{method.title} on {base.title}: {UNPUBLISHED}")
         return in_three_stages(
-            f"{method_name}_{base_name}", base, for_base(method.config, base_name), method.schedule,
+            f"{method_name}_{base_name}", base, replace(method, config=for_base(method.config, base_name)),
             f"{published}; {base.published}",
         )  # fmt: skip
 
@@ -152,24 +182,26 @@ def selective_monoskd() -> Recipe:
         select=MonoSTLConfig(),
     )
     note = f"an example of mixed terms; {UNPUBLISHED}"
-    return in_three_stages("selective_monoskd", BASES["monodle"], mixture, METHODS["monoskd"].schedule, note)
+    return in_three_stages("selective_monoskd", BASES["monodle"], METHODS["monoskd"], note, mixture)
 
 
-def in_three_stages(
-    name: str, base: Base, method: MonoDistillConfig | MonoSKDConfig | MonoSTLConfig | MixedConfig, schedule: Schedule,
-    note: str,
-) -> Recipe:  # fmt: skip
-    """A method on a base detector as its paper trains it: teacher, baseline, and the student going on from that."""
+def in_three_stages(name: str, base: Base, way: Taught, note: str, terms: MixedConfig | None = None) -> Recipe:
+    """A method on a base detector as its paper trains it: teacher, baseline, and the student going on from that.
+
+    ``terms`` teach in place of the method's own.
+    """
+    method = terms or way.config
     student = replace(base.detector, classes=CARS)
     teacher = replace(student, input="depth", depth_encoding=method.depth_input)
-    tasks = base.tasks
-    taught_for = base.schedule if base.keeps_schedule else schedule
+    tasks, before, schedule, augment = base.tasks, base.schedule, base.schedule, base.augment
+    if not base.keeps_its_own:
+        before, schedule, augment = replace(before, **way.alone), way.schedule, replace(augment, **way.augment)
     return Recipe(
         name,
         (
-            StageConfig("teacher", "teacher", teacher, base.schedule, UNSHIFTED, tasks=tasks),
-            StageConfig("baseline", "baseline", student, base.schedule, UNSHIFTED, tasks=tasks),
-            StageConfig("student", "student", student, taught_for, UNSHIFTED, ("teacher",), method,
+            StageConfig("teacher", "teacher", teacher, before, augment, tasks=tasks),
+            StageConfig("baseline", "baseline", student, before, augment, tasks=tasks),
+            StageConfig("student", "student", student, schedule, augment, ("teacher",), method,
                         # as MonoSKD released it: no pass over the data before the first epoch
                         tasks=tasks and replace(tasks, first_pass=False), init="baseline"),
         ),

@@ -18,6 +18,7 @@ from distill3d.distill.methods.monostl import GROUND, MonoSTLConfig
 from distill3d.distill.methods.monotakd import MonoTAKDConfig
 from distill3d.layers.heads.centre_head import TINY_TASKS, CentreHeadConfig
 from distill3d.layers.image.resnet import RESNET101, ResNetConfig
+from distill3d.recipes.kitti import UNKNOWN_CHOICE
 from distill3d.train.recipe import EvaluationConfig, Recipe, StageConfig, SurroundDatasetConfig
 from distill3d.train.schedules import Schedule
 
@@ -28,8 +29,8 @@ AVERAGED = Schedule(
 )  # fmt: skip
 #: The LiDAR teacher from scratch: mmdetection3d's one cycle of 20 epochs, class-balanced.
 TEACHER = Schedule(
-    epochs=20, batch_size=32, lr=1e-3, shape="one_cycle", rise=0.4, start_divisor=10.0, end_divisor=1e3,
-    optimiser="adamw", weight_decay=0.01, decay="all", betas=(0.9, 0.99), momentum=(0.95, 0.85), clip_norm=35.0,
+    epochs=20, batch_size=32, lr=1e-3, shape="one_cycle", rise=0.4, start_divisor=10.0, end_divisor=1e4,
+    optimiser="adamw", weight_decay=0.01, decay="all", momentum=(0.95, 0.85), clip_norm=35.0,
 )  # fmt: skip
 LABEL_ENCODER = replace(AVERAGED, epochs=12, batch_size=16, lr=1e-3, drops=(10, 11))
 #: LabelDistill's student; the image branch learns at half the rate.
@@ -43,18 +44,20 @@ IMAGES = {**NO_IMAGES, "image_augment": ImageAugmentConfig()}
 TRUNK = ResNetConfig(finest=4, pretrained=True)
 
 PUBLISHED_BEVDEPTH = (
-    "BEVDepth, one past key frame, 33.0 mAP / 43.6 NDS on val, class-balanced with aggregated depth 34.8 / 48.1 "
-    "(Megvii-BaseDetection/BEVDepth readme)"
+    "BEVDepth, one past key frame, 33.3 mAP / 44.1 NDS on val with averaged weights, as here, 33.0 / 43.6 without; "
+    "class-balanced with aggregated depth 35.9 / 48.0 with, 34.8 / 48.1 without "
+    f"(Megvii-BaseDetection/BEVDepth readme), {UNKNOWN_CHOICE}"
 )
 PUBLISHED_LABELDISTILL = (
     "LabelDistill, ResNet-50, four past key frames, 41.9 mAP / 52.8 NDS on val against 36.8 / 48.3 of its baseline; "
     "two of them 39.3 / 50.7; ResNet-101 at 512 x 1408 px 45.1 / 55.3 (sanmin0312/LabelDistill readme and paper); its "
-    "teacher 58.4 / 65.2; its released label encoder cannot be evaluated (94.1 / 90.3 in the paper)"
+    "teacher 58.4 / 65.2; its released label encoder cannot be evaluated (94.1 / 90.3 in the paper); "
+    f"{UNKNOWN_CHOICE}: the 30 epochs' files are named after epoch 24"
 )
 PUBLISHED_MONOTAKD = (
     "inferred: MonoTAKD's code holds nothing for surround views, so stages, weights and the student's two maps follow "
     "its code for KITTI and CMKD's for centre heads, schedules BEVDepth's; its authors report 43.0 mAP / 53.7 NDS on "
-    "val with BEVDepth, ResNet-50 (hoiliu-0801/MonoTAKD readme)"
+    f"val with BEVDepth, ResNet-50 (hoiliu-0801/MonoTAKD readme), {UNKNOWN_CHOICE}"
 )
 PUBLISHED_CMKD = (
     "CMKD's code for several cameras, on BEVDet, at this library's BEVDepth: with ResNet-50 30.7 mAP / 38.2 NDS on val "
@@ -90,14 +93,18 @@ MONOTAKD_LABELLED = replace(MONOTAKD, map_share=0.5, **SURROUND_RESPONSE)
 
 def centerpoint_voxels() -> Recipe:
     """CenterPoint on voxels of 0.1 m, LabelDistill's teacher, on nuScenes."""
-    published = "56.1 mAP / 64.6 NDS on val with sampled objects added (open-mmlab/mmdetection3d readme)"
+    published = (
+        f"56.1 mAP / 64.6 NDS on val with sampled objects added (open-mmlab/mmdetection3d readme), {UNKNOWN_CHOICE}"
+    )
     stages = (_teacher(CenterPointConfig()),)
     return Recipe("centerpoint_voxels", stages, SurroundDatasetConfig(), note=published)
 
 
 def centerpoint_pillars() -> Recipe:
     """CenterPoint on pillars of 0.2 m, on nuScenes."""
-    published = "48.7 mAP / 59.6 NDS on val with sampled objects added (open-mmlab/mmdetection3d readme)"
+    published = (
+        f"48.7 mAP / 59.6 NDS on val with sampled objects added (open-mmlab/mmdetection3d readme), {UNKNOWN_CHOICE}"
+    )
     stages = (_teacher(centerpoint.with_pillars()),)
     return Recipe("centerpoint_pillars", stages, SurroundDatasetConfig(), note=published)
 
@@ -138,10 +145,13 @@ def labeldistill_r101() -> Recipe:
 
 
 def labeldistill_released() -> Recipe:
-    """LabelDistill as its code was released: blue for red, teachers' batch norm in training, no prior in the head."""
+    """LabelDistill as its code was released: blue for red, teachers' batch norm in training, no prior in the head,
+    averages at full length from the first step."""
     student = _student(FOUR_KEYS, BEVDepthConfig.styled("released", trunk=TRUNK, frozen_stem=True))
     encoder = LabelEncoderConfig.styled("released")
-    return _labeldistill("labeldistill_released", FOUR_KEYS, student, LabelDistillConfig.styled("released"), encoder)
+    recipe = _labeldistill("labeldistill_released", FOUR_KEYS, student, LabelDistillConfig.styled("released"), encoder)
+    stages = tuple(replace(stage, schedule=replace(stage.schedule, ema_warmup=None)) for stage in recipe.stages)
+    return replace(recipe, stages=stages)
 
 
 def monotakd_bevdepth() -> Recipe:

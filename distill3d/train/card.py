@@ -70,6 +70,7 @@ class Card(TypedDict, total=False):
     version: str
     past: list[int]
     ego_frame: str
+    best_of_reported: dict[str, Any]  # see train/evaluation.py
     fingerprint: str
     trained_on: TrainedOn
     note: str

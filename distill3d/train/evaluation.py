@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,10 @@ from distill3d.files import write_text
 from distill3d.train.precision import Precision
 
 EVALUATION, PREDICTIONS = "evaluation.json", "predictions"
+#: Where the best of a training's evaluations stands in evaluation.json and card.json; also a kind of line of its log.
+BEST_OF_REPORTED = "best_of_reported"
+#: Of KITTI papers state these three numbers, and choose by the second, at moderate difficulty.
+STATED_AP, MODERATE = "car_3d_strict", 1
 #: The official result file of a surround view's predictions, in their folder.
 SUBMISSION = "submission.json"
 
@@ -103,3 +108,42 @@ def surround_summary(result: nuscenes.NuScenesResult) -> dict[str, Any]:
     errors = result.to_json()["tp_errors"]
     ap = {name: round(float(row.mean()), 6) for name, row in zip(result.classes, result.ap, strict=True)}
     return {"mAP": round(result.mean_ap, 6), "NDS": round(result.nds, 6), "errors": errors, "ap": ap}
+
+
+def logged_evaluations(log: str) -> list[dict[str, Any]]:
+    """The evaluations in the text of a metrics.jsonl, in order; lines that are damaged are left out."""
+    lines = []
+    for text in log.splitlines():
+        with suppress(json.JSONDecodeError):
+            lines.append(json.loads(text))
+    return [line for line in lines if isinstance(line, dict) and line.get("kind") == "eval"]
+
+
+def best_of_reported(evaluations: Mapping[int, Mapping[str, Any]], split: str) -> dict[str, Any] | None:
+    """The best of a training's evaluations on the reported ``split``, which is what papers state: chosen by what it
+    then claims, so it says more than any one training's end and decides nothing here.
+
+    Args:
+        evaluations: by epoch, each as its line of metrics.jsonl.
+
+    Returns:
+        {"of": how many there were, "epoch": the best one's, "split", "chosen_by", "ap" or "nuscenes": its numbers as in
+        the line}, the earlier one of equals; None where none of them has the number to choose by.
+    """
+    stated = {epoch: found for epoch, line in evaluations.items() if (found := _stated(line)) is not None}
+    if not stated:
+        return None
+    best = max(stated, key=lambda epoch: (stated[epoch][0], -epoch))
+    _, chosen_by, numbers = stated[best]
+    return {"of": len(evaluations), "epoch": best, "split": split, "chosen_by": chosen_by, **numbers}
+
+
+def _stated(line: Mapping[str, Any]) -> tuple[float, str, dict[str, Any]] | None:
+    """Of an evaluation the number that papers choose by, its name, and the numbers that they state."""
+    if "nuscenes" in line:
+        found = {name: line["nuscenes"][name] for name in ("NDS", "mAP")}
+        return found["NDS"], "NDS", {"nuscenes": found}
+    if STATED_AP not in line.get("ap", {}):
+        return None
+    ap = line["ap"][STATED_AP]
+    return ap[MODERATE], "Car 3D AP|R40, moderate, IoU 0.7", {"ap": {STATED_AP: ap}}

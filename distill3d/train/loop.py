@@ -27,7 +27,7 @@ from distill3d.distill.context import Context
 from distill3d.distill.methods import build_terms, method_name
 from distill3d.distill.term import Term
 from distill3d.errors import UserError
-from distill3d.files import append_text, read_text, write_text
+from distill3d.files import append_text, read_json, read_text, write_text
 from distill3d.layers.distributed import share_batch_norm, world_size
 from distill3d.settings import Between, Number, Workers, to_plain
 from distill3d.stop import Stopped, noted
@@ -46,6 +46,7 @@ from distill3d.train.checkpoint import (
 )
 from distill3d.train.cost import Stopwatch
 from distill3d.train.ema import WeightAverage
+from distill3d.train.evaluation import BEST_OF_REPORTED, EVALUATION, best_of_reported, logged_evaluations
 from distill3d.train.htl import HierarchicalTaskLearning
 from distill3d.train.precision import Precision, choose_precision
 from distill3d.train.progress import ProgressBar
@@ -455,13 +456,29 @@ class _Run:
                 self.average = None
                 self.step.student.load_state_dict(self.best["weights"])
             self.log_evaluation(self.evaluate(folder=self.folder))
-            card = self.card()
+            card = self.card() | self.tell_best_of_reported()
             save_weights(self.folder, self.weights(), card)
             (self.folder / PREVIOUS).unlink(missing_ok=True)
             if self.writer is not None:
                 self.writer.close()
         self.fabric.barrier()
         return card
+
+    def tell_best_of_reported(self) -> dict[str, Any]:
+        """Adds the best of all evaluations on the reported split to the log and evaluation.json, if the recipe asks for
+        it; returns what the card says of it."""
+        if not self.recipe.evaluation.best_of_reported:
+            return {}
+        *during, last = logged_evaluations(read_text(self.folder / METRICS))
+        evaluations = {line["epoch"]: line for line in during}
+        evaluations[self.epoch if self.best is None else self.best["epoch"]] = last
+        best = best_of_reported(evaluations, self.recipe.dataset.eval_split)
+        if best is None:
+            return {}
+        self.log({"kind": BEST_OF_REPORTED, "step": self.global_step, **best}, {})
+        path = self.folder / EVALUATION
+        write_text(path, json.dumps({**read_json(path), BEST_OF_REPORTED: best}, indent=1))
+        return {BEST_OF_REPORTED: best}
 
     def card(self) -> dict[str, Any]:
         """What someone who is handed the weights needs to know."""

@@ -153,6 +153,8 @@ class EvaluationConfig:
     #: ``best``: by KITTI's Car 3D moderate (loose overlap), or nuScenes' NDS, on ``dataset.select_split``.
     keep: Literal["last", "best"] = "last"
     batch_size: Annotated[int, Between(1, 65_536)] = 8
+    #: Also tell the best of these evaluations, which is what papers state; no weights are kept by it.
+    best_of_reported: bool = added(False)
 
 
 @dataclass(frozen=True)

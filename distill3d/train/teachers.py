@@ -159,7 +159,10 @@ class Teacher(nn.Module):
 
 def is_repeatable(augment: AugmentConfig | None, modality: str) -> bool:
     """Whether a frame takes at most two forms, plain and mirrored, in the eyes of a teacher with this input."""
-    return augment is None or (augment.crop == 0 and not (modality.startswith("rgb") and augment.photometric))
+    if augment is None:
+        return True
+    recoloured = augment.photometric or augment.distortion is not None
+    return augment.crop == 0 and not (modality.startswith("rgb") and recoloured)
 
 
 def single(batch: Batch, i: int) -> Batch:

@@ -26,6 +26,8 @@ from distill3d.view.kind import Kind, Sections
 from distill3d.view.palette import LOOKS, TRUE, Look
 from distill3d.view.pieces import (
     DASH,
+    STATED_HEAD,
+    STATED_METHOD,
     grid,
     legend_of,
     line,
@@ -34,8 +36,9 @@ from distill3d.view.pieces import (
     result_cell,
     results_table,
     stage_name,
+    stated_cell,
 )
-from distill3d.view.records import MetricsLine
+from distill3d.view.records import BestOfReported, MetricsLine
 from distill3d.view.runs import Stage
 
 #: What a reader calls the metrics.
@@ -80,10 +83,11 @@ class KittiKind(Kind):
             for name in ("pedestrian", "cyclist")
             if any(stage.ap(name, "3d", "strict") for stage in stages)
         )
+        stated = STATED_METHOD if any(stage.best_of_reported for stage in stages) else ""
         return (
             '<p class="method">Average precision at 40 recall points (AP|R40, percent), Car, by the rules of the'
             " official KITTI evaluation, for easy, moderate and hard objects. Small figures: difference to the"
-            f" baseline, in points.</p>{_ap_table(stages, palette, 'car')}{remark}{others}"
+            f" baseline, in points.{stated}</p>{_ap_table(stages, palette, 'car')}{remark}{others}"
         )
 
     def progress(self, stages: Sequence[Stage], palette: Sequence[Look]) -> str:
@@ -120,6 +124,7 @@ def _ap_table(stages: Sequence[Stage], palette: Sequence[Look], name: str) -> st
     columns: list[tuple[str, Overlaps, int]] = [
         (metric, overlap, d) for metric in METRICS for overlap in OVERLAPS for d in range(len(DIFFICULTIES))
     ]
+    stated = name == "car" and any(stage.best_of_reported for stage in stages)
     wide = len(OVERLAPS) * len(DIFFICULTIES)
     metric_cells = "".join(f'<th colspan="{wide}" scope="colgroup">AP {label}</th>' for label in METRICS.values())
     overlap_cell = '<th colspan="{}" scope="colgroup">IoU {}</th>'
@@ -130,6 +135,10 @@ def _ap_table(stages: Sequence[Stage], palette: Sequence[Look], name: str) -> st
         f"{short[d]}</abbr></th>"
         for _, _, d in columns
     )
+    if stated:
+        metric_cells += '<th scope="colgroup">AP 3D</th>'
+        overlap_cells += f'<th scope="colgroup">IoU {overlaps["strict"]}</th>'
+        difficulty_cells += STATED_HEAD
     head = [
         f'<tr class="metrics"><th></th>{metric_cells}</tr>', f'<tr class="overlaps"><th></th>{overlap_cells}</tr>',
         f"<tr><th></th>{difficulty_cells}</tr>",
@@ -140,12 +149,17 @@ def _ap_table(stages: Sequence[Stage], palette: Sequence[Look], name: str) -> st
         return None if values is None else values[difficulty]
 
     def cells(stage: Stage) -> str:
-        return "".join(
+        results = "".join(
             result_cell(stage, stages, lambda s, c=column: value(s, *c), style=_cell_class(column[2]))
             for column in columns
         )
+        return results + (stated_cell(stage, _stated_ap, MODERATE) if stated else "")
 
-    return results_table(stages, palette, head, len(columns), cells, "Average precision")
+    return results_table(stages, palette, head, len(columns) + stated, cells, "Average precision")
+
+
+def _stated_ap(best: BestOfReported) -> list[float] | None:
+    return best.get("ap", {}).get("car_3d_strict")
 
 
 def _cell_class(difficulty: int) -> str:

@@ -11,13 +11,20 @@ from distill3d.view import charts
 from distill3d.view.charts import Axis, Series
 from distill3d.view.headline import reference
 from distill3d.view.palette import Look, looks
-from distill3d.view.records import MetricsLine
+from distill3d.view.records import BestOfReported, MetricsLine
 from distill3d.view.runs import PREPARATION, Stage
 
 ROLE_NAMES = {
     "teacher": "Teacher", "assistant": "Assistant", "label_encoder": "Label encoder", "preparation": "Preparation",
     "baseline": "Baseline", "student": "Distilled", "control": "Control",
 }  # fmt: skip
+#: The column of what papers state, beside the results of trainings' ends.
+STATED = "best of N on the reported split, as papers state it"
+STATED_HEAD = f'<th scope="col" class="opens soft" style="white-space:normal;min-width:10em">{STATED}</th>'
+STATED_METHOD = (
+    f" The last column, {STATED}, is of the epoch that had the most on this very split, of N that were evaluated on it:"
+    " nothing is compared by it."
+)
 #: Charts of loss terms beyond these many are folded away.
 CHARTS_IN_SIGHT = 12
 DASH = "\u2013"
@@ -113,6 +120,19 @@ def result_cell(
         direction = "soft" if gain == 0 else "up" if (gain > 0) is not less_is_better else "down"
         difference = f'<small class="{direction}">{_signed(gain, digits)}</small>'
     return f'<td class="{style}">{value:.{digits}f}{difference}</td>'
+
+
+def stated_cell(stage: Stage, numbers: Callable[[BestOfReported], list[float] | None], first: int = 0) -> str:
+    """The best of a stage's evaluations in the column ``STATED``: the number of this place large, all of them small.
+
+    It has no difference to a baseline, for it is nothing to compare stages by.
+    """
+    best = stage.best_of_reported
+    values = None if best is None else numbers(best)
+    if best is None or not values:
+        return f'<td class="opens soft">{DASH}</td>'
+    whence = f"{' / '.join(f'{value:.2f}' for value in values)}, epoch {best['epoch']}, N = {best['of']}"
+    return f'<td class="opens soft">{values[first]:.2f}<small class="soft">{whence}</small></td>'
 
 
 def _signed(value: float, digits: int) -> str:

@@ -122,6 +122,17 @@ class EvaluationSettings(TypedDict, total=False):
     tp_distance: Number | None
 
 
+class BestOfReported(TypedDict, total=False):
+    """The best of a training's evaluations on the reported split."""
+
+    of: Required[Count]
+    epoch: Required[Count]
+    split: str
+    chosen_by: str
+    ap: dict[str, ThreeNumbers]
+    nuscenes: NuScenesProgress
+
+
 class Evaluation(TypedDict, total=False):
     """evaluation.json: of KITTI's metric ``strict`` and ``loose``, of nuScenes' the rest."""
 
@@ -134,3 +145,4 @@ class Evaluation(TypedDict, total=False):
     label_aps: dict[str, dict[str, Share]] | None  # of each class by the distance (m) of a match
     precision101: dict[str, dict[str, Curve]] | None
     notes: list[str] | None
+    best_of_reported: BestOfReported | None

@@ -23,6 +23,7 @@ from distill3d.files import read_json, read_text, read_yaml, reason_of
 from distill3d.train.card import read_card
 from distill3d.typed import checked, fault_of
 from distill3d.view.records import (
+    BestOfReported,
     DatasetSettings,
     Evaluation,
     KittiCurves,
@@ -160,6 +161,11 @@ class Stage:
     def precision(self, name: str, metric: str, overlap: Overlaps) -> list[list[float]] | None:
         """Precision 0..1 at 41 recall points for each difficulty, or None where there is none."""
         return self._curves(name, metric, overlap).get("precision41")
+
+    @property
+    def best_of_reported(self) -> BestOfReported | None:
+        """The best of its evaluations on the reported split, where the run was asked for it: no result of its own."""
+        return (self.evaluation or Evaluation()).get("best_of_reported")
 
     def _curves(self, name: str, metric: str, overlap: Overlaps) -> KittiCurves:
         evaluation, key = self.evaluation or Evaluation(), f"{name}_{metric}"

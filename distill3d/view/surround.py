@@ -16,6 +16,8 @@ from distill3d.view.headline import Measure, Measures
 from distill3d.view.kind import Kind, Sections
 from distill3d.view.palette import LOOKS, TRUE, Look
 from distill3d.view.pieces import (
+    STATED_HEAD,
+    STATED_METHOD,
     grid,
     legend_of,
     line,
@@ -25,8 +27,9 @@ from distill3d.view.pieces import (
     results_table,
     shared,
     stage_name,
+    stated_cell,
 )
-from distill3d.view.records import MetricsLine
+from distill3d.view.records import BestOfReported, MetricsLine
 from distill3d.view.runs import Stage
 from distill3d.view.surround_gallery import cast, figure_html, moments, pictured
 
@@ -142,11 +145,12 @@ class SurroundKind(Kind):
     def results(self, stages: Sequence[Stage], palette: Sequence[Look], remark: str) -> str:
         near = " / ".join(f"{distance:g}" for distance in OFFICIAL.distances)
         names = "; ".join(f"{error.short}: {error.what} ({error.unit})" for error in ERRORS.values())
+        stated = STATED_METHOD if any(stage.best_of_reported for stage in stages) else ""
         return (
             '<p class="method">By the rules of the official nuScenes detection evaluation: detection score NDS and mean'
             f" average precision mAP over classes and distances of {near} m, in percent; mean errors of the true"
             f" positives at {OFFICIAL.tp_distance:g} m, the smaller the better ({names}). Small figures: difference to"
-            f" the baseline.</p>{_score_table(stages, palette)}{remark}"
+            f" the baseline.{stated}</p>{_score_table(stages, palette)}{remark}"
             f"<h3>Average precision of each class, percent</h3>{_class_table(stages, palette)}{_notes(stages)}"
         )
 
@@ -185,16 +189,18 @@ class SurroundKind(Kind):
 
 
 def _score_table(stages: Sequence[Stage], palette: Sequence[Look]) -> str:
+    stated = any(stage.best_of_reported for stage in stages)
     head = [
         f'<tr class="metrics"><th></th><th colspan="2" scope="colgroup">Score</th>'
-        f'<th colspan="{len(ERRORS)}" scope="colgroup">Errors of true positives</th></tr>',
+        f'<th colspan="{len(ERRORS)}" scope="colgroup">Errors of true positives</th>'
+        + ('<th scope="colgroup">NDS / mAP</th></tr>' if stated else "</tr>"),
         '<tr><th></th><th scope="col" class="opens moderate">NDS</th><th scope="col">mAP</th>'
         + "".join(
             f'<th scope="col" class="{_opens(name, ERRORS)}"><abbr title="{error.what}, {error.unit}"'
             f' style="text-decoration:none">{error.short}</abbr></th>'
             for name, error in ERRORS.items()
         )
-        + "</tr>",
+        + (f"{STATED_HEAD}</tr>" if stated else "</tr>"),
     ]
 
     def cells(stage: Stage) -> str:
@@ -207,9 +213,16 @@ def _score_table(stages: Sequence[Stage], palette: Sequence[Look]) -> str:
                         less_is_better=True)
             for name in ERRORS
         ]  # fmt: skip
-        return "".join(scores + errors)
+        return "".join(scores + errors) + (stated_cell(stage, _stated_scores) if stated else "")
 
-    return results_table(stages, palette, head, 2 + len(ERRORS), cells, "Detection score, mAP and errors")
+    return results_table(stages, palette, head, 2 + len(ERRORS) + stated, cells, "Detection score, mAP and errors")
+
+
+def _stated_scores(best: BestOfReported) -> list[float] | None:
+    """NDS and mAP in percent."""
+    found = best.get("nuscenes", {})
+    scores = [found.get("NDS"), found.get("mAP")]
+    return None if None in scores else [100 * score for score in scores if score is not None]
 
 
 def _class_table(stages: Sequence[Stage], palette: Sequence[Look]) -> str:

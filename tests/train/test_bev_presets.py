@@ -225,6 +225,39 @@ def test_paper_recipes_name_their_source(recipe) -> None:
     assert built.note and get_recipe(built.name) == built
 
 
+def test_a_stage_can_learn_depth_alone(trained: tuple[Recipe, Path]) -> None:
+    """As CMKD's paper begins: no teacher, no label, and nothing behind the depth distribution is taught."""
+    recipe, folder = trained
+    baseline = recipe.stage("baseline")
+    stage = replace(baseline, detector=replace(baseline.detector, detection_weight=0.0))
+    step, teachers, batch = step_of(recipe, folder, stage)
+    found = losses(step, teachers, batch)
+    assert set(found) == {"depth"}
+    found["depth"].backward()
+    assert {n.split(".")[0] for n, p in step.student.named_parameters() if p.grad is not None} == {"trunk"}
+    depth = replace(stage, name="depth", role="preparation")
+    more = replace(recipe.stage("bev"), name="bev_after_depth", init="depth")
+    whole = run_recipe(replace(recipe, stages=(*recipe.stages, depth, more)), quiet(folder.parent),
+                       only=("depth", "bev_after_depth"))  # fmt: skip
+    card = json.loads((whole / "bev_after_depth" / "card.json").read_text())
+    assert card["init"] == "depth" and card["teachers"] == ["teacher"]
+
+
+def test_raw_drives_begin_with_depth_and_released_students_with_raw_drives() -> None:
+    raw, released = get_recipe("cmkd_second_raw"), get_recipe("monotakd_released")
+    depth = raw.stage("depth")
+    assert not depth.teachers and not depth.unlabelled and depth.detector.detection_weight == 0
+    assert depth.detector.depth_weight > 0 and depth.schedule.epochs == 40
+    assert raw.stage("bev").init == "depth" and raw.stage("bev").unlabelled
+    for recipe in (raw, released):
+        stages = [recipe.stage(name) for name in ("bev", "cmkd")]
+        assert all(s.unlabelled and s.detector.depth_weight == 0 for s in stages)
+        assert [(s.schedule.epochs, s.schedule.lr) for s in stages] == [(30, 2e-3), (10, 2e-4)]
+    student = released.stage("student")
+    assert student.inherit == ("teacher", "cmkd") and not student.unlabelled
+    assert (student.schedule.epochs, student.schedule.lr, student.schedule.batch_size) == (10, 2e-4, 2)
+
+
 def test_unlabelled_drives_need_a_list(streets: Path) -> None:
     recipe = get_recipe("cmkd_second_raw")
     recipe = replace(recipe, dataset=replace(recipe.dataset, root=streets))

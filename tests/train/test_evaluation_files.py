@@ -13,6 +13,25 @@ from distill3d.evaluate.kitti import evaluate_folders
 from distill3d.train import evaluation
 from distill3d.train.precision import Precision
 
+
+def test_the_best_is_of_the_number_that_papers_choose_by() -> None:
+    """Nothing where there is none; the earlier of equals; NDS on surround views."""
+    ap = {1: [90.0, 10.0, 5.0], 4: [20.0, 30.0, 5.0], 8: [99.0, 30.0, 9.0]}
+    lines: dict[int, dict[str, Any]] = {epoch: {"ap": {"car_3d_strict": v}} for epoch, v in ap.items()}
+    lines[2] = {"ap": {"pedestrian_3d_strict": [99.0, 99.0, 99.0]}}
+    found = evaluation.best_of_reported(lines, "val")
+    assert found is not None and (found["of"], found["epoch"]) == (4, 4)
+    assert evaluation.best_of_reported({2: lines[2]}, "val") is None
+    scores = {epoch: {"nuscenes": {"NDS": nds, "mAP": 1 - nds, "ap": {}}} for epoch, nds in ((1, 0.3), (2, 0.2))}
+    found = evaluation.best_of_reported(scores, "val")
+    assert found is not None and found["nuscenes"] == {"NDS": 0.3, "mAP": 0.7} and found["chosen_by"] == "NDS"
+
+
+def test_damaged_lines_of_a_log_are_left_out() -> None:
+    log = '{"kind": "eval", "epoch": 1}\n{"kind": "train", "epoch": 1}\n[]\n{"kind"\n{"kind": "eval", "epoch": 2}'
+    assert [line["epoch"] for line in evaluation.logged_evaluations(log)] == [1, 2]
+
+
 CAR = "Car 0.0 0 0.0 100 100 200 160 1.5 1.6 4.0 0.0 1.6 20 0\n"
 
 

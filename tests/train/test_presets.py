@@ -8,6 +8,7 @@ import torch
 from streets import small_preset
 from torch.utils.flop_counter import FlopCounterMode
 
+from distill3d.data.augment.image import AugmentConfig, DistortionConfig
 from distill3d.data.collate import batches
 from distill3d.data.kitti.dataset import KittiDataset
 from distill3d.data.sample import Batch
@@ -178,6 +179,55 @@ def test_a_head_start_is_all_that_reads_the_teachers_features() -> None:
         method = get_recipe(name).stages[-1].method
         assert isinstance(method, MixedConfig)
         assert [part.teacherless or getattr(part, "response_weight", 0) == 0 for part in method.parts] == [True, True]
+
+
+#: Paper-size recipes: what is neither on synthetic data nor a check by heart.
+PAPER_SIZE = sorted(name for name in RECIPES if not name.startswith(("tiny_", "demo")) and "overfit" not in name)
+
+
+@pytest.mark.parametrize("name", PAPER_SIZE)
+def test_notes_say_how_published_numbers_were_chosen(name: str) -> None:
+    note = get_recipe(name).note
+    if any(digit.isdigit() for digit in note.replace("3D", "").replace("arXiv:2603.07464", "")):
+        assert "best of" in note and "checkpoints on the reported split" in note
+    else:
+        assert "no number" in note
+
+
+#: MonoDETR's small crops with SSD's distortion, and what the methods' codes make of the other bases' augmentation.
+MONODETRS = AugmentConfig(
+    zoom_deviation=0.05, zoom_range=(0.95, 1.05), shift=0.05, photometric=False, style="intended",
+    distortion=DistortionConfig(0.5, 32.0, (0.5, 1.5), (0.5, 1.5), 18.0),
+)  # fmt: skip
+SHIFTED = AugmentConfig(shift=0.1, photometric=True)
+WAYS = {"monodistill": AugmentConfig(shift=0.0), "monoskd": SHIFTED, "monostl": AugmentConfig(shift=0.0)}
+
+
+@pytest.mark.parametrize("base", sorted(BASES))
+@pytest.mark.parametrize("method", sorted(METHODS))
+def test_all_stages_are_augmented_alike(method: str, base: str) -> None:
+    """Teacher, baseline and student see the same pictures: as the method's code makes them, or as MonoDETR's own."""
+    own = MONODETRS if base == "monodetr" else AugmentConfig(photometric=False)
+    expected = own if base == "monodetr" else WAYS[method]
+    if (method, base) == ("monodistill", "did_m3d"):
+        expected = SHIFTED  # its published number is from MonoSKD's code
+    assert get_recipe(base).stages[0].augment == own
+    assert [stage.augment for stage in get_recipe(f"{method}_{base}").stages] == [expected] * 3
+
+
+@pytest.mark.parametrize(
+    ("name", "alone", "student"),  # epochs, batch, rate
+    [
+        ("monodistill_monodle", (140, 16, 1.25e-3), (160, 12, 1.25e-3)),
+        ("monodistill_did_m3d", (160, 16, 1e-3), (150, 16, 1e-3)),
+        ("monoskd_did_m3d", (160, 16, 1e-3), (150, 16, 1e-3)),
+        ("monostl_monodle", (140, 24, 1.25e-3), (200, 12, 1.25e-3)),
+        ("monostl_monodetr", (195, 16, 2e-4), (195, 16, 2e-4)),
+    ],
+)
+def test_schedules_are_the_papers(name: str, alone: tuple, student: tuple) -> None:
+    found = [(s.schedule.epochs, s.schedule.batch_size, s.schedule.lr) for s in get_recipe(name).stages]
+    assert found == [alone, alone, student]
 
 
 @pytest.mark.parametrize("name", sorted(set(RECIPES) - {"demo", "demo_control"}))

@@ -22,7 +22,7 @@ from distill3d.train.checkpoint import load_state, load_weights
 from distill3d.train.htl import HTLConfig
 from distill3d.train.loop import RunOptions, _Run, build_step
 from distill3d.train.recipe import Recipe
-from distill3d.train.sources import kitti_config
+from distill3d.train.sources import Verdict, kitti_config
 from distill3d.train.stages import run_recipe
 from distill3d.train.teachers import Teacher, refuse_overlap, trained_on
 
@@ -162,6 +162,83 @@ def test_best_needs_a_split_of_its_own(streets: Path, tmp_path: Path) -> None:
                      evaluation=replace(recipe.evaluation, keep="best"))  # fmt: skip
     card = json.loads((run(chosen, tmp_path, "baseline") / "baseline" / "card.json").read_text())
     assert card["kept"].startswith("epoch ")
+
+
+def score_epochs(patch: pytest.MonkeyPatch, scores: dict[int, float]) -> None:
+    """Lets evaluations find these moderate APs of cars at IoU 0.7, by the epoch in which they are logged."""
+    original = _Run.log_evaluation
+
+    def scored(self: _Run, verdict: Verdict) -> None:
+        ap = {**verdict.metrics["ap"], "car_3d_strict": [50.0, scores[self.epoch], 10.0]}
+        original(self, replace(verdict, metrics={"ap": ap}))
+
+    patch.setattr(_Run, "log_evaluation", scored)
+
+
+def keep_first(self: _Run) -> None:
+    if self.best is None:
+        self.best = {"score": 0.0, "epoch": self.epoch, "weights": {k: v.cpu() for k, v in self.weights().items()}}
+
+
+def stated_runs(recipe: Recipe, out: Path) -> tuple[Path, Path]:
+    """Folders of a baseline that tells the best of its evaluations, and of one that was interrupted and went on."""
+    whole, parts = run(recipe, out / "whole", "baseline"), out / "parts"
+    original, calls = _Run.train_step, []
+
+    def interrupted(self: _Run, batch: Batch) -> dict[str, float]:
+        calls.append(1)
+        if len(calls) == 6:  # two evaluations were logged, and a step of the third epoch is in no state
+            raise KeyboardInterrupt
+        return original(self, batch)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(_Run, "train_step", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            run(recipe, parts, "baseline", log_steps=1)
+    with (parts / "demo" / "baseline" / "metrics.jsonl").open("a") as log:  # as if it had been killed while it logged
+        log.write('{"kind": "eval", "step": 6, "epoch": 3, "ap": {"car_3d_strict": [99, 99, 99]}}\n{"kind": "ev')
+    run(recipe, parts, "baseline", log_steps=1)
+    return whole / "baseline", parts / "demo" / "baseline"
+
+
+def test_the_best_of_all_evaluations_is_told_beside_the_last(
+    trained: Path, streets: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As papers state it; the same after an interruption; and what is kept and fingerprinted is as without it."""
+    plain = small_recipe(streets, epochs=4)
+    recipe = replace(plain, evaluation=replace(plain.evaluation, every=1, best_of_reported=True))
+    assert recipe.stage_fingerprint(recipe.stages[1]) == plain.stage_fingerprint(plain.stages[1])
+    score_epochs(monkeypatch, {1: 20.0, 2: 40.0, 3: 40.0, 4: 30.0})
+    for folder in stated_runs(recipe, tmp_path):
+        expected = {
+            "of": 4, "epoch": 2, "split": "val", "chosen_by": "Car 3D AP|R40, moderate, IoU 0.7",
+            "ap": {"car_3d_strict": [50.0, 40.0, 10.0]},
+        }  # fmt: skip
+        card, evaluation = (json.loads((folder / f"{name}.json").read_text()) for name in ("card", "evaluation"))
+        assert card["best_of_reported"] == evaluation["best_of_reported"] == expected and card["kept"] == "last"
+        lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+        assert [line["epoch"] for line in lines if line["kind"] == "eval"] == [1, 2, 3, 4]
+        assert lines[-1] == {"kind": "best_of_reported", "step": 8, **expected}
+    monkeypatch.undo()
+    last = run(plain, tmp_path / "plain", "baseline") / "baseline"
+    assert "best_of_reported" not in json.loads((last / "card.json").read_text())
+    ours, theirs = (load_weights(f)[0] for f in (tmp_path / "whole" / "demo" / "baseline", last))
+    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+
+
+def test_kept_weights_count_as_their_epochs_checkpoint(
+    streets: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of weights that another split chose, here those of the first epoch, the last evaluation is theirs."""
+    score_epochs(monkeypatch, {1: 1.0, 2: 2.0, 3: 3.0})
+    monkeypatch.setattr(_Run, "keep_if_best", keep_first)
+    (streets / "ImageSets" / "select.txt").write_text("000010\n")
+    recipe = small_recipe(streets, epochs=3)
+    recipe = replace(recipe, dataset=replace(recipe.dataset, select_split="select"),
+                     evaluation=replace(recipe.evaluation, every=1, keep="best", best_of_reported=True))  # fmt: skip
+    card = json.loads((run(recipe, tmp_path, "baseline") / "baseline" / "card.json").read_text())
+    assert card["kept"] == "epoch 1" and card["best_of_reported"]["ap"] == {"car_3d_strict": [50.0, 3.0, 10.0]}
+    assert (card["best_of_reported"]["of"], card["best_of_reported"]["epoch"]) == (2, 1)
 
 
 def test_averaged_weights_are_evaluated_and_shared(trained: Path, streets: Path, tmp_path: Path) -> None:

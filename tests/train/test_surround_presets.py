@@ -23,6 +23,7 @@ from distill3d.recipes import RECIPES, get_recipe
 from distill3d.train.checkpoint import load_detector, load_state, load_weights
 from distill3d.train.loop import RunOptions
 from distill3d.train.recipe import SurroundDatasetConfig
+from distill3d.train.schedules import learning_rate
 from distill3d.train.sources import source_of
 from distill3d.train.stages import run_recipe
 
@@ -133,6 +134,14 @@ def test_a_trained_detector_is_built_from_its_card(trained: Path) -> None:
     for stage in ("teacher", "label_encoder", "baseline"):
         detector, card = load_detector(trained / stage)
         assert detector.name == card["detector"]
+
+
+def test_the_teachers_rate_is_mmdetections() -> None:
+    """From 1e-4 to its tenfold at epoch 8, and down to a ten-thousandth of the first."""
+    schedule = get_recipe("centerpoint_voxels").stage("teacher").schedule
+    steps = 1000
+    rates = [learning_rate(schedule, *divmod(step, steps), steps) for step in (0, 8 * steps, 20 * steps - 1)]
+    assert rates == pytest.approx([1e-4, 1e-3, 1e-8], rel=1e-3)
 
 
 def test_rare_classes_are_seen_more_often(drives: Path) -> None:

@@ -55,6 +55,25 @@ def test_page_holds_the_numbers(make_run: MakeRun, tmp_path: Path) -> None:
     assert "What is missing" not in page.text
 
 
+def test_what_papers_state_is_a_column_beside_the_results(make_run: MakeRun, tmp_path: Path) -> None:
+    """Never in the headline, nor anywhere else where stages are compared."""
+    run = make_run()
+    plain, _ = report([run], tmp_path / "plain")
+    path = run / "student" / "evaluation.json"
+    best = {"of": 16, "epoch": 140, "split": "val", "ap": {"car_3d_strict": [97.5, 96.25, 95.0]}}
+    path.write_text(json.dumps({**json.loads(path.read_text()), "best_of_reported": best}))
+    html, page = report([run], tmp_path / "stated")
+    wording = "best of N on the reported split, as papers state it"
+    assert wording not in plain and f">{wording}</th>" in html
+    assert (
+        '<td class="opens soft">96.25<small class="soft">97.50 / 96.25 / 95.00, epoch 140, N = 16</small></td>' in html
+    )
+    assert html.count("96.25") == 2
+    assert re.findall("<h1>.*</h1>", html) == re.findall("<h1>.*</h1>", plain)
+    assert re.findall('<p class="lead">.*</p>', html) == re.findall('<p class="lead">.*</p>', plain)
+    page.assert_self_contained()
+
+
 def test_pictures_are_inside(make_run: MakeRun, tmp_path: Path) -> None:
     _, page = report([make_run()], tmp_path, gallery=3)
     pictures = [reference for reference in page.references if reference.startswith("data:image/")]

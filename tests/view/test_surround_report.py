@@ -80,6 +80,16 @@ def test_smaller_errors_are_better(surround_original: Path, tmp_path: Path) -> N
     assert f'<small class="up">−{gain:.3f}</small>' in html
 
 
+def test_what_papers_state_is_a_column_beside_the_scores(surround_run: Path, tmp_path: Path) -> None:
+    path = surround_run / "baseline" / "evaluation.json"
+    best = {"of": 3, "epoch": 8, "split": "val", "nuscenes": {"NDS": 0.875, "mAP": 0.75}}
+    path.write_text(json.dumps({**json.loads(path.read_text()), "best_of_reported": best}))
+    html, page = report([surround_run], tmp_path)
+    assert ">best of N on the reported split, as papers state it</th>" in html
+    assert '<td class="opens soft">87.50<small class="soft">87.50 / 75.00, epoch 8, N = 3</small></td>' in html
+    assert html.count("87.50") == 2 and "87.5:" not in page.text
+
+
 def test_curves_of_every_class_and_stage(surround_original: Path, tmp_path: Path) -> None:
     html, _ = report([surround_original], tmp_path)
     precision = html.split('id="precision"')[1].split('id="gallery"')[0]

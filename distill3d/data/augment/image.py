@@ -1,8 +1,8 @@
 """Augmentation: drawn once per frame from a passed generator, then applied to every modality through one ImageAffine.
 
-Distributions of xinzhuma/monodle lib/datasets/kitti/kitti_dataset.py (flip, crop) and monster-ghost/MonoDistill
-(colour jitter).  The random streams are our own: independent per frame and epoch, so that a resumed run and any number
-of workers see the same pictures.
+Distributions of xinzhuma/monodle lib/datasets/kitti/kitti_dataset.py (flip, crop), monster-ghost/MonoDistill (colour
+jitter) and ZrrSkywalker/MonoDETR (photometric distortion).  The random streams are our own: independent per frame and
+epoch, so that a resumed run and any number of workers see the same pictures.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from torch import Tensor
 from distill3d.boxes import Boxes3D, wrap_angle
 from distill3d.camera import ImageAffine
 from distill3d.data.sample import Objects, Sample
-from distill3d.settings import Ascending, Between, Deviation, Share
+from distill3d.settings import Ascending, Between, Deviation, Share, added
 
 #: Brightness, contrast and saturation are multiplied by 1 + U(-JITTER, JITTER); lighting noise has this deviation
 #: (CenterNet's colour augmentation as MonoDistill carries it).
@@ -37,17 +37,37 @@ LUMA_BGR = (0.114, 0.587, 0.299)
 #: The crop window's shift is cut off at this many deviations.
 SHIFT_LIMIT = 2.0
 
+#: Where red, green and blue stand on the circle of hues, in sixths of it, see ``recolour``.
+HUE_OFFSETS = (5.0, 3.0, 1.0)
+#: Grey has no hue: keeps its division from zero.
+LEAST_CHROMA = 1e-9
+
 Mode = Literal["bilinear", "nearest"]
+Style = Literal["released", "intended"]
+#: Range of a factor that is drawn evenly.
+Factors = Annotated[tuple[float, float], Between(0, 100), Ascending()]
 #: How an image comes onto the canvas: scaled to its width, or as it is in its top left corner.
 Placement = Literal["fit", "corner"]
+
+
+@dataclass(frozen=True)
+class DistortionConfig:
+    """The photometric distortion of SSD (Liu et al., arXiv:1512.02325), with MonoDETR's numbers; see ``distort``."""
+
+    probability: Share = 0.5  # of each of the five steps
+    brightness: Annotated[float, Between(0, 255)] = 32.0  # of 255; U(-brightness, brightness) is added
+    contrast: Factors = (0.5, 1.5)
+    saturation: Factors = (0.5, 1.5)
+    hue: Annotated[float, Between(0, 180)] = 18.0  # degrees; turned by U(-hue, hue)
 
 
 @dataclass(frozen=True)
 class AugmentConfig:
     """How frames are augmented (defaults: MonoDLE's, with the colour jitter of its descendants).
 
-    ``style="released"`` weighs the RGB image's channels as if they were BGR, as the released code does; ``"intended"``
-    uses luma weights and colour components in their right order.
+    ``style="released"``: the jitter weighs the RGB image's channels as if they were BGR, and the distortion cuts off
+    fractions of 8-bit values and lets those outside 0..255 come in again at the other end, as the released codes do;
+    ``"intended"`` uses luma weights and colour components in their right order, and clips.
     """
 
     flip: Share = 0.5  # probability of mirroring
@@ -55,8 +75,9 @@ class AugmentConfig:
     zoom_deviation: Deviation = 0.4  # of the window's size about 1
     zoom_range: Annotated[tuple[float, float], Between(0, 100, above=True), Ascending()] = (0.6, 1.4)
     shift: Deviation = 0.1  # deviation of the window's centre, share of the image's size (MonoDistill, MonoSTL: 0)
-    photometric: bool = True  # colour jitter and lighting noise
-    style: Literal["released", "intended"] = "released"
+    photometric: bool = True  # colour jitter and lighting noise, on the canvas
+    style: Style = "released"
+    distortion: DistortionConfig | None = added(None)  # of the picture as its file has it; independent of the jitter
 
 
 def frame_generator(seed: int, epoch: int, index: int) -> torch.Generator:
@@ -98,8 +119,8 @@ def draw_affine(
 
 
 def jitter(
-    image: Float[Tensor, "3 h w"], generator: torch.Generator, style: Literal["released", "intended"] = "released"
-) -> Float[Tensor, "3 h w"]:
+    image: Float[Tensor, "3 h w"], generator: torch.Generator, style: Style = "released"
+) -> Float[Tensor, "3 h w"]:  # fmt: skip
     """Brightness, contrast and saturation in random order, then lighting noise; RGB about 0..1, not clipped.
 
     With f = 1 + U(-0.4, 0.4) each: I <- f I; I <- f I + (1 - f) m; I <- f I + (1 - f) g, where the luma g and its
@@ -123,6 +144,61 @@ def jitter(
         of_luma += (1 - factor) * (step == 2)  # saturation
     constant = lighting.to(image) + of_mean * luma.mean()
     return (of_image * image).add_(luma, alpha=of_luma).add_(constant[:, None, None])
+
+
+def distort(
+    image: Float[Tensor, "3 h w"], generator: torch.Generator, config: DistortionConfig, style: Style = "intended"
+) -> Float[Tensor, "3 h w"]:
+    """Brightness, contrast, saturation, hue and the order of the channels changed, each or not by a draw of its own.
+
+    Contrast comes before saturation and hue or after them, by another draw.  RGB 0..1, before and after; nothing is
+    cut in between.  Which of red and blue comes first does not matter, for hues turn either way alike.
+
+    The same numbers are drawn whether used or not, so changing one setting leaves the other draws alone.
+    """
+    *chances, first = torch.rand(6, generator=generator, dtype=torch.float64).tolist()
+    draws = torch.rand(4, generator=generator, dtype=torch.float64).tolist()
+    order = torch.randperm(3, generator=generator)
+    bright, contrasted, saturated, turned, swapped = (chance < config.probability for chance in chances)
+    limit = config.brightness / 255
+    contrast = _between(config.contrast, draws[1]) if contrasted else 1.0
+    if bright:
+        image = image + _between((-limit, limit), draws[0])
+    if first < 0.5:
+        image = image * contrast
+    if saturated or turned:
+        factor = _between(config.saturation, draws[2]) if saturated else 1.0
+        image = recolour(image, factor, _between((-config.hue, config.hue), draws[3]) if turned else 0.0)
+    if first >= 0.5:
+        image = image * contrast
+    if swapped:
+        image = image[order]
+    if style == "released":
+        whole = (255 * image + 1e-3).trunc()  # a file's own values are whole, but for the rounding of the division
+        return whole.remainder(256) / 255
+    return image.clamp(0, 1)
+
+
+def recolour(image: Float[Tensor, "3 h w"], saturation: float, degrees: float) -> Float[Tensor, "3 h w"]:
+    """RGB whose saturation is multiplied, and whose hue is turned, while the greatest channel (HSV's value) stays.
+
+    With the hue H in sixths of a circle, each channel is V - (V - min) s with s = min(k, 4 - k) cut to 0..1 and
+    k = (offset + H) mod 6, which turns and stretches without ever dividing by V.
+    """
+    value = torch.maximum(torch.maximum(image[0], image[1]), image[2])
+    chroma = value - torch.minimum(torch.minimum(image[0], image[1]), image[2])
+    red, green, blue = image
+    above = torch.where(value == red, green - blue, torch.where(value == green, blue - red, red - green))
+    base = torch.where(value == red, 0.0, torch.where(value == green, 2.0, 4.0))
+    hue = above.div_(chroma.clamp(min=LEAST_CHROMA)).add_(base).add_(degrees / 60)
+    place = hue + image.new_tensor(HUE_OFFSETS)[:, None, None]
+    place.sub_((place / 6).floor_(), alpha=6)  # remainder() takes several times as long
+    share = torch.minimum(place, 4 - place).clamp_(0, 1)
+    return value - share.mul_(saturation * chroma)
+
+
+def _between(bounds: tuple[float, float], share: float) -> float:
+    return bounds[0] + (bounds[1] - bounds[0]) * share
 
 
 # ------------------------------------------------------------------------------------------------------------ geometry
@@ -226,7 +302,10 @@ def to_canvas(
         image = resample(source.image, affine)
     else:
         affine = draw_affine(size, canvas_size, config, generator, placement)
-        image = resample(source.image, affine)
+        image = source.image
+        if config.distortion is not None:
+            image = distort(image, generator, config.distortion, config.style)
+        image = resample(image, affine)
         if config.photometric:
             image = jitter(image, generator, config.style)
     return Sample(

@@ -1,7 +1,9 @@
 """Augmentation: one record for every modality, so that nothing drifts apart."""
 
+import colorsys
 import math
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,12 +18,16 @@ from distill3d.data.augment.image import (
     COLOUR_VALUES,
     COLOUR_VECTORS,
     AugmentConfig,
+    DistortionConfig,
     Mode,
+    Style,
+    distort,
     draw_affine,
     frame_generator,
     jitter,
     mirror_boxes,
     place_objects,
+    recolour,
     resample,
     to_canvas,
 )
@@ -30,6 +36,7 @@ from distill3d.data.depth import project_depth
 from distill3d.data.sample import Objects, Sample
 from distill3d.errors import UserError
 from distill3d.settings import check_settings
+from distill3d.train.teachers import is_repeatable
 
 SIZE, CANVAS = (62, 19), (64, 20)
 seeds = st.integers(0, 2**40)
@@ -266,3 +273,113 @@ def test_photometric_switch() -> None:
     )
     assert torch.equal(off.image, source.image) and not torch.equal(on.image, source.image)
     assert torch.equal(on.affine.matrix, off.affine.matrix)
+
+
+# --------------------------------------------------------------------------------------------------------- distortion
+
+#: A step is always taken, where its range is not a single value that leaves the picture alone.
+ONE = {"probability": 1.0, "brightness": 0.0, "contrast": (1.0, 1.0), "saturation": (1.0, 1.0), "hue": 0.0}
+
+
+def sorted_channels(image: torch.Tensor) -> torch.Tensor:
+    """Without the order of the channels, which ``probability`` 1 always draws anew."""
+    return image.sort(0).values
+
+
+def in_hsv(image: torch.Tensor) -> np.ndarray:
+    """Hue (share of the circle), saturation and value of each pixel, by the standard library."""
+    pixels = image.double().flatten(1).T.tolist()
+    return np.array([colorsys.rgb_to_hsv(*pixel) for pixel in pixels])
+
+
+@given(seeds, st.sampled_from(["released", "intended"]))
+def test_distorted_colours_stay_in_range(seed: int, style: Style) -> None:
+    image = scene(seed).image
+    found = distort(image, frame_generator(seed, 0, 0), DistortionConfig(probability=1), style)
+    assert found.shape == image.shape and found.dtype == image.dtype
+    assert found.min() >= 0 and found.max() <= 1
+
+
+@given(seeds, st.sampled_from(["released", "intended"]))
+def test_no_distortion_at_probability_0(seed: int, style: Style) -> None:
+    image = (255 * scene(seed).image).round() / 255
+    found = distort(image, frame_generator(seed, 0, 0), DistortionConfig(probability=0), style)
+    assert (found - image).abs().max() < 1e-6
+
+
+@given(seeds)
+def test_distortion_leaves_all_but_the_picture(seed: int) -> None:
+    """It is drawn after flip and crop, from the frame's own stream, and changes neither labels nor the source."""
+    source = scene(seed)
+    before, plain = source.image.clone(), AugmentConfig(photometric=False)
+    distorted = replace(plain, distortion=DistortionConfig())
+    first, second = (to_canvas(source, CANVAS, distorted, frame_generator(seed, 3, 5)) for _ in range(2))
+    other = to_canvas(source, CANVAS, plain, frame_generator(seed, 3, 5))
+    assert torch.equal(first.image, second.image) and torch.equal(source.image, before)
+    assert torch.equal(first.affine.matrix, other.affine.matrix) and torch.equal(first.depth, other.depth)
+    assert first.objects is not None and other.objects is not None
+    for name in ("centre", "size", "yaw", "box2d", "alpha"):
+        ours, theirs = getattr(first.objects.boxes, name), getattr(other.objects.boxes, name)
+        assert torch.equal(ours.nan_to_num(), theirs.nan_to_num())
+
+
+@given(seeds, st.floats(0, 1.0), st.floats(-180, 180))
+def test_recolouring_turns_and_scales_in_hsv(seed: int, saturation: float, degrees: float) -> None:
+    image = scene(seed).image
+    before, after = in_hsv(image), in_hsv(recolour(image.double(), saturation, degrees))
+    np.testing.assert_allclose(after[:, 2], before[:, 2], atol=1e-6)
+    np.testing.assert_allclose(after[:, 1], saturation * before[:, 1], atol=1e-6)
+    coloured = after[:, 1] > 1e-3
+    turned = (after[:, 0] - before[:, 0] - degrees / 360)[coloured]
+    np.testing.assert_allclose(turned - turned.round(), 0, atol=1e-4)
+
+
+@pytest.mark.parametrize("changes", [{"brightness": 25.5}, {"contrast": (0.5, 1.5)}], ids=["brightness", "contrast"])
+@given(seed=seeds)
+def test_brightness_is_added_and_contrast_multiplies(changes: dict[str, Any], seed: int) -> None:
+    image = (0.3 + 0.2 * scene(seed).image).double()  # nothing is clipped
+    found = distort(image, frame_generator(seed, 0, 0), DistortionConfig(**{**ONE, **changes}))
+    added = sorted_channels(found) - sorted_channels(image)
+    factor = sorted_channels(found) / sorted_channels(image)
+    changed, least, most = (added, -0.1, 0.1) if "brightness" in changes else (factor, 0.5, 1.5)
+    assert changed.max() - changed.min() < 1e-9
+    assert least - 1e-9 <= changed.mean() <= most + 1e-9
+
+
+def test_distortions_follow_their_distribution() -> None:
+    """Each step in half of the frames, all six orders of channels alike often; amounts evenly over their range."""
+    grey = torch.full((3, 1, 1), 0.5, dtype=torch.float64)
+    config = DistortionConfig(**{**ONE, "probability": 0.5, "brightness": 51.0})
+    found = torch.stack([distort(grey, frame_generator(0, 0, i), config)[0, 0, 0] for i in range(2000)]) - 0.5
+    moved = found[found != 0]
+    assert len(moved) / 2000 == pytest.approx(0.5, abs=0.04)
+    assert moved.min() > -0.2 and moved.max() < 0.2
+    assert float(moved.mean()) == pytest.approx(0, abs=0.012) and float(moved.std()) == pytest.approx(0.1155, abs=0.006)
+    colours = torch.tensor([0.1, 0.2, 0.3], dtype=torch.float64)[:, None, None]
+    orders = [tuple(distort(colours, frame_generator(1, 0, i), DistortionConfig(**ONE)).flatten().tolist())
+              for i in range(1200)]  # fmt: skip
+    counts = [orders.count(order) for order in set(orders)]
+    assert len(counts) == 6 and max(abs(count - 200) for count in counts) < 60
+
+
+def test_released_values_come_in_again_at_the_other_end() -> None:
+    """8-bit values of 256 and more begin at 0 again, those below 0 at 255; the intended ones are cut off."""
+    bright = DistortionConfig(**{**ONE, "brightness": 255.0})
+    values = torch.tensor([0.0, 128.0, 255.0])[:, None, None] / 255
+    for index in range(8):
+        wrapped = 255 * distort(values, frame_generator(0, 0, index), bright, "released")
+        clipped = 255 * distort(values, frame_generator(0, 0, index), bright, "intended")
+        inside = (clipped > 0) & (clipped < 255)
+        assert (wrapped[inside] - clipped[inside].trunc()).abs().max() < 1.01
+        assert (wrapped.round() - wrapped).abs().max() < 1e-4 and not torch.equal(wrapped[~inside], clipped[~inside])
+
+
+@pytest.mark.parametrize(
+    ("augment", "kept"),
+    [(AugmentConfig(crop=0), False), (AugmentConfig(crop=0, photometric=False), True),
+     (AugmentConfig(crop=0, photometric=False, distortion=DistortionConfig()), False)],
+    ids=["jitter", "mirrored alone", "distortion"],
+)  # fmt: skip
+def test_answers_to_recoloured_pictures_are_not_kept(augment: AugmentConfig, kept: bool) -> None:
+    assert is_repeatable(augment, "rgb") is kept
+    assert is_repeatable(augment, "depth")
