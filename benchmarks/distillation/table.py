@@ -5,18 +5,19 @@ A group is a recipe whose stages are rows: a teacher, a baseline, a student of e
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from distill3d.detectors.monodle import HEAT_CLASSES
 from distill3d.distill.methods.dense_truth import DenseTruthConfig
 from distill3d.distill.methods.monoskd import MonoSKDConfig
 from distill3d.layers.heads.anchors import KITTI_ANCHORS
 from distill3d.recipes import get_recipe
-from distill3d.recipes.head_start import head_start
-from distill3d.recipes.kitti import BASES
+from distill3d.recipes.head_start import NAME, head_start
+from distill3d.recipes.kitti import BASES, METHODS
 from distill3d.recipes.surround import tiny_labeldistill, tiny_surround
 from distill3d.train.recipe import EvaluationConfig, Recipe, StageConfig
 
@@ -41,6 +42,12 @@ CONFIRMED_IN = "monodle"
 SEARCH = "search"
 #: Groups of the sweep are called so, with their number of frames.
 SWEEP = "frames_"
+#: What a row's gain is measured against, where nothing else is said.
+BASELINE = "baseline"
+#: The baseline trained twice as long, and its rows: what trains twice as long, too, or goes on from what is trained.
+LONGER = f"{BASELINE}_longer"
+TWICE = {name: f"{name}_longer" for name in (*METHODS, NAME, "dense_truth")}
+AGAINST_LONGER = (*TWICE.values(), f"{NAME}_from_baseline", f"{CONTROLLED}_continued")
 
 
 @dataclass(frozen=True)
@@ -53,6 +60,13 @@ class Group:
     seeds: range  # that there can be
     asked: int  # of these seeds, without which a row is not finished
     surround: bool = False
+    short: str = ""  # what a picture calls it, by default its title up to the comma
+    against: Mapping[str, str] = field(default_factory=dict)  # row: the row its gain is measured against
+    curves: Mapping[str, tuple[str, ...]] = field(default_factory=dict)  # gain against steps; curve: its rows
+
+    def stated(self) -> dict[str, Any]:
+        """What the page says of it beside its record."""
+        return {"short": self.short or self.title.partition(",")[0], "against": self.against, "curves": self.curves}
 
 
 def groups(size: Size) -> dict[str, Group]:
@@ -66,13 +80,16 @@ def groups(size: Size) -> dict[str, Group]:
             partial(_camera, base),
             seeds,
             size.seeds if base == CONFIRMED_IN else other,
+            against=dict.fromkeys(AGAINST_LONGER, LONGER) if base == CONFIRMED_IN else {},
+            curves={name: (name, longer) for name, longer in TWICE.items()} if base == CONFIRMED_IN else {},
         )
         for base, about in BASES.items()
     ]
     sweep = [
-        Group(f"{SWEEP}{count}", f"MonoDLE, {count} training frames", partial(_sweep, count), seeds, other)
+        Group(f"{SWEEP}{count}", f"MonoDLE, {count} training frames", partial(_sweep, count), seeds, other,
+              short=f"MonoDLE, {count} frames")
         for count in size.sweep
-    ]
+    ]  # fmt: skip
     bev = Group("caddn", f"CaDDN on the ground, {size.bev_frames} training frames", _bev, seeds, other)
     surround = Group("bevdepth", f"BEVDepth, six cameras, {size.drives * size.drive_frames} training key frames",
                      _surround, seeds, other, surround=True)  # fmt: skip
@@ -118,7 +135,7 @@ def controls(recipe: Recipe) -> tuple[StageConfig, ...]:
         replace(as_control, name="response_only", method=response),
         dense,
         replace(twice_as_long(dense), name="dense_truth_longer"),
-        replace(again, name="baseline_longer", schedule=twice),
+        replace(again, name=LONGER, schedule=twice),
     )
 
 
