@@ -418,7 +418,7 @@ def candidates(group: dict[str, Any]) -> list[Block]:
         blocks.append(
             Paragraph(
                 f"What was tried with {count:,} steps, best first: {ahead} of {len(body)} candidates are ahead of "
-                f"{best}, the best single method here."
+                f"{best}, the best of the single methods here ({joined(single(group, count))})."
             )
         )
         head = [f"candidate, {count:,} steps", "what it is", f"{group['headline']}, validation", f"minus {best}"]
