@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
 
+from distill3d.view.charts import svg_file
+from distill3d.view.headline import NO_BREAK
 from distill3d.view.page import page_html
+
+#: Cells that hold one are set as text.
+WORD = re.compile("[A-Za-z]{2}")
 
 
 @dataclass(frozen=True)
@@ -35,7 +41,21 @@ class Command:
     text: str
 
 
-Block = Heading | Paragraph | Points | Table | Command
+@dataclass(frozen=True)
+class Picture:
+    """A chart: inline in HTML, beside the Markdown as the file ``name``."""
+
+    name: str
+    about: str
+    svg: str
+
+
+Block = Heading | Paragraph | Points | Table | Command | Picture
+
+
+def pictures(blocks: Sequence[Block]) -> dict[str, str]:
+    """What the files that the Markdown shows hold, by their names."""
+    return {block.name: svg_file(block.svg) for block in blocks if isinstance(block, Picture)}
 
 
 def markdown(title: str, blocks: Sequence[Block]) -> str:
@@ -51,6 +71,8 @@ def markdown(title: str, blocks: Sequence[Block]) -> str:
                 parts.append("\n".join(f"- {line}" for line in lines))
             case Command(text):
                 parts.append(f"    {text}")
+            case Picture(name, about, _):
+                parts.append(f"![{about}]({name})")
             case Table(head, rows):
                 lines = [head, ["---"] * len(head), *rows]
                 parts.append("\n".join(f"| {' | '.join(cells)} |" for cells in lines))
@@ -59,26 +81,39 @@ def markdown(title: str, blocks: Sequence[Block]) -> str:
 
 def html(title: str, blocks: Sequence[Block]) -> str:
     """The same, self-contained."""
-    parts = [f"<header><h1>{escape(title)}</h1></header><main>"]
+    parts = [f'<header><h1>{escape(title)}</h1></header><main><section class="first">']
     for block in blocks:
         match block:
             case Heading(text):
-                parts.append(f"<h2>{inline(text)}</h2>")
+                parts.append(f"</section><section><h2>{inline(text)}</h2>")
             case Paragraph(text):
                 parts.append(f"<p>{inline(text)}</p>")
             case Points(lines):
                 parts.append(f'<ul class="plain">{"".join(f"<li>{inline(line)}</li>" for line in lines)}</ul>')
             case Command(text):
                 parts.append(f"<pre>{escape(text)}</pre>")
+            case Picture(svg=svg):
+                parts.append(f'<figure class="scroll" tabindex="0">{svg}</figure>')
             case Table(head, rows):
-                top = "".join(f"<th>{inline(cell)}</th>" for cell in head)
-                body = "".join(
-                    f'<tr><th scope="row">{inline(first)}</th>{"".join(f"<td>{inline(c)}</td>" for c in rest)}</tr>'
-                    for first, *rest in rows
-                )
-                parts.append(f'<div class="scroll" tabindex="0"><table class="ap"><thead><tr>{top}</tr></thead>'
-                             f"<tbody>{body}</tbody></table></div>")  # fmt: skip
-    return page_html(title, [*parts, "</main>"])
+                parts.append(_table(head, rows))
+    return page_html(title, [*parts, "</section></main>"])
+
+
+def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Numbers stay on one line, at the right; words may take several, and headings, so that wide tables fit."""
+    styles = [' class="words"' if any(WORD.search(row[n]) for row in rows) else "" for n in range(len(head))]
+
+    def cells(tag: str, texts: Sequence[str]) -> str:
+        return "".join(f"<{tag}{style}>{inline(text)}</{tag}>" for style, text in zip(styles, texts, strict=True))
+
+    top = cells("th", head)
+    body = "".join(
+        f'<tr><th scope="row">{inline(row[0])}</th>{cells("td", row).partition("</td>")[2]}</tr>' for row in rows
+    )
+    return (
+        f'<div class="scroll" tabindex="0"><table class="ap fits"><thead><tr>{top}</tr></thead>'
+        f"<tbody>{body}</tbody></table></div>"
+    )
 
 
 def inline(text: str) -> str:
@@ -86,4 +121,5 @@ def inline(text: str) -> str:
     pieces = escape(text).split("`")
     code = "".join(f"<code>{piece}</code>" if i % 2 else piece for i, piece in enumerate(pieces))
     bold = code.split("**")
-    return "".join(f"<b>{piece}</b>" if i % 2 else piece for i, piece in enumerate(bold))
+    marked = "".join(f"<b>{piece}</b>" if i % 2 else piece for i, piece in enumerate(bold))
+    return marked.replace("± ", f"±{NO_BREAK}")  # a line may end before the sign, not after it

@@ -3,5 +3,5 @@
 python -m benchmarks.distillation run --size cpu                    trains what is not finished, writes the record
 python -m benchmarks.distillation run --size cpu --all-seeds        as many seeds of every group as of MonoDLE's
 python -m benchmarks.distillation run --size cpu --groups search    the search for a recipe of our own, an hour more
-python -m benchmarks.distillation render                            docs/benchmark.md and .html from the records
+python -m benchmarks.distillation render                            docs/benchmark* from the records
 """

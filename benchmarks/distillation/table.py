@@ -5,19 +5,21 @@ A group is a recipe whose stages are rows: a teacher, a baseline, a student of e
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from distill3d.detectors.monodle import HEAT_CLASSES
 from distill3d.distill.methods.dense_truth import DenseTruthConfig
 from distill3d.distill.methods.monoskd import MonoSKDConfig
 from distill3d.layers.heads.anchors import KITTI_ANCHORS
 from distill3d.recipes import get_recipe
-from distill3d.recipes.head_start import head_start
-from distill3d.recipes.kitti import BASES
+from distill3d.recipes.head_start import NAME, head_start
+from distill3d.recipes.kitti import BASES, METHODS
 from distill3d.recipes.surround import tiny_labeldistill, tiny_surround
+from distill3d.recipes.synthetic import tiny_labelled
 from distill3d.train.recipe import EvaluationConfig, Recipe, StageConfig
 
 from . import few_labels, worlds
@@ -43,6 +45,15 @@ SEARCH = "search"
 FEW_LABELS = "few_labels"
 #: Groups of the sweep are called so, with their number of frames.
 SWEEP = "frames_"
+#: What a row's gain is measured against, where nothing else is said.
+BASELINE = "baseline"
+#: The baseline trained twice as long, and its rows: what trains twice as long, too, or goes on from what is trained.
+LONGER = f"{BASELINE}_longer"
+TWICE = {name: f"{name}_longer" for name in (*METHODS, NAME, "dense_truth")}
+#: The trained baseline trained on, and the rows that go on from it, too.
+CONTINUED = "continued"
+LABELLED = tuple(stage.name for stage in tiny_labelled().stages if stage.role == "student")
+AGAINST_LONGER = (*TWICE.values(), f"{NAME}_from_baseline", f"{CONTROLLED}_continued")
 
 
 @dataclass(frozen=True)
@@ -56,6 +67,13 @@ class Group:
     asked: int  # of these seeds, without which a row is not finished
     surround: bool = False
     chosen_here: bool = False  # whether rows are also judged on the validation split, by which one is chosen
+    short: str = ""  # what a picture calls it, by default its title up to the comma
+    against: Mapping[str, str] = field(default_factory=dict)  # row: the row its gain is measured against
+    curves: Mapping[str, tuple[str, ...]] = field(default_factory=dict)  # gain against steps; curve: its rows
+
+    def stated(self) -> dict[str, Any]:
+        """What the page says of it beside its record."""
+        return {"short": self.short or self.title.partition(",")[0], "against": self.against, "curves": self.curves}
 
 
 def groups(size: Size) -> dict[str, Group]:
@@ -69,26 +87,32 @@ def groups(size: Size) -> dict[str, Group]:
             partial(_camera, base),
             seeds,
             size.seeds if base == CONFIRMED_IN else other,
+            against=dict.fromkeys(AGAINST_LONGER, LONGER) if base == CONFIRMED_IN else {},
+            curves={name: (name, longer) for name, longer in TWICE.items()} if base == CONFIRMED_IN else {},
         )
         for base, about in BASES.items()
     ]
     sweep = [
-        Group(f"{SWEEP}{count}", f"MonoDLE, {count} training frames", partial(_sweep, count), seeds, other)
+        Group(f"{SWEEP}{count}", f"MonoDLE, {count} training frames", partial(_sweep, count), seeds, other,
+              short=f"MonoDLE, {count} frames")
         for count in size.sweep
-    ]
+    ]  # fmt: skip
     bev = Group("caddn", f"CaDDN on the ground, {size.bev_frames} training frames", _bev, seeds, other)
     labelled = Group("caddn_labelled", f"CaDDN, students that keep their labels, {size.bev_frames} training frames",
-                     _labelled, seeds, size.seeds, chosen_here=True)  # fmt: skip
+                     _labelled, seeds, size.seeds, chosen_here=True, short="CaDDN, labels kept",
+                     against=dict.fromkeys(LABELLED, CONTINUED))  # fmt: skip
     counts = f"{FEW} labelled frames, {MANY} without labels"
     few = [
         Group(FEW_LABELS, f"CaDDN, {counts}", partial(_few_labels, FEW_LABELS, "tiny_bev", few_labels.bev), seeds,
-              size.seeds),
+              size.seeds, short="CaDDN, few labels"),
         Group(f"{FEW_LABELS}_monodle", f"MonoDLE, {counts}",
-              partial(_few_labels, f"{FEW_LABELS}_monodle", "tiny_monodle", few_labels.camera), seeds, other),
+              partial(_few_labels, f"{FEW_LABELS}_monodle", "tiny_monodle", few_labels.camera), seeds, other,
+              short="MonoDLE, few labels"),
         Group("all_labels", f"CaDDN, the same {FEW + MANY} frames, all with labels",
-              partial(_few_labels, "all_labels", "tiny_bev", few_labels.ceiling), seeds, size.seeds),
+              partial(_few_labels, "all_labels", "tiny_bev", few_labels.ceiling), seeds, size.seeds, short="CaDDN, all labels"),
         Group("all_labels_monodle", f"MonoDLE, the same {FEW + MANY} frames, all with labels",
-              partial(_few_labels, "all_labels_monodle", "tiny_monodle", few_labels.ceiling), seeds, other),
+              partial(_few_labels, "all_labels_monodle", "tiny_monodle", few_labels.ceiling), seeds, other,
+              short="MonoDLE, all labels"),
     ]  # fmt: skip
     surround = Group("bevdepth", f"BEVDepth, six cameras, {size.drives * size.drive_frames} training key frames",
                      _surround, seeds, other, surround=True)  # fmt: skip
@@ -134,7 +158,7 @@ def controls(recipe: Recipe) -> tuple[StageConfig, ...]:
         replace(as_control, name="response_only", method=response),
         dense,
         replace(twice_as_long(dense), name="dense_truth_longer"),
-        replace(again, name="baseline_longer", schedule=twice),
+        replace(again, name=LONGER, schedule=twice),
     )
 
 

@@ -1,4 +1,4 @@
-"""Line charts as inline SVG: no script, no font and no style from elsewhere.
+"""Charts as SVG, inline or as files: no script, no font and no style from elsewhere.
 
 Text takes the page's font; axes and grid take the style sheet's classes, so that a chart follows the page's colours.
 """
@@ -11,15 +11,19 @@ from dataclasses import dataclass
 from html import escape
 
 from distill3d.view.palette import Look
+from distill3d.view.stylesheet import BASICS, CHARTS
 
 WIDTH, HEIGHT = 420, 250  # user units of the view box; the page scales it to its column
 LEFT, RIGHT, TOP, BOTTOM = 46, 12, 30, 40  # margins around the plot
+NAMES = 130  # the right one where curves have their names beside them
 TICKS = 5  # about as many per axis
 #: Where all values are positive and spread over more than this factor, a logarithmic axis shows more.
 LOG_SPREAD = 30.0
 #: Points beyond which a curve gets averaged: more do not show at the size of a chart.
 MOST_POINTS = 120
 LINE_HEIGHT = 14
+#: Curves whose points have intervals stand so far beside each other that those do not cover each other.
+ASIDE = 4.0
 #: Bars take this share of their slot, and no more units than WIDEST_BAR.
 BAR_SHARE, WIDEST_BAR = 0.5, 44.0
 #: Units that a letter of a tick takes, about.
@@ -28,6 +32,14 @@ LETTER_WIDTH = 7.0
 MOST_DIGITS = 320
 #: Values that spread less than this, of themselves or absolutely, are one value to an axis.
 LEAST_SPREAD, LEAST_VALUE = 1e-9, 1e-30
+#: Of charts of intervals, as wide as a source tree's readers show pictures: their rows, and the room beside the marks.
+BROAD, ROW_HEIGHT, BLOCK_GAP, NAME_WIDTH, NUMBER_WIDTH, GUTTER = 900, 18, 9, 190, 44, 32
+#: About as many ticks have they, and an axis that ends where its values do leaves so much free beyond them.
+INTERVAL_TICKS, FREE = 7, 0.03
+#: Units that a letter of their legend takes, about; paper around a chart that is a file.
+LEGEND_LETTER, EDGE = 6.1, 12
+#: Their kinds of marks, and which of them are filled.
+KINDS = {"up": True, "down": True, "noise": False, "grey": False}
 
 
 @dataclass(frozen=True)
@@ -39,6 +51,7 @@ class Series:
     x: Sequence[float]
     y: Sequence[float]
     notes: Sequence[str] = ()  # a tooltip for each point; where given, points are marked
+    errors: Sequence[float] = ()  # half the length of each point's interval
 
 
 @dataclass(frozen=True)
@@ -65,23 +78,30 @@ def averaged(x: Sequence[float], y: Sequence[float], points: int = MOST_POINTS) 
     return [sum(a for a, _ in g) / len(g) for g in groups], [sum(b for _, b in g) / len(g) for g in groups]
 
 
-def linear_axis(low: float, high: float) -> Axis:
-    """An axis that holds low..high and has round ticks (1, 2, 2.5 or 5 times a power of ten)."""
+def linear_axis(low: float, high: float, ticks: int = TICKS) -> Axis:
+    """An axis that holds low..high and has about so many round ticks (1, 2, 2.5 or 5 times a power of ten)."""
     if not high - low > max(LEAST_SPREAD * max(abs(low), abs(high)), LEAST_VALUE):
         low, high = low - max(abs(low), 1.0) / 2, high + max(abs(high), 1.0) / 2
-    rough = (high - low) / TICKS
+    rough = (high - low) / ticks
     power = 10.0 ** math.floor(math.log10(rough))
     step = next(power * m for m in (1, 2, 2.5, 5, 10) if power * m >= rough * (1 - 1e-9))
     first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
     digits = next(n for n in range(MOST_DIGITS) if math.isclose(round(step, n), step, rel_tol=1e-6))
-    ticks = [(n * step, _number(n * step, digits)) for n in range(first, last + 1)]
-    return Axis(first * step, last * step, ticks)
+    return Axis(first * step, last * step, [(n * step, _number(n * step, digits)) for n in range(first, last + 1)])
 
 
 def _number(value: float, digits: int) -> str:
     if abs(value) >= 10_000:
         return f"{value / 1000:g}k"
     return f"{value:.{digits}f}".replace("-", "\u2212")
+
+
+def loose_axis(values: Sequence[float], ticks: int = TICKS, free: float = FREE) -> Axis:
+    """An axis that ends a share ``free`` of its length beyond the outermost values, whether there is a tick or not."""
+    low, high = min(values), max(values)
+    room = free * (high - low or 1.0)
+    low, high = low - room, high + room
+    return Axis(low, high, [tick for tick in linear_axis(low, high, ticks).ticks if low <= tick[0] <= high])
 
 
 def log_axis(low: float, high: float) -> Axis:
@@ -106,19 +126,21 @@ def fitting_axis(values: Sequence[float], *, from_zero: bool = False, may_log: b
 
 def line_chart(
     title: str, series: Sequence[Series], *, x_label: str, y_axis: Axis | None = None, x_axis: Axis | None = None,
-    y_label: str = "", under: Sequence[tuple[float, str]] = (),
+    y_label: str = "", under: Sequence[tuple[float, str]] = (), named: bool = False,
 ) -> str:  # fmt: skip
     """An SVG element with one curve per series.
 
-    Axes are fitted to the data where none is given. ``under`` holds a second line of labels below the x axis.
+    Axes are fitted to the data where none is given. ``under`` holds a second line of labels below the x axis; ``named``
+    curves have their names at their right ends, and need no legend.
     """
     points = [(x, y) for s in series for x, y in zip(s.x, s.y, strict=True) if math.isfinite(y)]
     x_axis = x_axis or fitting_axis([x for x, _ in points])
     y_axis = y_axis or fitting_axis([y for _, y in points], may_log=True)
     bottom = HEIGHT - BOTTOM - (14 if under else 0)
+    right = WIDTH - (NAMES if named else RIGHT)
 
     def at_x(x: float) -> float:
-        return LEFT + x_axis.share(x) * (WIDTH - LEFT - RIGHT)
+        return LEFT + x_axis.share(x) * (right - LEFT)
 
     def at_y(y: float) -> float:
         return bottom - y_axis.share(y) * (bottom - TOP)
@@ -129,20 +151,24 @@ def line_chart(
     ]
     for value, text in y_axis.ticks:
         y = at_y(value)
-        parts.append(f'<line class="grid" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{y:.1f}" y2="{y:.1f}"/>')
+        style = "axis" if value == 0 else "grid"
+        parts.append(f'<line class="{style}" x1="{LEFT}" x2="{right}" y1="{y:.1f}" y2="{y:.1f}"/>')
         parts.append(_text("tick", LEFT - 6, y + 3.5, text, "end"))
-    parts.append(f'<line class="axis" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{bottom}" y2="{bottom}"/>')
+    parts.append(f'<line class="axis" x1="{LEFT}" x2="{right}" y1="{bottom}" y2="{bottom}"/>')
     for value, text in x_axis.ticks:
         parts.append(_text("tick", at_x(value), bottom + 15, text))
     for value, text in under:
         parts.append(_text("tick faint", at_x(value), bottom + 28, text))
-    middle = (LEFT + WIDTH - RIGHT) / 2
+    middle = (LEFT + right) / 2
     label = x_label + (" (log scale up)" if y_axis.log else "")
     parts.append(_text("label", middle, HEIGHT - 6, label))
     if y_label:
         parts.append(_text("label", WIDTH - RIGHT, 15, y_label, "end"))
-    for one in series:
-        parts.append(_curve(one, at_x, at_y))
+    for index, one in enumerate(series):
+        aside = (index - (len(series) - 1) / 2) * ASIDE if one.errors else 0.0
+        parts.append(_curve(one, lambda x, aside=aside: at_x(x) + aside, at_y))
+    if named:
+        parts += _names([one for one in series if len(one.y) and math.isfinite(one.y[-1])], right, at_y)
     if not points:
         parts.append(_text("label", middle, (TOP + bottom) / 2, "no values"))
     return "".join([*parts, "</svg>"])
@@ -160,6 +186,12 @@ def _curve(series: Series, at_x: Callable[[float], float], at_y: Callable[[float
             path.append(f"{'L' if pen_down else 'M'}{at_x(x):.1f} {at_y(y):.1f}")
         pen_down = math.isfinite(y)
     stroke = f'stroke="{series.look.colour}"' + (f' stroke-dasharray="{series.look.dash}"' if series.look.dash else "")
+    spread = [
+        f'<line stroke="{series.look.colour}" stroke-width="1.2" x1="{at_x(x):.1f}" x2="{at_x(x):.1f}"'
+        f' y1="{at_y(y - error):.1f}" y2="{at_y(y + error):.1f}"/>'
+        for x, y, error in zip(series.x, series.y, series.errors, strict=False)
+        if math.isfinite(y) and math.isfinite(error)
+    ]
     drawn = f'<path class="curve" d="{"".join(path)}" {stroke}><title>{escape(series.name)}</title></path>'
     marks = [
         f'<circle cx="{at_x(x):.1f}" cy="{at_y(y):.1f}" r="3.2" fill="{series.look.colour}">'
@@ -167,7 +199,19 @@ def _curve(series: Series, at_x: Callable[[float], float], at_y: Callable[[float
         for x, y, note in zip(series.x, series.y, series.notes, strict=False)
         if math.isfinite(y)
     ]
-    return drawn + "".join(marks)
+    return drawn + "".join([*spread, *marks])
+
+
+def _names(series: Sequence[Series], right: float, at_y: Callable[[float], float]) -> list[str]:
+    """The curves' names at the height of their ends, pushed down where they would touch, with a piece of their line."""
+    drawn, y = [], -math.inf
+    for one in sorted(series, key=lambda one: at_y(one.y[-1])):
+        y = max(at_y(one.y[-1]), y + LINE_HEIGHT)
+        dash = f' stroke-dasharray="{one.look.dash}"' if one.look.dash else ""
+        place = f'x1="{right + 8:.1f}" x2="{right + 26:.1f}" y1="{y:.1f}" y2="{y:.1f}"'
+        drawn.append(f'<line stroke="{one.look.colour}" stroke-width="2.2"{dash} {place}/>')
+        drawn.append(_text("row", right + 31, y + 4, one.name, "start"))
+    return drawn
 
 
 @dataclass(frozen=True)
@@ -241,6 +285,126 @@ def _balance(bar: Balance, middle: float, slot: float, at_y: Callable[[float], f
             f' -{r}z"/>'
         )
     return f"<g><title>{escape(bar.note)}</title>{''.join(drawn)}</g>"
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A difference with its interval; filled where that does not hold 0."""
+
+    name: str
+    mean: float
+    error: float  # half the length of the interval
+    control: bool = False  # its name is set in italics
+    note: str = ""  # tooltip
+
+    @property
+    def kind(self) -> str:
+        """One of ``KINDS``."""
+        return "noise" if abs(self.mean) <= self.error else "up" if self.mean > 0 else "down"
+
+
+@dataclass(frozen=True)
+class IntervalBlock:
+    """Differences with one heading."""
+
+    title: str
+    rows: Sequence[Interval]
+    grey: bool = False  # they say little
+
+
+def interval_chart(
+    title: str, blocks: Sequence[IntervalBlock], *, x_label: str, keys: Sequence[tuple[str, str]] = ()
+) -> str:
+    """An SVG element with a line of marks for every difference, largest first, in two columns with one axis.
+
+    ``keys`` are words for the kinds of marks (``KINDS``) or ``control``, in the order of their legend.
+    """
+    ends = [end for block in blocks for row in block.rows for end in (row.mean - row.error, row.mean + row.error)]
+    axis = loose_axis([0.0, *ends], INTERVAL_TICKS)
+    columns = _columns(blocks)
+    width = (BROAD - GUTTER) / 2
+    top = 48 if keys else 26
+    bottom = top + max(map(_height, columns))
+    height = bottom + 38
+    parts = [
+        f'<svg class="chart broad" viewBox="0 0 {BROAD} {height}" role="img" aria-label="{escape(title)}">',
+        _text("chart-title", 0, 15, title, "start"),
+        _keys(keys, 38),
+    ]
+    for index, column in enumerate(columns):
+        if not column:
+            continue
+        left = index * (width + GUTTER)
+        start, end = left + NAME_WIDTH, left + width - NUMBER_WIDTH
+
+        def at_x(value: float, start: float = start, end: float = end) -> float:
+            return start + axis.share(value) * (end - start)
+
+        for value, text in axis.ticks:
+            x, style = at_x(value), "zero" if value == 0 else "grid"
+            parts.append(f'<line class="{style}" x1="{x:.1f}" x2="{x:.1f}" y1="{top + 4}" y2="{bottom}"/>')
+            parts.append(_text("tick", x, bottom + 14, text if value <= 0 else f"+{text}"))
+        parts.append(_text("label", (start + end) / 2, bottom + 31, x_label))
+        y = float(top)
+        for block in column:
+            parts.append(_block(block, left, left + width, y, at_x))
+            y += _height([block])
+    return "".join([*parts, "</svg>"])
+
+
+def _height(blocks: Sequence[IntervalBlock]) -> int:
+    return sum(ROW_HEIGHT * (1 + len(block.rows)) + BLOCK_GAP for block in blocks)
+
+
+def _columns(blocks: Sequence[IntervalBlock]) -> tuple[Sequence[IntervalBlock], Sequence[IntervalBlock]]:
+    """The blocks in their order, cut where both parts become least high."""
+    cut = min(range(len(blocks) + 1), key=lambda n: (max(_height(blocks[:n]), _height(blocks[n:])), -n))
+    return blocks[:cut], blocks[cut:]
+
+
+def _block(block: IntervalBlock, left: float, right: float, top: float, at_x: Callable[[float], float]) -> str:
+    """A heading, over a strip of the page's colour so that no line of the grid crosses it, and the rows below."""
+    drawn = [f'<rect class="paper" x="{left:.1f}" y="{top + 2:.1f}" width="{right - left:.1f}" height="{ROW_HEIGHT}"/>',
+             _text("block", left, top + ROW_HEIGHT - 4, block.title, "start")]  # fmt: skip
+    for index, row in enumerate(sorted(block.rows, key=lambda row: -row.mean)):
+        y = top + ROW_HEIGHT * (index + 1.5) + 2
+        kind = "grey" if block.grey else row.kind
+        name = _text("row control" if row.control else "row", left + NAME_WIDTH - 10, y + 4.5, row.name, "end")
+        number = _text("tick", right, y + 4.5, f"{row.mean:+.1f}".replace("-", "\u2212"), "end")
+        ends = f'x1="{at_x(row.mean - row.error):.1f}" x2="{at_x(row.mean + row.error):.1f}" y1="{y:.1f}" y2="{y:.1f}"'
+        mark = f'<line class="interval" {ends}/>{_mark(at_x(row.mean), y, row.kind != "noise")}'
+        drawn.append(f'<g class="{kind}"><title>{escape(row.note)}</title>{name}{mark}{number}</g>')
+    return f'<g class="{"grey" if block.grey else "judged"}">{"".join(drawn)}</g>'
+
+
+def _mark(x: float, y: float, filled: bool) -> str:
+    style = 'fill="currentColor"' if filled else 'class="hollow"'
+    return f'<circle {style} cx="{x:.1f}" cy="{y:.1f}" r="4.2"/>'
+
+
+def _keys(keys: Sequence[tuple[str, str]], y: float) -> str:
+    """A legend in one line."""
+    drawn, x = [], 0.0
+    for kind, words in keys:
+        if kind in KINDS:
+            line = f'<line class="interval" x1="{x:.1f}" x2="{x + 22:.1f}" y1="{y - 4:.1f}" y2="{y - 4:.1f}"/>'
+            drawn.append(f'<g class="{kind}">{line}{_mark(x + 11, y - 4, KINDS[kind])}</g>')
+            x += 28
+        drawn.append(_text(f"tick {kind}", x, y, words, "start"))
+        x += len(words) * LEGEND_LETTER + 18
+    return "".join(drawn)
+
+
+def svg_file(chart: str) -> str:
+    """A chart as the text of a file of its own, with the pages' colours and their paper below it."""
+    head, rest = chart.split(">", 1)
+    box = head.split('viewBox="')[1].split('"')[0]
+    _, _, width, height = map(int, box.split())
+    width, height = width + 2 * EDGE, height + 2 * EDGE
+    size = f'xmlns="http://www.w3.org/2000/svg" width="{width}" height="{height}"'
+    head = head.replace(f'viewBox="{box}"', f'{size} viewBox="{-EDGE} {-EDGE} {width} {height}"')
+    frame = f'<rect class="paper" x="{-EDGE}" y="{-EDGE}" width="{width}" height="{height}"/>'
+    return f"{head}><style>{BASICS}{CHARTS}svg {{ font-family: var(--font); }}</style>{frame}{rest}\n"
 
 
 def legend(entries: Sequence[tuple[str, Look]]) -> str:

@@ -1,7 +1,9 @@
 """The report's style sheet: system fonts, light and dark by the reader's own setting, wide and narrow screens."""
 
-STYLESHEET = """
+#: Colours by the reader's own setting, light or dark, and the font.
+BASICS = """
 :root {
+  --font: -apple-system, "Segoe UI", Roboto, "Helvetica Neue", "Liberation Sans", Arial, sans-serif;
   --paper: #ffffff; --ink: #1b2027; --soft: #5b6573; --faint: #8a94a1; --rule: #dfe3e8; --wash: #f5f6f8;
   --up: #0b6bb5; --down: #b3470b; --note: #fdf6e7; --note-rule: #d9a520;
   color-scheme: light dark;
@@ -12,11 +14,32 @@ STYLESHEET = """
     --up: #6db8f2; --down: #f0935a; --note: #26210f; --note-rule: #b98a14;
   }
 }
+"""
+#: Of charts, in a page and in files of their own.
+CHARTS = """
+.up { color: var(--up); } .down { color: var(--down); }
+.chart text { fill: var(--soft); font-size: 13px; }
+.chart .chart-title { fill: var(--ink); font-size: 15px; font-weight: 600; }
+.chart .faint { fill: var(--faint); font-size: 12px; }
+.chart .grid { stroke: var(--rule); stroke-width: 1; }
+.chart .axis { stroke: var(--faint); stroke-width: 1; }
+.chart .curve { fill: none; stroke-width: 2; stroke-linejoin: round; stroke-linecap: butt; }
+.chart .row, .chart .block { fill: var(--ink); }
+.chart .block { font-weight: 600; }
+.chart .paper { fill: var(--paper); }
+.chart .control { font-style: italic; }
+.chart .zero { stroke: var(--soft); stroke-width: 1.5; }
+.chart .noise { color: var(--soft); }
+.chart .grey { color: var(--faint); } .chart .grey text { fill: var(--faint); }
+.chart .hollow { fill: var(--paper); stroke: currentColor; stroke-width: 1.6; }
+.chart .interval { stroke: currentColor; stroke-width: 1.8; }
+"""
+_PAGE = """
 * { box-sizing: border-box; }
 html { -webkit-text-size-adjust: 100%; scroll-behavior: smooth; }
 body {
   margin: 0; background: var(--paper); color: var(--ink);
-  font: 16px/1.55 -apple-system, "Segoe UI", Roboto, "Helvetica Neue", "Liberation Sans", Arial, sans-serif;
+  font: 16px/1.55 var(--font);
   font-variant-numeric: tabular-nums lining-nums;
 }
 main, header, footer { max-width: 1180px; margin: 0 auto; padding: 0 28px; }
@@ -31,6 +54,8 @@ p { margin: 0 0 12px; max-width: 74ch; text-wrap: pretty; }
 .lead + .lead { margin-top: -4px; }
 .soft, figcaption, .method { color: var(--soft); font-size: 14px; }
 section { border-top: 1px solid var(--rule); margin-top: 44px; padding-top: 28px; }
+section.first { border: 0; margin: 0; padding: 0; }
+section.first figure { margin: 0 0 18px; }
 a { color: inherit; text-decoration-color: var(--faint); text-underline-offset: 3px; }
 nav { margin: 26px 0 0; font-size: 14px; }
 nav ul { list-style: none; display: flex; flex-wrap: wrap; gap: 6px 22px; margin: 0; padding: 0; }
@@ -58,10 +83,15 @@ table.ap th:first-child { text-align: left; position: sticky; left: 0; backgroun
   padding-left: 0; }
 table.ap tbody th { font-weight: 600; }
 table.ap tbody th small { display: block; font-weight: 400; color: var(--soft); font-size: 13px; }
+table.fits { font-size: 13px; }
+table.fits th, table.fits td { padding: 5px; }
+table.fits th, table.fits .words { white-space: normal; }
+table.fits thead th { vertical-align: bottom; font-size: 12px; line-height: 1.3; }
+table.fits .words { text-align: left; }
+table.fits tbody th { overflow-wrap: anywhere; min-width: 120px; }
 table.ap .opens { padding-left: 22px; }
 table.ap .moderate { font-weight: 650; }
 table.ap td small { display: block; font-size: 12.5px; font-weight: 400; }
-.up { color: var(--up); } .down { color: var(--down); }
 .unfinished { color: var(--soft); text-align: left !important; font-style: italic; }
 .swatch { display: inline-block; width: 11px; height: 11px; border-radius: 2px; margin-right: 8px; }
 details { margin: 12px 0; }
@@ -75,14 +105,11 @@ summary::marker { color: var(--faint); }
 .charts { display: grid; gap: 18px 26px; grid-template-columns: repeat(3, minmax(0, 1fr)); margin: 10px 0 14px; }
 .charts.wide { grid-template-columns: repeat(2, minmax(0, 1fr)); }
 .chart { display: block; width: 100%; height: auto; }
-.chart text { fill: var(--soft); font-size: 13px; }
-.chart .chart-title { fill: var(--ink); font-size: 15px; font-weight: 600; }
-.chart .faint { fill: var(--faint); font-size: 12px; }
+.scroll .chart { max-width: 500px; } .scroll .broad { max-width: none; min-width: 720px; }
+"""
+_REST = """
 .wide .chart text { font-size: 9.5px; } .wide .chart .chart-title { font-size: 11.5px; }
 .wide .chart .faint { font-size: 9px; } .wide .chart .curve { stroke-width: 1.6; }
-.chart .grid { stroke: var(--rule); stroke-width: 1; }
-.chart .axis { stroke: var(--faint); stroke-width: 1; }
-.chart .curve { fill: none; stroke-width: 2; stroke-linejoin: round; stroke-linecap: butt; }
 figure { margin: 22px 0 34px; }
 .frame { display: grid; gap: 8px; grid-template-columns: var(--columns); align-items: start; }
 .photos { display: grid; gap: 8px; }
@@ -120,3 +147,4 @@ footer p { max-width: none; }
 }
 @media print { section { break-inside: avoid-page; } nav { display: none; } }
 """
+STYLESHEET = BASICS + _PAGE + CHARTS + _REST

@@ -1,5 +1,6 @@
 """The benchmark of all methods: its rows, its statistics, its page, and that nothing finished is done again."""
 
+import itertools
 import json
 import math
 import re
@@ -13,12 +14,12 @@ import pytest
 from benchmarks import document
 from benchmarks.distillation import page, worlds
 from benchmarks.distillation.cells import run_folder, train_cell
-from benchmarks.distillation.collect import collect, with_others
+from benchmarks.distillation.collect import HEADLINE, collect, with_others
 from benchmarks.distillation.estimates import Estimate, paired
 from benchmarks.distillation.latency import measure_latencies
 from benchmarks.distillation.search import OURS
 from benchmarks.distillation.sizes import SIZES, Size
-from benchmarks.distillation.table import SEARCH, groups
+from benchmarks.distillation.table import BASELINE, LONGER, SEARCH, groups
 from benchmarks.processes import Job, run_all
 from distill3d.recipes.kitti import BASES, METHODS
 from distill3d.synth.settings import CAR_BODIES
@@ -80,6 +81,22 @@ def test_a_group_has_one_budget_and_one_data_set(size: Size, tmp_path: Path) -> 
             if stage.role == "student":
                 epochs = epochs_in_all(first, stage)
                 assert min(abs(epochs - budget), abs(epochs - 2 * budget)) <= 1, (group.name, stage.name)
+
+
+@pytest.mark.parametrize("size", SIZES.values(), ids=lambda s: s.name)
+def test_gains_are_measured_against_what_trained_as_long(size: Size, tmp_path: Path) -> None:
+    """But for the search, whose candidates are compared with each other, and for the rows that others are measured
+    against; curves are of rows."""
+    for group in groups(size).values():
+        recipe = group.recipe(size, 0, tmp_path)
+        rows = {stage.name: stage for stage in recipe.stages}
+        assert set(group.against) | set(group.against.values()) | {BASELINE} <= set(rows)
+        assert {row for curve in group.curves.values() for row in curve} <= set(rows)
+        for name, stage in rows.items() if group.name != SEARCH else ():
+            if stage.role in page.TAUGHT and name not in group.against.values():
+                over = rows[group.against.get(name, BASELINE)]
+                assert abs(epochs_in_all(recipe, stage) - epochs_in_all(recipe, over)) <= 1, (group.name, name)
+    assert set(HEADLINE.values()) == set(page.METRICS)
 
 
 def epochs_in_all(recipe: Recipe, stage: StageConfig) -> int:
@@ -154,21 +171,87 @@ def made_up_record(gains: dict[str, list[float]]) -> dict[str, Any]:
     return {"size": size, "data": data, "groups": {"monodle": group}}
 
 
-def test_the_first_lines_say_what_is_larger_than_noise() -> None:
+def lines_of(record: dict[str, Any]) -> list[str]:
+    return page.sentences(record, page.comparisons(record))
+
+
+def test_the_page_opens_with_a_picture_and_at_most_five_sentences() -> None:
+    """Tables follow, each after a sentence, and pictures are files beside the Markdown and part of the HTML."""
+    record = made_up_record({"good": [5.0, 5.1, 5.2], "bad": [-3.0, -2.0, -4.0], "chance": [-4.0, 6.0, 1.0]})
+    group = record["groups"]["monodle"]
+    group["rows"]["painted"] = {**group["rows"]["good"], "role": "control"}
+    group["rows"]["taught"] = {**group["rows"]["painted"], "teachers": ["teacher"]}
+    for made in ({"cpu": record}, page.read_records()):
+        blocks = page.render(made)
+        first, second, *_ = blocks
+        assert isinstance(first, document.Picture) and isinstance(second, document.Points)
+        assert 3 <= len(second.lines) <= 5
+        assert all(len(re.findall(r"[.!?](?=[ *]|$)", line)) == 1 for line in second.lines)
+        told = [before for before, block in itertools.pairwise(blocks) if isinstance(block, document.Table)]
+        assert told and all(isinstance(before, document.Paragraph) for before in told)
+        written = page.pages(made)
+        text, html = written["benchmark.md"], written["benchmark.html"]
+        assert text.splitlines()[2].startswith("![") and html.index("<svg") < html.index("<ul") < html.index("<table")
+        named = re.findall(r"!\[[^]]*\]\(([^)]*)\)", text)
+        assert sorted(named) == sorted(set(written) - {"benchmark.md", "benchmark.html"}) and named[0] == first.name
+        assert html.count('<svg class="chart') == len(named)
+    assert lines_of(record)[:4] == [
+        "**good gains most: +5.1 ± 0.1 points of car 3D AP on MonoDLE**.",
+        "Published methods are better than what they are measured against in 1 of 3 comparisons, most of all good "
+        "+5.1 ± 0.1 on MonoDLE.",
+        "Worse are bad −3.0 ± 0.6 on MonoDLE; 1 cannot be told from noise.",
+        "Controls without any teacher gain, too: painted +5.1 ± 0.1 on MonoDLE.",
+    ]
+
+
+def test_the_picture_fills_what_is_larger_than_noise() -> None:
+    record = made_up_record({"good": [5.0, 5.1, 5.2], "bad": [-3.0, -2.0, -4.0], "chance": [-4.0, 6.0, 1.0]})
+    kinds = {one.row: one.kind for one in page.comparisons(record)}
+    assert kinds == {"good": page.BETTER, "bad": page.WORSE, "chance": page.NOISE}
+    svg = page.picture("cpu", page.comparisons(record)).svg
+    assert "MonoDLE · car 3D AP · baseline: 20.0 (90 steps)" in svg
+    rows = re.findall(r'<g class="(\w+)"><title>(\w+) ', svg)
+    assert rows == [("up", "good"), ("noise", "chance"), ("down", "bad")], "the largest first"
+
+
+def test_nothing_better_is_said_plainly() -> None:
+    record = made_up_record({"chance": [-4.0, 6.0, 1.0]})
+    lines = lines_of(record)
+    assert lines[0] == "**No method is better than what it is measured against by more than noise.**"
+    assert lines[1] == "None is worse, and 1 cannot be told from noise." and len(lines) == 3
+
+
+def test_every_gain_is_in_a_table() -> None:
     record = made_up_record({"good": [5.0, 5.1, 5.2], "bad": [-3.0, -2.0, -4.0], "chance": [-4.0, 6.0, 1.0]})
     text = document.markdown(page.TITLE, page.render({"cpu": record}))
-    better, worse, noise = re.findall(r"^- \*\*.*$", text, flags=re.M)
-    assert "On MonoDLE: good +5.1 ± 0.1*" in better and "bad" not in better
-    assert "On MonoDLE: bad −3.0 ± 0.6" in worse
-    assert "On MonoDLE: chance +1.0" in noise
+    rows = [line for line in text.splitlines() if line.endswith(("| better |", "| worse |", "| noise |"))]
+    assert (
+        rows[0] == "| good | MonoDLE | car 3D AP | **+5.1 ± 0.1** | < 0.001 | 3 | 90 | baseline | 20.0 ± 5.8 | better |"
+    )
+    assert [row.split(" | ")[0] for row in rows] == ["| good", "| bad", "| chance"]
     assert "**The gpu size has not been run**" in text
     assert "Not finished with all seeds: never_run" in text and "**Not finished yet: 1 rows**" in text
-    assert (
-        "| good | 90 | 2.00 ± 0.00 | 1.00 ± 0.00 | 20.0 | 30.0 |" in text
-        and "| good (student) | 3 | 90 | **+5.1 ± 0.1** |" in text
-    )
+    assert "| good | 90 | 2.00 ± 0.00 | 1.00 ± 0.00 | 20.0 | 30.0 |" in text
+    assert "| good (student) | 3 | 90 | **+5.1 ± 0.1** | baseline |" in text
     assert "    python -m benchmarks.distillation run --size cpu --groups monodle" in text
-    assert text.index("On MonoDLE: good") < text.index("## ")
+
+
+def test_the_committed_page_is_what_the_records_say() -> None:
+    assert page.pages(page.read_records()) == {path.name: path.read_text() for path in page.DOCS.glob(f"{page.NAME}*")}
+
+
+def test_curves_are_of_the_rows_that_the_table_names() -> None:
+    record = made_up_record({"good": [5.0, 5.1, 5.2], "good_longer": [9.0, 9.0, 9.0], LONGER: [4.0, 4.1, 4.2]})
+    group = record["groups"]["monodle"]
+    assert not page.curves("monodle", group)
+    group |= {"against": {"good_longer": LONGER}, "curves": {"good": ("good", "good_longer"), "half": ("good",)}}
+    for row in ("good_longer", LONGER):
+        for cell in group["rows"][row]["seeds"].values():
+            cell["cost"] = {**cell["cost"], "steps": 180}
+    said, drawn = page.curves("monodle", group)
+    assert isinstance(said, document.Paragraph) and "higher for none of 1" in said.text
+    assert isinstance(drawn, document.Picture) and "half" not in drawn.svg
+    assert re.findall("<title>good, ([^<]*)</title>", drawn.svg) == ["90 steps: +5.1 ± 0.1", "180 steps: +4.9 ± 0.1"]
 
 
 def test_a_group_trained_anew_leaves_the_others_as_they_were() -> None:
@@ -191,13 +274,21 @@ def test_a_group_trained_anew_leaves_the_others_as_they_were() -> None:
         with_others(record, earlier | {"data": {"streets": {"settings": "c" * 64}}})
 
 
-def test_baselines_that_hardly_learned_are_named() -> None:
-    record = made_up_record({"good": [5.0, 5.1, 5.2]})
-    said = "**Too little learned to compare methods**: on MonoDLE the baseline has 1.0 ± 0.0."
-    assert not page.hardly_trained(record["groups"])
-    for cell in record["groups"]["monodle"]["rows"]["baseline"]["seeds"].values():
+def test_gains_over_what_hardly_learned_are_grey() -> None:
+    """Whatever they are, they count as nothing; a row that is measured against another reference does."""
+    record = made_up_record({"good": [5.0, 5.1, 5.2], "late": [19.0, 19.2, 19.4], "continued": [9.0, 9.0, 9.0]})
+    group = record["groups"]["monodle"]
+    for cell in group["rows"]["baseline"]["seeds"].values():
         cell["values"]["car 3D loose"] = 1.0
-    assert page.hardly_trained(record["groups"]) == [said]
+    group["against"] = {"late": "continued"}
+    found = {one.row: one for one in page.comparisons(record)}
+    assert (found["good"].kind, found["late"].kind) == (page.LITTLE, page.BETTER)
+    assert found["late"].gain.mean == pytest.approx(10.2)
+    svg = page.picture("cpu", [*found.values()]).svg
+    assert re.findall(r'<g class="(\w+)"><title>(\w+) ', svg)[0] == ("up", "late"), "what says little comes last"
+    assert '<g class="grey"><title>good ' in svg
+    lines = page.sentences(record, [*found.values()])
+    assert "late gains most" in lines[0] and "on MonoDLE the baseline has learned too little to compare" in lines[2]
 
 
 def test_more_seeds_than_asked_for_are_judged_and_the_command_says_how() -> None:
@@ -211,34 +302,34 @@ def test_more_seeds_than_asked_for_are_judged_and_the_command_says_how() -> None
         assert command + ending in lines and (", ".join(group["rows"]) in " ".join(lines)) is not finished
 
 
-def test_rows_that_go_on_from_others_are_compared_with_those_that_trained_as_long() -> None:
-    record = made_up_record({"baseline_longer": [4.0, 4.1, 4.2], "twice": [10.0, 10.0, 10.0]})
+def test_rows_are_measured_against_what_the_table_names() -> None:
+    record = made_up_record({LONGER: [4.0, 4.1, 4.2], "twice": [10.0, 10.0, 10.0]})
     group = record["groups"]["monodle"]
     group["rows"]["twice"]["goes_on_from"] = ["baseline"]
-    for cell in group["rows"]["baseline_longer"]["seeds"].values():
-        cell["cost"]["steps"] = 180
-    assert page.steps(group, "twice") == 180 and page.untaught(group, "twice") == "baseline_longer"
+    assert page.steps(group, "twice") == 180 and page.measured_against(group, "twice") == "baseline (90 steps)"
+    group["against"] = {"twice": LONGER}
+    for cell in group["rows"][LONGER]["seeds"].values():
+        cell["cost"] = {**cell["cost"], "steps": 180}
+    assert page.measured_against(group, "twice") == LONGER
     assert page.gain(group, "twice").mean == pytest.approx(5.9)
-    assert page.gain(group, "baseline_longer").mean == pytest.approx(4.1)
+    assert page.gain(group, LONGER).mean == pytest.approx(4.1)
+    del group["rows"][LONGER]
+    assert not page.comparisons(record), "without what it is measured against a row is not judged"
 
 
-@pytest.mark.parametrize(
-    ("lead", "word"), [([5.0, 5.1, 5.2], "more than 2 standard errors"), ([-4.0, 6.0, 1.0], "noise")]
-)
-def test_our_recipe_is_judged_against_the_best_single_method(lead: list[float], word: str) -> None:
+@pytest.mark.parametrize(("lead", "bold"), [([5.0, 5.1, 5.2], True), ([-4.0, 6.0, 1.0], False)])
+def test_our_recipe_is_judged_against_the_best_single_method(lead: list[float], bold: bool) -> None:
     """Where it was chosen, and where nothing was; candidates are listed best first."""
     singles = {"monodistill": [1.0, 2.0, 3.0], "monoskd": [3.0, 4.0, 5.0]}
     ours = [a + b for a, b in zip(singles["monoskd"], lead, strict=True)]
     record = made_up_record({**singles, OURS[0]: ours})
     record["groups"][SEARCH] = record["groups"]["monodle"]
     text = document.markdown(page.TITLE, page.render({"cpu": record}))
-    expected = f"{OURS[0]} minus monoskd {Estimate.of(lead).text(signed=True)}, {word} (paired t-test"
-    line = next(
-        line
-        for line in text.splitlines()
-        if line.startswith("- **Our recipe against the best single method of as many steps.**")
-    )
-    assert line.count(expected) == 2 and "After 90 steps, on the validation split, where it was chosen" in line
+    points = Estimate.of(lead).text(signed=True)
+    rows = [line.split(" | ") for line in text.splitlines() if line.startswith(f"| {OURS[0]} minus monoskd | ")]
+    assert [row[1] for row in rows] == ["test split, other training frames", "validation split, where it was chosen"]
+    assert all(row[2:4] == ["90", f"**{points}**" if bold else points] for row in rows)
+    assert (f"{Estimate.of(lead).text()} ahead of monoskd" in text) is bold
     table = text.partition("| candidate, 90 steps |")[2].partition("\n\n")[0].splitlines()[2:]
     assert [line.split(" | ")[0] for line in table] == ["| head_start", "| monoskd", "| monodistill"]
 
@@ -247,7 +338,7 @@ def test_the_html_says_the_same() -> None:
     record = made_up_record({"a<b": [5.0, 5.1, 5.2]})
     blocks = page.render({"cpu": record})
     text = document.html(page.TITLE, blocks)
-    assert "On MonoDLE: a&lt;b +5.1 ± 0.1*" in text and "<b>Larger than noise, better than the baseline.</b>" in text
+    assert "<b>a&lt;b gains most: +5.1 ±\u00a00.1 points of car 3D AP on MonoDLE</b>." in text
     for cell in re.findall(r"\| ([^|]+) ", document.markdown(page.TITLE, blocks)):
         if cell.strip("-"):
             assert document.inline(cell) in text

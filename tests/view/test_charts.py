@@ -13,13 +13,18 @@ from distill3d.view.charts import (
     MOST_POINTS,
     TICKS,
     WIDTH,
+    Interval,
+    IntervalBlock,
     Series,
     averaged,
     fitting_axis,
+    interval_chart,
     legend,
     line_chart,
     linear_axis,
     log_axis,
+    loose_axis,
+    svg_file,
 )  # fmt: skip
 from distill3d.view.palette import Look
 
@@ -92,3 +97,46 @@ def test_gaps_interrupt_a_curve(y: list, strokes: int) -> None:
 def test_legend_names_and_escapes() -> None:
     html = legend([("a<b", Look("#123456", "3 2"))])
     assert "a&lt;b" in html and "#123456" in html and "3 2" in html
+
+
+@given(st.lists(finite, min_size=1, max_size=9))
+def test_loose_axes_hold_their_values_without_a_tick_at_their_ends(values: list[float]) -> None:
+    axis = loose_axis(values)
+    assert axis.low < min(values) and max(values) < axis.high
+    assert all(axis.low <= value <= axis.high for value, _ in axis.ticks)
+
+
+def test_intervals_lie_where_their_numbers_are() -> None:
+    """Sorted, on one scale in both columns, filled where they do not reach zero, in a well-formed file of their own."""
+    blocks = [
+        IntervalBlock("A & B", [Interval("low", -4.0, 1.0), Interval("high", 8.0, 1.0, control=True)]),
+        IntervalBlock("C", [Interval("none", 2.0, 3.0), Interval("said", 8.0, 1.0)], grey=True),
+    ]
+    chart = svg_file(interval_chart("t", blocks, x_label="points", keys=[("up", "better"), ("control", "a control")]))
+    tree = ElementTree.fromstring(chart)
+    name = "{http://www.w3.org/2000/svg}"
+    rows = {}
+    for group in tree.iter(f"{name}g"):
+        texts, circle, line = (group.find(f"{name}{what}") for what in ("text", "circle", "line"))
+        if texts is not None and circle is not None and line is not None:
+            ends = [float(line.get(end, "")) for end in ("x1", "x2")]
+            assert sum(ends) / 2 == pytest.approx(float(circle.get("cx", "")), abs=0.11)
+            rows[texts.text] = (group.get("class"), circle.get("class"), ends, float(circle.get("cy", "")))
+    assert [row[0] for row in rows.values()] == ["up", "down", "grey", "grey"] and list(rows)[:2] == ["high", "low"]
+    assert [row[1] for row in rows.values()] == [None, None, None, "hollow"], "what is hollow holds zero"
+    assert rows["high"][3] < rows["low"][3]
+    (high, low), (said, none) = [(rows[a][2], rows[b][2]) for a, b in (("high", "low"), ("said", "none"))]
+    aside = said[0] - high[0]
+    unit = (high[1] - high[0]) / 2
+    assert aside > WIDTH and none[0] - aside == pytest.approx(high[0] - 8 * unit, abs=0.3)
+    assert high[0] - low[0] == pytest.approx(12 * unit, abs=0.3)
+    assert tree.get("width") and "--paper" in chart and "var(--font)" in chart
+
+
+def test_names_of_curves_do_not_touch() -> None:
+    series = [Series(f"curve {n}", LOOK, [0, 1], [0.0, 1.0], errors=[0.5, math.nan]) for n in range(3)]
+    tree = ElementTree.fromstring(line_chart("t", series, x_label="step", named=True))
+    heights = [float(text.get("y", "")) for text in tree.iter("text") if (text.text or "").startswith("curve ")]
+    assert len(heights) == 3 and all(b - a > 10 for a, b in zip(heights, heights[1:], strict=False))
+    drawn = [line for line in tree.iter("line") if line.get("x1") == line.get("x2")]
+    assert len(drawn) == 3 and len({line.get("x1") for line in drawn}) == 3, "intervals stand beside each other"
