@@ -361,6 +361,25 @@ def test_the_command(recipe: Recipe, streets: Path, tmp_path: Path, capsys: pyte
     assert stop.value.code == 0 and "boxes in 1 frames" in capsys.readouterr().out
 
 
+def test_the_commands_of_the_documentation(
+    recipe: Recipe, streets: Path, drives: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    raw = raw_drives(streets, tmp_path / "raw")
+    places = {
+        "SURROUND_RUN": made_up_run(tmp_path, of_surround(drives), "teacher"), "NUSCENES": drives,
+        "RUN": made_up_run(tmp_path, recipe, "lidar"), "KITTI": streets, "RAW": raw.root, "raw_frames.txt": raw.frames,
+        "v1.0-trainval": VERSION,
+    }  # fmt: skip
+    text = (Path(__file__).parents[1] / "docs/drives-without-labels.md").read_text(encoding="utf-8")
+    commands = [line.split()[1:] for line in text.splitlines() if line.startswith("    distill3d autolabel ")]
+    assert [command[-1] for command in commands] == [f"labelled/{layout}" for layout in ("kitti", "raw", "nuscenes")]
+    monkeypatch.chdir(tmp_path)
+    for command in commands:
+        with pytest.raises(SystemExit) as stop:
+            main([str(places.get(word, word)) for word in command])
+        assert stop.value.code == 0 and (tmp_path / command[-1] / "autolabels.json").exists()
+
+
 def test_presets_see_a_split_without_its_labels(streets: Path, tmp_path: Path) -> None:
     """The preset that tries pseudo-labels on a laptop reads two splits of one folder."""
     from distill3d.data.sample import JointDataset
