@@ -22,7 +22,7 @@ T = TypeVar("T")
 #: Exit code of everything that a user can mend.
 USER_ERROR = 2
 #: Commands that keep their work: called again, they do what is left of it.
-GOES_ON = ("demo", "synth", "train")
+GOES_ON = ("autolabel", "demo", "synth", "train")
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -421,6 +421,22 @@ def raw_list(arguments: list[str]) -> None:
     print(f"{options.out}: {len(kept)} of {len(frames)} frames share no drive with {options.split}")
 
 
+def autolabel(arguments: list[str]) -> None:
+    """Write a trained detector's boxes as the labels of a folder of frames, to train on like any other."""
+    import tyro
+
+    from distill3d.autolabel import AutolabelConfig, autolabel
+
+    @dataclass(frozen=True)
+    class Options:
+        run: tyro.conf.Positional[Path]  # a stage folder or a model.safetensors
+        data: tyro.conf.Positional[Path]  # the data set's folder
+        config: Annotated[AutolabelConfig, tyro.conf.arg(name="")]
+
+    o = _parse(Options, "autolabel", arguments)
+    print(autolabel(o.run, o.data, o.config).text())
+
+
 def report(arguments: list[str]) -> None:
     """One self-contained HTML page that compares runs."""
     import tyro
@@ -479,7 +495,8 @@ def doctor(arguments: list[str]) -> None:
 
 COMMANDS: dict[str, Callable[[list[str]], int | None]] = {
     "demo": demo, "synth": synth, "recipes": recipes, "train": train, "eval": evaluate, "predict": predict,
-    "export": export, "check": check, "raw-list": raw_list, "report": report, "diagnose": diagnose, "doctor": doctor,
+    "export": export, "check": check, "raw-list": raw_list, "autolabel": autolabel,
+    "report": report, "diagnose": diagnose, "doctor": doctor,
 }  # fmt: skip
 
 if __name__ == "__main__":

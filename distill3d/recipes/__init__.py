@@ -10,6 +10,7 @@ from distill3d.recipes import bev, surround
 from distill3d.recipes.demo import demo, demo_control
 from distill3d.recipes.head_start import head_start_monodle, tiny_head_start
 from distill3d.recipes.kitti import BASES, METHODS, alone, monodle_overfit, selective_monoskd, taught
+from distill3d.recipes.pseudo_labels import pseudo_labels_monodle, tiny_pseudo_labels
 from distill3d.recipes.synthetic import tiny, tiny_bev, tiny_labelled, tiny_lidar
 from distill3d.train.recipe import Recipe
 
@@ -22,6 +23,8 @@ RECIPES: dict[str, Callable[[], Recipe]] = {
     "selective_monoskd": selective_monoskd,
     "head_start_monodle": head_start_monodle,
     "tiny_head_start": tiny_head_start,
+    "pseudo_labels_monodle": pseudo_labels_monodle,
+    "tiny_pseudo_labels": tiny_pseudo_labels,
     "tiny_lidar": tiny_lidar,
     "tiny_bev": tiny_bev,
     "tiny_labelled": tiny_labelled,

@@ -51,6 +51,7 @@ class Card(TypedDict, total=False):
     method: str | None
     method_config: dict[str, Any] | None
     teachers: list[str]
+    labelled_by: dict[str, Any]  # the detector whose boxes its labels are (data/autolabels.py)
     init: str | None
     inherited: dict[str, dict[str, Any]]
     seed: int

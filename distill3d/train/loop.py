@@ -17,6 +17,7 @@ from lightning_fabric import Fabric
 from torch import Tensor, nn
 
 import distill3d
+from distill3d.data.autolabels import labeller_of
 from distill3d.data.collate import EpochSampler, batches
 from distill3d.data.kitti.raw import RawMapping
 from distill3d.data.sample import Batch, Dataset
@@ -52,9 +53,9 @@ from distill3d.train.precision import Precision, choose_precision
 from distill3d.train.progress import ProgressBar
 from distill3d.train.recipe import Recipe, StageConfig
 from distill3d.train.schedules import build_optimiser, first_beta, learning_rate
-from distill3d.train.sources import Verdict, source_of
+from distill3d.train.sources import Verdict, root_of, source_of
 from distill3d.train.state import Layout, filled, restore_moments
-from distill3d.train.teachers import Teacher, refuse_overlap, trained_on
+from distill3d.train.teachers import Teacher, refuse_overlap, refuse_own_labels, trained_on
 from distill3d.train.unlabelled import TeachersObjects, supervised_losses
 
 METRICS, CONFIG, RECIPE = "metrics.jsonl", "config.yaml", "recipe.yaml"
@@ -159,10 +160,13 @@ class _Run:
         started_from = {name: load_weights(folder.parent / name) for name in stage.starts_from}
         for name, (_, card) in started_from.items():
             require(card, folder.parent / name, "trained_on.frames")
-        cards = [*(t.card for t in self.teachers.values()), *(card for _, card in started_from.values())]
+        self.labelled_by = labeller_of(root_of(recipe), self.data.frame_ids)
+        cards = [*(t.card for t in self.teachers.values()), *(card for _, card in started_from.values()),
+                 *([self.labelled_by] if self.labelled_by is not None else [])]  # fmt: skip
         self.seen = trained_on(recipe.dataset.identity, self.data.frame_ids, [card["trained_on"] for card in cards])
         refuse_overlap({"trained_on": self.seen}, f"stage {stage.name!r}", recipe.dataset.identity,
                        self.eval_data.frame_ids, options.allow_overlap, mapping)  # fmt: skip
+        refuse_own_labels(root_of(recipe), self.eval_data.frame_ids, options.allow_overlap)
 
         torch.manual_seed(self.seed)
         step = build_step(stage, self.teachers)
@@ -488,7 +492,8 @@ class _Run:
             "detector": detector_name(stage.detector), "config": to_plain(stage.detector),
             "input": stage.detector.input,
             "method": None if method is None else method_name(method), "method_config": to_plain(method),
-            "teachers": list(stage.teachers), "init": stage.init, "inherited": self.inherited, "seed": self.seed,
+            "teachers": list(stage.teachers), **self._labeller_card(),
+            "init": stage.init, "inherited": self.inherited, "seed": self.seed,
             "epochs": stage.schedule.epochs, "kept": "last" if self.best is None else f"epoch {self.best['epoch']}",
             "parameters": sum(p.numel() for p in self.step.student.parameters()),
             "precision": self.precision.name, "device": self.fabric.device.type, "world_size": world_size(),
@@ -499,3 +504,9 @@ class _Run:
                 "distill3d": distill3d.__version__, "torch": torch.__version__, "python": platform.python_version(),
             },
         }  # fmt: skip
+
+    def _labeller_card(self) -> dict[str, Any]:
+        """Who labelled the frames, where that was no person."""
+        if self.labelled_by is None:
+            return {}
+        return {"labelled_by": {name: value for name, value in self.labelled_by.items() if name != "trained_on"}}

@@ -166,7 +166,7 @@ class _Looked:
     def _add_frames(self, data: KittiDataset) -> None:
         config = data.config
         kinds = {"image_2", "calib"}
-        kinds |= {"label_2"} if (data.folder / "label_2").is_dir() else set()
+        kinds |= {"label_2"} if data.labelled else set()
         kinds |= {"velodyne"} if config.points or config.depth in ("lidar", "completed") else set()
         kinds |= {"depth_2"} if config.depth == "png" else set()
         of_frame = self.frames.setdefault((data.folder, config.scan_columns), {})

@@ -30,12 +30,14 @@ Role = Literal["teacher", "assistant", "label_encoder", "preparation", "baseline
 
 @dataclass(frozen=True)
 class UnlabelledConfig:
-    """KITTI raw drives from which stages learn that ask for them (``StageConfig.unlabelled``)."""
+    """Frames without labels from which stages learn that ask for them (``StageConfig.unlabelled``): KITTI's raw drives,
+    or with ``split`` frames of the data set itself."""
 
     root: Path | None = None  # given on the command line as --dataset.unlabelled.root
     frames: Path | None = None  # a list of frame ids, one per line (CMKD's are known as eigen clean)
     mapping: Path | None = None  # folder of train_mapping.txt and train_rand.txt: which raw frame an object frame is
     depth: Literal["lidar", "completed"] = "lidar"
+    split: str | None = added(None)  # of the data set itself, in place of drives; its labels are not looked at
 
 
 @dataclass(frozen=True)

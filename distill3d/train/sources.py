@@ -6,7 +6,7 @@ The training loop knows nothing else of KITTI or nuScenes.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -148,10 +148,19 @@ class KittiSource(Source):
         if not stage.unlabelled:
             return labelled
         config = _kitti(self.recipe).unlabelled
+        if config is not None and config.split is not None:
+            of_split = replace(labelled.config, split=config.split, labels=False, lidar_augment=None)
+            more = KittiDataset(of_split)
+            if both := set(labelled.frame_ids) & set(more.frame_ids):
+                raise UserError(
+                    f"{len(both)} frames, such as {min(both)}, are in the split {config.split!r}, whose labels are not "
+                    f"to be looked at, and in {labelled.config.split!r}: give splits without common frames"
+                )
+            return JointDataset((labelled, more))
         if config is None or config.root is None or config.frames is None:
             raise UserError(
                 f"stage {stage.name!r} learns from unlabelled drives: give --dataset.unlabelled.root, their folder, "
-                "and --dataset.unlabelled.frames, a list of frames"
+                "and --dataset.unlabelled.frames, a list of frames; or --dataset.unlabelled.split, one of the data set"
             )
         alike: dict[str, Any] = {f.name: getattr(labelled.config, f.name) for f in fields(FrameConfig)}
         if labelled.config.depth != "none":
@@ -199,15 +208,21 @@ def kitti_config(recipe: Recipe, stage: StageConfig, split: str, train: bool) ->
         UserError: the recipe has no data root.
     """
     dataset = _kitti(recipe)
-    inputs = inputs_of(recipe, stage, train)
     return KittiConfig(
-        root=root_of(recipe), split=split, canvas=dataset.canvas,
-        depth=dataset.depth if inputs & DEPTH_INPUTS else "none", points="points" in inputs,
-        field_of_view="points" in inputs, scan_columns=dataset.scan_columns, divide=dataset.divide,
-        placement=dataset.placement, min_height_scale=dataset.min_height_scale,
+        root=root_of(recipe), split=split, **frame_settings(dataset, inputs_of(recipe, stage, train)),
+        min_height_scale=dataset.min_height_scale,
         augment=stage.augment if train else None, lidar_augment=stage.lidar_augment if train else None,
         in_memory=dataset.in_memory,
     )  # fmt: skip
+
+
+def frame_settings(dataset: DatasetConfig, inputs: set[str]) -> dict[str, Any]:
+    """Settings of ``FrameConfig`` by which KITTI's frames come out for networks that look at ``inputs``."""
+    return {
+        "canvas": dataset.canvas, "depth": dataset.depth if inputs & DEPTH_INPUTS else "none",
+        "points": "points" in inputs, "field_of_view": "points" in inputs, "scan_columns": dataset.scan_columns,
+        "divide": dataset.divide, "placement": dataset.placement,
+    }  # fmt: skip
 
 
 def _kitti(recipe: Recipe) -> DatasetConfig:
@@ -253,12 +268,19 @@ def nuscenes_config(recipe: Recipe, stage: StageConfig, split: str, train: bool)
     """
     dataset = recipe.dataset
     assert isinstance(dataset, SurroundDatasetConfig)
-    inputs = inputs_of(recipe, stage, train)
     return NuScenesConfig(
-        root=root_of(recipe), version=dataset.version, split=split, classes=dataset.classes, canvas=dataset.canvas,
-        past=dataset.past, missing_past=dataset.missing_past, sweeps=dataset.sweeps,
-        scan_columns=dataset.scan_columns, ego_frame=dataset.ego_frame,
-        images=bool(inputs & CAMERA_INPUTS), points="points" in inputs, depth=bool(inputs & DEPTH_INPUTS),
+        root=root_of(recipe), version=dataset.version, split=split,
+        **surround_settings(dataset, inputs_of(recipe, stage, train)),
         image_augment=stage.image_augment if train else None, bev_augment=stage.bev_augment if train else None,
         in_memory=dataset.in_memory,
     )  # fmt: skip
+
+
+def surround_settings(dataset: SurroundDatasetConfig, inputs: set[str]) -> dict[str, Any]:
+    """Settings of ``NuScenesConfig`` by which moments come out for networks that look at ``inputs``."""
+    return {
+        "classes": dataset.classes, "canvas": dataset.canvas, "past": dataset.past,
+        "missing_past": dataset.missing_past, "sweeps": dataset.sweeps, "scan_columns": dataset.scan_columns,
+        "ego_frame": dataset.ego_frame, "images": bool(inputs & CAMERA_INPUTS), "points": "points" in inputs,
+        "depth": bool(inputs & DEPTH_INPUTS),
+    }  # fmt: skip

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from distill3d.boxes import Boxes3D
 from distill3d.data.augment.image import AugmentConfig
+from distill3d.data.autolabels import labeller_of
 from distill3d.data.batching import picked
 from distill3d.data.kitti.raw import OBJECT_ID, RAW_IDENTITY, RawMapping, drive_of, is_raw_id
 from distill3d.data.sample import Batch
@@ -34,7 +35,7 @@ def trained_on(identity: str, frame_ids: list[str], teachers: list[dict]) -> dic
 
     Frames are listed under the data set's identity, those of KITTI's raw drives under ``kitti-raw`` whatever it is.
     """
-    own = {_listed(identity, frame) for frame in frame_ids}
+    own = {listed(identity, frame) for frame in frame_ids}
     frames = sorted(own.union(*(t["frames"] for t in teachers)))
     digest = hashlib.sha256("\n".join(frames).encode()).hexdigest()
     return {"identity": identity, "count": len(frames), "sha256": digest, "frames": frames}
@@ -55,7 +56,7 @@ def refuse_overlap(
     if allowed:
         return
     seen = set(card["trained_on"]["frames"])
-    overlap = sorted({_listed(identity, frame) for frame in eval_ids} & seen)
+    overlap = sorted({listed(identity, frame) for frame in eval_ids} & seen)
     if overlap:
         raise UserError(
             f"{where} was trained on {len(overlap)} of the {len(eval_ids)} evaluation frames ({overlap[0]}, ...): "
@@ -81,7 +82,21 @@ def refuse_overlap(
         )
 
 
-def _listed(identity: str, frame: str) -> str:
+def refuse_own_labels(root: Path, eval_ids: list[str], allowed: bool) -> None:
+    """Refuses to evaluate by labels that a detector wrote.
+
+    Raises:
+        UserError: it did (data/autolabels.py), and that was not allowed.
+    """
+    labeller = None if allowed else labeller_of(root, eval_ids)
+    if labeller is not None:
+        raise UserError(
+            f"{root}: frames of the evaluation were labelled by stage {labeller['stage']!r} of {labeller['recipe']!r}, "
+            "not by people: choose a split with true labels, or allow it with --allow-overlap"
+        )
+
+
+def listed(identity: str, frame: str) -> str:
     """A frame as cards list it."""
     return f"{RAW_PREFIX}{frame}" if is_raw_id(frame) else f"{identity}/{frame}"
 

@@ -22,6 +22,7 @@ from typing import Any, ClassVar
 import torch
 from streets import CANVAS, small_recipe
 
+import distill3d.autolabel
 import distill3d.diagnose
 import distill3d.evaluate.kitti
 import distill3d.export
@@ -60,6 +61,7 @@ class Case:
     share: int  # of the kills
     out: tuple[str, ...]  # what is compared, as patterns in its folder
     goes_on: bool = False  # called again, it does what is left
+    on_run: bool = False  # looks at a trained run, though it goes on; those that do not go on all do
     former: Callable[[Path], list[str]] | None = None  # a command that leaves older outputs in the same places
 
 
@@ -108,6 +110,12 @@ CASES = {
         Case("synth", lambda bench: synth("--workers", "1"), 25, ("streets/**/*",), goes_on=True),
         Case("synth, 2 workers", lambda bench: synth("--workers", "2"), 15, ("streets/**/*",), goes_on=True),
         Case("synth nuscenes", surround, 10, ("drives/**/*",), goes_on=True),
+        Case(
+            "autolabel",
+            lambda bench: ["autolabel", str(trained(bench) / "teacher"), str(bench / "streets"), "--out", "labels",
+                           "--score", "0"],
+            15, ("labels/**/*",), goes_on=True, on_run=True,
+        ),
         Case("eval --json", evaluation(1.0), 15, ("numbers.json",), former=evaluation(0.5)),
         Case("predict", prediction(0.0), 15, ("found/*",), former=prediction(0.9)),
         Case(
@@ -216,7 +224,7 @@ class Bench:
     def reference(self, case: Case) -> tuple[dict[str, Any], dict[str, Any], float]:
         """Older outputs, those of an undisturbed call, and its time (s)."""
         if case.name not in self.references:
-            if not case.goes_on and not trained(self.folder).exists():
+            if (case.on_run or not case.goes_on) and not trained(self.folder).exists():
                 self.run(train("teacher", "baseline", "monoskd")(self.folder), self.folder / "trained")
             folder = self.folder / "references" / case.name
             former = self.former(case, folder)

@@ -93,6 +93,7 @@ class KittiConfig(FrameConfig):
     folder: Literal["training", "testing"] = "training"
     min_height_scale: HeightScale = 1.0  # of the training difficulties; see training_difficulty
     lidar_augment: LidarAugmentConfig | None = None
+    labels: bool = True  # False: frames come out as if they had none
 
     def __post_init__(self) -> None:
         if is_in_range(self) and self.lidar_augment is not None and not self.points:
@@ -205,7 +206,7 @@ class FrameDataset(ABC, Generic[C]):
 class KittiDataset(FrameDataset[KittiConfig]):
     """KITTI frames as samples; labels index ``KITTI_CLASSES``, and every labelled class is kept.
 
-    Frames have no objects (None) where the folder ``label_2`` is absent.
+    Frames have no objects (None) where the folder ``label_2`` is absent, or not to be read: where not ``labelled``.
 
     Raises:
         UserError: a folder or the split file is absent, or (when a frame is read) one of its files is malformed.
@@ -217,7 +218,7 @@ class KittiDataset(FrameDataset[KittiConfig]):
         if not self.folder.is_dir():
             raise UserError(f"{self.folder}: no such folder, expected KITTI's layout (training/image_2, ...)")
         super().__init__(config, root, read_split(root / "ImageSets" / f"{config.split}.txt"))
-        self._labelled = (self.folder / "label_2").is_dir()
+        self.labelled = config.labels and (self.folder / "label_2").is_dir()
         self._planes = (self.folder / "planes").is_dir()
         if config.lidar_augment is not None:
             self._image_augment = None
@@ -234,7 +235,7 @@ class KittiDataset(FrameDataset[KittiConfig]):
         """
         config = self.config.lidar_augment or LidarAugmentConfig()
         scenes = (self._scene(frame) for frame in self.frame_ids)
-        if self.config.in_memory or not self._labelled:
+        if self.config.in_memory or not self.labelled:
             return ObjectDatabase.build(scenes, config.least_points)
         # Files are told apart by size and time of change: to read all scans would take as long as to build.
         paths = [self._path(kind, frame) for kind in ("velodyne", "calib", "label_2") for frame in self.frame_ids]
@@ -249,7 +250,7 @@ class KittiDataset(FrameDataset[KittiConfig]):
         config = self.config.lidar_augment
         if config is None:
             return source
-        database = self.object_database if self._labelled and config.counts else None
+        database = self.object_database if self.labelled and config.counts else None
         on_plane = self._planes and config.road_planes
         plane = read_plane(self._path("planes", source.frame_id)) if on_plane else None
         return augment_lidar(source, config, generator, database, self.classes, plane)
@@ -258,7 +259,7 @@ class KittiDataset(FrameDataset[KittiConfig]):
         return self.folder / kind / f"{frame}.{ENDINGS[kind]}"
 
     def _labels(self, frame: str) -> Objects | None:
-        return read_labels(self._path("label_2", frame), self.config.min_height_scale) if self._labelled else None
+        return read_labels(self._path("label_2", frame), self.config.min_height_scale) if self.labelled else None
 
     def _read(self, index: int) -> _Frame:
         frame = self.frame_ids[index]

@@ -125,14 +125,32 @@ def format_results(
         raise ValueError("KITTI results need score, box2d and alpha")
     boxes = boxes[(boxes.centre[:, 2] > 0) & (boxes.label != IGNORE)]
     assert boxes.score is not None and boxes.box2d is not None and boxes.alpha is not None
+    rows = zip(boxes.label.tolist(), _geometry(boxes, decimals), boxes.score.tolist(), strict=True)
+    head = " ".join(unknown)
+    return [f"{classes[label]} {head} {values} {score:.{score_decimals}f}" for label, values, score in rows]
+
+
+def format_labels(objects: Objects, classes: tuple[str, ...], decimals: int = RESULT_DECIMALS) -> list[str]:
+    """Objects of one frame as lines of KITTI's label format, which has no score.
+
+    Raises:
+        ValueError: a needed field is missing, or the boxes are in another frame.
+    """
+    boxes = objects.boxes
+    columns = boxes.label.tolist(), objects.truncation.tolist(), objects.occlusion.tolist(), _geometry(boxes, decimals)
+    return [
+        f"{classes[label]} {truncation:.2f} {occlusion} {values}"
+        for label, truncation, occlusion, values in zip(*columns, strict=True)
+    ]
+
+
+def _geometry(boxes: Boxes3D, decimals: int) -> list[str]:
+    """The numbers of each line from alpha to rotation_y."""
+    if boxes.box2d is None or boxes.alpha is None:
+        raise ValueError("lines of KITTI need box2d and alpha")
     hwl, bottom, rotation_y = to_kitti(boxes)
     table = torch.cat((boxes.alpha[:, None], boxes.box2d, hwl, bottom, rotation_y[:, None]), dim=1)
-    rows = zip(boxes.label.tolist(), _sound_boxes(table, decimals).tolist(), boxes.score.tolist(), strict=True)
-    head = " ".join(unknown)
-    return [
-        f"{classes[label]} {head} {' '.join(f'{v:.{decimals}f}' for v in values)} {score:.{score_decimals}f}"
-        for label, values, score in rows
-    ]
+    return [" ".join(f"{v:.{decimals}f}" for v in values) for values in _sound_boxes(table, decimals).tolist()]
 
 
 def _sound_boxes(table: Float[Tensor, "n 12"], decimals: int) -> Float[Tensor, "n 12"]:

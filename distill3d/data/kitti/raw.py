@@ -215,7 +215,7 @@ class KittiRawConfig(FrameConfig):
     """
 
     root: Path
-    frames: Path  # a list of frames, see ``read_list``
+    frames: Path | tuple[str, ...]  # a list of frames, see ``read_list``, or its file
     mapping: Path | None = None  # folder of train_mapping.txt and train_rand.txt
     depth: Literal["none", "lidar", "completed"] = field(default="none", kw_only=True)
 
@@ -232,7 +232,8 @@ class KittiRawDataset(FrameDataset[KittiRawConfig]):
         self.folder = frames_folder(root)
         if not self.folder.is_dir():
             raise UserError(f"{self.folder}: no such folder, expected KITTI raw's layout ({EXAMPLE}.png, ...)")
-        super().__init__(config, root, read_list(Path(config.frames)))
+        listed = config.frames
+        super().__init__(config, root, list(listed) if isinstance(listed, tuple) else read_list(Path(listed)))
         self._calibrations: dict[str, Calibration] = {}
 
     @cached_property
