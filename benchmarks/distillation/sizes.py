@@ -30,6 +30,11 @@ class Size:
     promise: str  # how long it takes, and on what
 
     @property
+    def has_many(self) -> bool:
+        """Whether the pool holds enough for the groups with few labels."""
+        return self.pool >= self.seeds * FEW + MANY
+
+    @property
     def pool(self) -> int:
         """Training frames in all: each seed's own, and enough for the largest of the sweep."""
         return max(*self.sweep, (self.seeds + self.search_seeds) * max(self.frames, self.bev_frames))

@@ -119,7 +119,10 @@ def groups(size: Size) -> dict[str, Group]:
                      _surround, seeds, other, surround=True)  # fmt: skip
     search = Group(SEARCH, f"The search: MonoDLE, {frames}, validation split", _search,
                    range(size.seeds, size.seeds + size.search_seeds), size.search_seeds)  # fmt: skip
-    return {group.name: group for group in (*camera, *sweep, bev, labelled, *few, surround, search)}
+    return {
+        group.name: group
+        for group in (*camera, *sweep, bev, labelled, *(few if size.has_many else ()), surround, search)
+    }
 
 
 def _camera(base: str, size: Size, seed: int, out: Path) -> Recipe:

@@ -102,7 +102,10 @@ def all_split(seed: int) -> str:
 
 
 def unlabelled_slices(size: Size) -> dict[str, tuple[int, int]]:
-    """The splits without labels: behind every seed's labelled frames; those of several seeds overlap."""
+    """The splits without labels: behind every seed's labelled frames; those of several seeds overlap.  None where the
+    pool is too small."""
+    if not size.has_many:
+        return {}
     first = size.seeds * FEW
     apart = (size.pool - first - MANY) // max(1, size.seeds - 1)
     return {unlabelled_split(seed): (first + seed * apart, MANY) for seed in range(size.seeds)}
@@ -118,7 +121,7 @@ def kitti_slices(size: Size) -> dict[str, tuple[int, int]]:
 
     Seeds do not share a frame as long as the pool holds enough for all of them.
     """
-    counts = {size.frames, size.bev_frames, *size.sweep}
+    counts = {size.frames, size.bev_frames, *size.sweep, *([FEW] if size.has_many else [])}
     return {
         train_split(count, seed): (min(seed * count, size.pool - count), count)
         for count in sorted(counts) for seed in range(size.seeds + size.search_seeds)
@@ -139,7 +142,7 @@ def _write_slices(folder: Path, slices: dict[str, tuple[int, int]]) -> None:
 
 def _write_unions(folder: Path, size: Size) -> None:
     """The splits with a seed's few labelled frames and its unlabelled ones together."""
-    for seed in range(size.seeds):
+    for seed in range(size.seeds if size.has_many else 0):
         parts = (train_split(FEW, seed), unlabelled_split(seed))
         text = "".join((folder / f"{name}.txt").read_text() for name in parts)
         (folder / f"{all_split(seed)}.txt").write_text(text)
