@@ -24,11 +24,18 @@ from distill3d.detectors import bevdepth, centerpoint
 from distill3d.detectors.base import BevGeometry, Detector, FeatureMap, ImageGeometry, Outputs
 from distill3d.detectors.bevdepth import UNSEEN, BEVDepth, BEVDepthConfig
 from distill3d.detectors.centerpoint import CenterPoint, PillarEncoderConfig
-from distill3d.distill.centre_responses import COMPARED, centre_box_loss, centre_class_loss, of_tasks
+from distill3d.distill.centre_responses import (
+    COMPARED,
+    centre_box_loss,
+    centre_class_loss,
+    of_tasks,
+    surround_box_loss,
+    surround_class_loss,
+)
 from distill3d.distill.context import Context, detached
 from distill3d.distill.masks import footprint_boxes, ground_geometry, whole_cells
 from distill3d.distill.methods import build_terms
-from distill3d.distill.methods.cmkd import CENTRE_RESPONSE, CMKDConfig
+from distill3d.distill.methods.cmkd import CENTRE_RESPONSE, SURROUND_RESPONSE, CMKDConfig
 from distill3d.distill.methods.monostl import GROUND, MonoSTLConfig, paint_weights, regions
 from distill3d.distill.methods.monotakd import MonoTAKDConfig, cmrd_loss, frames_with_depth, imd_loss
 from distill3d.distill.style import StyledConfig
@@ -65,12 +72,21 @@ LIDAR = centerpoint.tiny(
 )  # fmt: skip
 
 CMKD = CMKDConfig(teacher="teacher", teacher_tap="bev_0", **CENTRE_RESPONSE)
+SEVERAL_FIELDS = {"teacher": "teacher", "teacher_tap": "bev_0", "feature_weight": 50.0, **SURROUND_RESPONSE}
+SEVERAL = CMKDConfig(**SEVERAL_FIELDS)
 MONOTAKD = MonoTAKDConfig(teacher_tap="bev_0", **CENTRE_RESPONSE)
 MONOSTL = MonoSTLConfig(fusion_channels=8, **GROUND)
 #: Settings, the student's network, and its teachers.
 METHODS: dict[str, tuple[StyledConfig, BEVDepthConfig, tuple[str, ...]]] = {
     "cmkd": (CMKD, replace(STUDENT, bev_channels=WIDE), ("teacher",)),
     "cmkd of the assistant": (CMKD, ASSISTANT, ("teacher",)),
+    "several": (SEVERAL, replace(STUDENT, bev_channels=WIDE), ("teacher",)),
+    "several, released": (
+        CMKDConfig.styled("released", **SEVERAL_FIELDS), replace(STUDENT, bev_channels=WIDE), ("teacher",),
+    ),
+    "several, intended": (
+        CMKDConfig.styled("intended", **SEVERAL_FIELDS), replace(STUDENT, bev_channels=WIDE), ("teacher",),
+    ),
     "monotakd": (MONOTAKD, ALIGNED, ("teacher", "assistant")),
     "monotakd intended": (
         MonoTAKDConfig.styled("intended", teacher_tap="bev_0", **CENTRE_RESPONSE), ALIGNED, ("teacher", "assistant"),
@@ -81,6 +97,7 @@ METHODS: dict[str, tuple[StyledConfig, BEVDepthConfig, tuple[str, ...]]] = {
 }  # fmt: skip
 NAMES = {
     "cmkd": {"bev": 32.0, "response_cls": 1.0, "response_loc": 4.0},
+    "several": {"bev": 50.0, "response_cls": 0.2, "response_loc": 50.0},
     "monotakd": {"imd": 1.0, "cmrd": 0.2, "response_cls": 1.0, "response_loc": 4.0},
     "monostl": {"dasfd": 10.0, "dasrd": 1.0},
 }
@@ -323,10 +340,47 @@ def test_who_says_what_the_teacher_says_learns_nothing() -> None:
     assert centre_box_loss(student["box"], teacher["box"], teacher["heatmap"], HEAD, 0.1) == 0
 
 
+@given(st.floats(-4, 4), st.integers(0, 1000))
+def test_where_the_soft_focal_loss_of_several_cameras_ends(logit: float, seed: int) -> None:
+    """Its cross-entropy between probabilities is least where both agree; as released it pulls on, and the factor in
+    front of it alone lets the whole end there."""
+    teacher = torch.full((1, 3, 2, 2), logit, dtype=torch.float64)
+    apart = teacher + torch.randn(teacher.shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    for form in ("probabilities", "logits"):
+        same = teacher.clone().requires_grad_()
+        loss = surround_class_loss(same, teacher, HEAD, 0.5, form)
+        (gradient,) = torch.autograd.grad(loss, same)
+        assert loss == 0 and not gradient.any()
+        assert surround_class_loss(apart, teacher, HEAD, 0.5, form) > 0
+
+
+def test_boxes_of_several_cameras_cell_by_cell() -> None:
+    student, teacher = heads(0), {k: v.detach() for k, v in heads(1, -1.0).items()}
+    parts = ((0, 2), (2, 3), (3, 6), (6, 8), (8, 10))
+    every, positives = 0.0, 0.0
+    for task, kinds in enumerate(((0,), (1, 2))):
+        found = []
+        for b, y, x in cells():
+            q = max(sum(float(teacher["heatmap"].sigmoid()[b, k, y, x]) for k in kinds), 1e-4)
+            gap = (student["box"] - teacher["box"])[b, task, :, y, x].detach().abs()
+            error = torch.where(gap < 1, gap**2 / 2, gap - 0.5)
+            found.append((q, q * sum(float(error[first:last].mean()) for first, last in parts)))
+        every += sum(value for _, value in found) / len(found)
+        kept = [value for q, value in found if q > 0.1]
+        positives += sum(kept) / max(len(kept), 1)
+    maps = (student["box"], teacher["box"], teacher["heatmap"], HEAD, 0.1)
+    assert float(surround_box_loss(*maps).detach()) == pytest.approx(every, rel=1e-9)
+    assert float(surround_box_loss(*maps, mean="positives").detach()) == pytest.approx(positives, rel=1e-9)
+    nobody = torch.full_like(teacher["heatmap"], -30.0)
+    assert surround_box_loss(*maps[:2], nobody, HEAD, 0.1, mean="positives") == 0
+
+
 @pytest.mark.parametrize("kind", [CMKDConfig, MonoTAKDConfig])
 def test_centre_heads_have_no_directions(kind: Any) -> None:
     with pytest.raises(UserError, match="dir_weight must be 0, not 0.4"):
         build_terms(kind(response="centres"), {}, {})
+    with pytest.raises(UserError, match=r"response 'surround' dir_weight must be 0.*cls_weight 0.2 and loc_weight 50"):
+        build_terms(kind(response="surround"), {}, {})
 
 
 def test_responses_that_do_not_fit(teachers: dict[str, Detector]) -> None:
