@@ -237,6 +237,8 @@ STREET_SETTINGS = (
     ("--street.car-bodies", "hatchback"),
 )  # fmt: skip
 
+_LABELS = ("--out", "../out/labels", "--score", "0.01", "--max-frames", "2")
+
 #: Sound or nearly sound command lines of everything; what they name is not there, or small.
 COMMAND_LINES: tuple[Words, ...] = (
     (), ("--help",), ("--version",), ("doctor",), ("recipes",), ("recipes", "demo"), ("demo", "--out", "../out/demo"),
@@ -247,6 +249,7 @@ COMMAND_LINES: tuple[Words, ...] = (
     ("eval", "kitti", "--labels", "../in", "--predictions", "../in", "--style", "python"),
     ("eval", "nuscenes", "--data-root", "../in", "--predictions", "x.json", "--classes", "car", "truck"),
     ("raw-list", "../in", "--mapping", "../in", "--split", "x.txt", "--out", "../out/x.txt"),
+    ("autolabel", "../in", "../in", "--out", "../out/labels", "--layout", "raw", "--beside", "../in"),
     ("train", "demo", "--data-root", "../in", "--out", "../out"), ("train", "--help"), ("synth", "--help"),
 )  # fmt: skip
 
@@ -299,6 +302,10 @@ SURFACES = (
         "raw-list", makers.raw_drives,
         (("raw-list", "../in", "--mapping", "../in", "--split", "../in/split.txt", "--out", "../out/list.txt"),),
         ("in/*.txt", f"in/{makers.DATE}/*/*/data/*"), few=12, share=0.5,
+    ),
+    Surface(
+        "autolabel", makers.trained_run, (("autolabel", "../in/run/teacher", "../in", *_LABELS),),
+        (*KITTI_FILES, "in/run/recipe.yaml", "in/run/teacher/model.safetensors"), few=2, share=0.5,
     ),
     Surface(
         "predict", makers.model,
