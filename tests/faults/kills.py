@@ -268,10 +268,10 @@ def _frozen(value: Any) -> Any:
     return value.numpy().tobytes() if isinstance(value, torch.Tensor) else value
 
 
-def leftovers(folder: Path) -> list[str]:
-    """What is neither an output nor a record of outputs."""
+def leftovers(folder: Path) -> dict[int, str]:
+    """What is neither an output nor a record of outputs, by inode."""
     names = (f"{PART_BEGIN}*{PART_END}", f"{LOCK}*", "*.tmp")
-    return [str(p.relative_to(folder)) for name in names for p in folder.rglob(name)]
+    return {p.stat().st_ino: str(p.relative_to(folder)) for name in names for p in folder.rglob(name)}
 
 
 @dataclass
@@ -289,6 +289,8 @@ def kill_once(bench: Bench, case: Case, folder: Path, draw: random.Random) -> Ki
     """Starts a command, ends it at a random moment and looks at what it left."""
     former, whole, seconds = bench.reference(case)
     number, after = draw.choice(SIGNALS), draw.uniform(0, 1.05 * seconds)
+    # Left by a process that was killed before, and there until a command gets as far as to take it away.
+    before = leftovers(folder) if folder.exists() else {}
     command = Command.start(case.arguments(bench.folder), folder)
     time.sleep(max(0.0, command.began + after - time.monotonic()))
     os.kill(command.process, number)
@@ -316,7 +318,7 @@ def kill_once(bench: Bench, case: Case, folder: Path, draw: random.Random) -> Ki
     if code == expected and number != signal.SIGKILL:
         if said.count(f"was stopped by {number.name}; ") != 1:
             faults.append(f"said {said[-300:]!r}")
-        if left := leftovers(folder):
+        if left := [name for inode, name in leftovers(folder).items() if inode not in before]:
             faults.append(f"leftovers {left}")
     if not case.goes_on:
         for name, value in content(folder, case.out).items():
@@ -337,7 +339,7 @@ def finish(bench: Bench, case: Case, folder: Path) -> list[str]:
     differ = [name + _parts(found.get(name), whole.get(name)) for name in differ[:5]]
     faults = [f"called again it gives other content: {differ}"] if differ else []
     if left := leftovers(folder):
-        faults.append(f"leftovers after all {left}")
+        faults.append(f"leftovers after all {[*left.values()]}")
     return faults
 
 
