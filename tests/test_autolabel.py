@@ -352,6 +352,7 @@ def test_another_focal_length_is_refused(recipe: Recipe, streets: Path, tmp_path
     run = made_up_run(tmp_path, recipe, "baseline", focal=2 * focal_of(streets))
     with pytest.raises(UserError, match="learned depth at a focal length of"):
         quiet(run, streets, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
 
 
 def test_the_command(recipe: Recipe, streets: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

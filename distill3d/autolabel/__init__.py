@@ -16,6 +16,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from jaxtyping import Float
+from torch import Tensor
 
 from distill3d.autolabel.kitti import KittiSet
 from distill3d.autolabel.nuscenes import SurroundSet
@@ -25,12 +27,12 @@ from distill3d.data.collate import batches
 from distill3d.data.kitti.dataset import KittiConfig, KittiDataset
 from distill3d.data.kitti.raw import KittiRawConfig, KittiRawDataset, list_raw_frames
 from distill3d.data.nuscenes.dataset import NuScenesConfig, NuScenesDataset
-from distill3d.data.sample import Batch
 from distill3d.detectors.base import Detector
 from distill3d.devices import find_device
 from distill3d.errors import UserError
 from distill3d.files import PART_BEGIN, read_bytes, read_json, read_yaml, sweep_below, write_text
 from distill3d.lock import LOCK, only_writer
+from distill3d.predict import FOCAL_TOLERANCE
 from distill3d.settings import Number, Share, Workers, check_settings, from_plain
 from distill3d.train.card import require
 from distill3d.train.checkpoint import WEIGHTS, load_detector
@@ -41,8 +43,6 @@ from distill3d.train.sources import frame_settings, surround_settings
 from distill3d.train.teachers import listed
 
 Layout = Literal["kitti", "raw", "nuscenes"]
-#: A picture's focal length may differ by this share from that at which a detector learned depth.
-FOCAL_TOLERANCE = 0.05
 #: Distances by which boxes are counted, m.
 RINGS = (0.0, 20.0, 40.0)
 
@@ -105,6 +105,10 @@ def autolabel(run: Path, data: Path, config: AutolabelConfig, progress: bool = T
     detector, card = load_detector(run)
     require(card, run, "trained_on.frames", "detector", "stage", "recipe")
     labelled = _open(run, data, config, detector, card)
+    looks_for_depth = detector.config.input != "points" and "version" not in card
+    if looks_for_depth:  # before anything is written
+        first = labelled.dataset.get(0)
+        _refuse_other_focal(first.camera.projection, first.frame_id, card, run)
     frames = labelled.frames
     record = {**_settings(data, config), "labeller": _labeller(run, card), "frames": frames}
     with _claimed(config.out, record):
@@ -115,8 +119,8 @@ def autolabel(run: Path, data: Path, config: AutolabelConfig, progress: bool = T
         with ProgressBar("labels", len(frames), len(frames) - len(missing), progress) as bar, torch.no_grad():
             for batch in steps:
                 batch = batch.to(device)
-                if isinstance(batch, Batch) and detector.config.input != "points":
-                    _refuse_other_focal(batch, card, run)
+                if looks_for_depth:
+                    _refuse_other_focal(batch.camera.projection[0], batch.frame_ids[0], card, run)
                 (boxes,) = detector.decode(detector(batch), batch)
                 assert boxes.score is not None
                 boxes = boxes[boxes.score >= config.score].to("cpu")
@@ -158,11 +162,11 @@ def _remarks(config: AutolabelConfig, card: dict[str, Any], own: int) -> list[st
     return remarks
 
 
-def _refuse_other_focal(batch: Batch, card: dict[str, Any], run: Path) -> None:
-    focal, learned = float(batch.camera.projection[0, 0, 0]), card.get("focal")
+def _refuse_other_focal(projection: Float[Tensor, "3 4"], frame: str, card: dict[str, Any], run: Path) -> None:
+    focal, learned = float(projection[0, 0]), card.get("focal")
     if learned is not None and abs(focal / learned - 1) > FOCAL_TOLERANCE:
         raise UserError(
-            f"{run} learned depth at a focal length of {learned:.0f} px on its canvas, frame {batch.frame_ids[0]} has "
+            f"{run} learned depth at a focal length of {learned:.0f} px on its canvas, frame {frame} has "
             f"{focal:.0f} px: its boxes would be wrong by as much"
         )
 
