@@ -29,8 +29,8 @@ PREFIX = "distill3d: "
 MOST_PROCESSES = 8
 #: Kinds of characters that a terminal would obey or reorder instead of showing.
 HIDDEN = ("Cc", "Cf", "Cs", "Zl", "Zp")
-#: What long work says on its way.
-PROGRESS = re.compile(r"(?!distill3d: ).*: \d+/\d+.*|")
+#: What long work says on its way: how far it is, and what it warns of before it goes on.
+PROGRESS = re.compile(r"(?!distill3d: ).*: \d+/\d+.*|warning: .*|")
 
 
 class Hang(BaseException):

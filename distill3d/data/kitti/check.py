@@ -15,8 +15,7 @@ from distill3d.camera import Camera, misfit
 from distill3d.data.depth import read_depth
 from distill3d.data.faults import Fault
 from distill3d.data.kitti.calibration import CAMERA_LINE, LIDAR_LINES, parse_calibration
-from distill3d.data.kitti.labels import parse_labels
-from distill3d.data.kitti.lines import Z
+from distill3d.data.kitti.labels import faults_behind, parse_labels
 from distill3d.data.kitti.scans import VELODYNE_COLUMNS, glance_at_points, read_points
 from distill3d.data.pictures import picture_size, read_image
 from distill3d.errors import UserError
@@ -160,13 +159,9 @@ def _size(values: Tensor) -> tuple[int, int]:
 
 
 def _label_faults(text: str) -> list[Fault]:
-    """Faults of the lines, and objects behind the camera (well-formed, but no detector can learn from them)."""
+    """Faults of the lines, and boxes behind the camera."""
     lines, faults = parse_labels(text, scored=False)
-    for line in lines:
-        z = line.numbers[Z]
-        if line.name != "DontCare" and z <= 0:
-            faults.append(Fault(line.line, f"the {line.name} lies behind the camera (z = {z:g} m)"))
-    return faults
+    return faults + faults_behind(lines)
 
 
 def _calibration_faults(text: str, required: tuple[str, ...], size: tuple[int, int] | None) -> list[Fault]:

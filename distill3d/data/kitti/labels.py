@@ -16,7 +16,11 @@ from distill3d.boxes import IGNORE, KITTI_CLASSES, Boxes3D, from_kitti, to_kitti
 from distill3d.data.faults import Fault, refuse_faults
 from distill3d.data.kitti.lines import (
     LABEL_FIELDS,
+    LENGTH,
     MOST_CHARACTERS,
+    ROTATION_Y,
+    WIDTH,
+    Z,
     has_box_3d,
     line_faults,
     sound_numbers,
@@ -65,6 +69,20 @@ def parse_labels(text: str, scored: bool | None = None) -> tuple[list[LabelLine]
     return lines, faults
 
 
+def faults_behind(lines: list[LabelLine]) -> list[Fault]:
+    """Labels of boxes that lie behind the camera as a whole: no picture can show them.
+
+    A centre behind it is no fault: a tram or a truck that drives past may have its there.
+    """
+    faults = []
+    for line in lines:
+        width, length, z, rotation_y = (line.numbers[field] for field in (WIDTH, LENGTH, Z, ROTATION_Y))
+        ahead = (length * abs(math.sin(rotation_y)) + width * abs(math.cos(rotation_y))) / 2
+        if line.name != "DontCare" and z + ahead <= 0:
+            faults.append(Fault(line.line, f"the {line.name} lies behind the camera (z = {z:g} m)"))
+    return faults
+
+
 def training_difficulty(
     box2d: Float[Tensor, "n 4"], truncation: Float[Tensor, "n"], occlusion: Int[Tensor, "n"], height_scale: float = 1.0
 ) -> Int[Tensor, "n"]:
@@ -90,9 +108,11 @@ def read_labels(path: Path, height_scale: float = 1.0) -> Objects:
     otherwise NaN.
 
     Raises:
-        UserError: the file is absent or a line is malformed.
+        UserError: the file is absent, a line is malformed, or a label's box lies behind the camera.
     """
     lines, faults = parse_labels(read_text(path))
+    if lines and len(lines[0].numbers) < len(LABEL_FIELDS):
+        faults += faults_behind(lines)
     refuse_faults(path, faults)
     width = len(lines[0].numbers) if lines else len(LABEL_FIELDS) - 1
     table = torch.from_numpy(np.array([line.numbers for line in lines], np.float64).reshape(-1, width))

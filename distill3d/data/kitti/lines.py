@@ -19,7 +19,7 @@ LABEL_FIELDS = (
     "x", "y", "z", "rotation_y", "score",
 )  # fmt: skip
 (
-    TRUNCATED, OCCLUDED, _, LEFT, TOP, RIGHT, BOTTOM, HEIGHT, WIDTH, LENGTH, X, Y, Z, *_,
+    TRUNCATED, OCCLUDED, _, LEFT, TOP, RIGHT, BOTTOM, HEIGHT, WIDTH, LENGTH, X, Y, Z, ROTATION_Y, _,
 ) = range(len(LABEL_FIELDS))  # fmt: skip
 #: Words on a line, the class name among them.
 LABEL_WORDS, RESULT_WORDS = len(LABEL_FIELDS), len(LABEL_FIELDS) + 1

@@ -65,7 +65,7 @@ FAULTS = [
     (LABEL, swap("12.00", "twelve"), 1, "z is 'twelve'"),
     (LABEL, swap("12.00", "nan"), 1, "z is 'nan'"),
     (LABEL, swap("12.00", "-12.00"), 1, "lies behind the camera (z = -12 m)"),
-    (LABEL, swap("8.00 0.04", "0 0.04"), 2, "lies behind the camera (z = 0 m)"),
+    (LABEL, swap("8.00 0.04", "-1 0.04"), 2, "lies behind the camera (z = -1 m)"),
     (LABEL, swap("3.90", "-3.90"), 1, "length is -3.9 m"),
     (LABEL, swap("20.00", "40.00"), 1, "right 34.00 before left 40.00"),
     (LABEL, swap("8.00 -1 -1", "1.00 -1 -1"), 3, "bottom 1.00 above top 2.00"),

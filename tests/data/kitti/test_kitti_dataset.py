@@ -12,11 +12,13 @@ from distill3d.data.augment.image import AugmentConfig, frame_generator
 from distill3d.data.collate import collate
 from distill3d.data.depth import write_depth
 from distill3d.data.kitti.calibration import read_calibration
+from distill3d.data.kitti.check import check_kitti
 from distill3d.data.kitti.dataset import KittiConfig, KittiDataset
 from distill3d.data.kitti.labels import read_labels
 from distill3d.data.kitti.scans import read_points
 from distill3d.data.pictures import read_image
 from distill3d.data.sample import Sample
+from distill3d.detectors.monodle import MonoDLE, tiny
 from distill3d.errors import UserError
 
 
@@ -97,6 +99,22 @@ def test_frames_without_labels(kitti_root: Path) -> None:
     assert dataset.get(0).objects is not None
     (kitti_root / "testing/label_2").rename(kitti_root / "elsewhere")
     assert KittiDataset(config(kitti_root, folder="testing")).get(0).objects is None
+
+
+def test_a_car_that_drives_past(kitti_root: Path) -> None:
+    """Its centre lies behind the camera, its front is in the picture: sound, and nothing for a camera to learn from."""
+    path = kitti_root / "training/label_2/000000.txt"
+    passing = "Car 0.40 0 -1.90 1.00 0.00 30.00 19.00 1.50 1.70 4.60 -3.00 1.70 -1.00 -1.57\n"
+    path.write_text(passing + path.read_text())
+    assert check_kitti(kitti_root) == []
+    dataset = KittiDataset(config(kitti_root, canvas=(64, 32)))
+    batch = collate([dataset.get(0)])
+    assert batch.objects is not None and float(batch.objects.centre[0, 0, 2]) < 0
+    detector = MonoDLE(tiny())
+    targets = detector.encode(batch)
+    assert not targets.mask_2d[0, 0]
+    losses = detector.loss(detector(batch), batch, targets)
+    assert all(value.isfinite() for value in losses.values())
 
 
 def test_user_errors(kitti_root: Path) -> None:

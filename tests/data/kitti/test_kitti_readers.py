@@ -109,6 +109,7 @@ def car(**changes: str) -> str:
         (car(occ="4"), 1, "occluded is 4"),
         (car(occ="0.5"), 1, "occluded is 0.5"),
         (f"{CAR}\n{CAR} 0.9", 2, "some lines have a score"),
+        (car(z="-4"), 1, "the Car lies behind the camera"),
     ],
 )
 def test_malformed_labels(tmp_path: Path, text: str, line: int, words: str) -> None:
