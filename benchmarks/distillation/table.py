@@ -13,14 +13,15 @@ from typing import Any
 
 from distill3d.detectors.monodle import HEAT_CLASSES
 from distill3d.distill.methods.dense_truth import DenseTruthConfig
+from distill3d.distill.methods.labeldistill import LabelDistillConfig
 from distill3d.distill.methods.monoskd import MonoSKDConfig
 from distill3d.layers.heads.anchors import KITTI_ANCHORS
 from distill3d.recipes import get_recipe
 from distill3d.recipes.head_start import NAME, head_start
 from distill3d.recipes.kitti import BASES, METHODS
-from distill3d.recipes.surround import tiny_labeldistill, tiny_surround
+from distill3d.recipes.surround import tiny_labeldistill, tiny_surround, tiny_surround_labelled
 from distill3d.recipes.synthetic import tiny_labelled
-from distill3d.train.recipe import EvaluationConfig, Recipe, StageConfig
+from distill3d.train.recipe import EvaluationConfig, Recipe, StageConfig, SurroundDatasetConfig
 
 from . import few_labels, worlds
 from .search import continued, twice_as_long, with_candidates
@@ -41,8 +42,11 @@ OTHERWISE = {"gupnet": {"score_threshold": 0.02}}
 CONFIRMED_IN = "monodle"
 #: The group whose rows are candidates and no results.
 SEARCH = "search"
-#: The group of CaDDN's rows on few labels and many drives; MonoDLE's is called so with its name behind.
-FEW_LABELS = "few_labels"
+#: The groups of CaDDN's rows on few labels and many drives, and of the ceiling; MonoDLE's have its name behind.
+FEW_LABELS, ALL_LABELS = "few_labels", "all_labels"
+#: Least steps of LabelDistill's longer students, and the share of them over which its terms rise where nothing is
+#: learned yet.
+LONG_STEPS, WARM_UP = 2500, 0.2
 #: Groups of the sweep are called so, with their number of frames.
 SWEEP = "frames_"
 #: What a row's gain is measured against, where nothing else is said.
@@ -52,6 +56,7 @@ LONGER = f"{BASELINE}_longer"
 TWICE = {name: f"{name}_longer" for name in (*METHODS, NAME, "dense_truth")}
 #: The trained baseline trained on, and the rows that go on from it, too.
 CONTINUED = "continued"
+SURROUND_LABELLED = tuple(stage.name for stage in tiny_surround_labelled().stages if stage.role == "student")
 LABELLED = tuple(stage.name for stage in tiny_labelled().stages if stage.role == "student")
 AGAINST_LONGER = (*TWICE.values(), f"{NAME}_from_baseline", f"{CONTROLLED}_continued")
 
@@ -66,6 +71,7 @@ class Group:
     seeds: range  # that there can be
     asked: int  # of these seeds, without which a row is not finished
     surround: bool = False
+    when_named: bool = False  # takes hours of its own: trained only where it is named
     chosen_here: bool = False  # whether rows are also judged on the validation split, by which one is chosen
     short: str = ""  # what a picture calls it, by default its title up to the comma
     against: Mapping[str, str] = field(default_factory=dict)  # row: the row its gain is measured against
@@ -101,28 +107,51 @@ def groups(size: Size) -> dict[str, Group]:
     labelled = Group("caddn_labelled", f"CaDDN, students that keep their labels, {size.bev_frames} training frames",
                      _labelled, seeds, size.seeds, chosen_here=True, short="CaDDN, labels kept",
                      against=dict.fromkeys(LABELLED, CONTINUED))  # fmt: skip
-    counts = f"{FEW} labelled frames, {MANY} without labels"
-    few = [
-        Group(FEW_LABELS, f"CaDDN, {counts}", partial(_few_labels, FEW_LABELS, "tiny_bev", few_labels.bev), seeds,
-              size.seeds, short="CaDDN, few labels"),
-        Group(f"{FEW_LABELS}_monodle", f"MonoDLE, {counts}",
-              partial(_few_labels, f"{FEW_LABELS}_monodle", "tiny_monodle", few_labels.camera), seeds, other,
-              short="MonoDLE, few labels"),
-        Group("all_labels", f"CaDDN, the same {FEW + MANY} frames, all with labels",
-              partial(_few_labels, "all_labels", "tiny_bev", few_labels.ceiling), seeds, size.seeds,
-              short="CaDDN, all labels"),
-        Group("all_labels_monodle", f"MonoDLE, the same {FEW + MANY} frames, all with labels",
-              partial(_few_labels, "all_labels_monodle", "tiny_monodle", few_labels.ceiling), seeds, other,
-              short="MonoDLE, all labels"),
-    ]  # fmt: skip
-    surround = Group("bevdepth", f"BEVDepth, six cameras, {size.drives * size.drive_frames} training key frames",
-                     _surround, seeds, other, surround=True)  # fmt: skip
     search = Group(SEARCH, f"The search: MonoDLE, {frames}, validation split", _search,
-                   range(size.seeds, size.seeds + size.search_seeds), size.search_seeds)  # fmt: skip
-    return {
-        group.name: group
-        for group in (*camera, *sweep, bev, labelled, *(few if size.has_many else ()), surround, search)
-    }
+                   range(size.seeds, size.seeds + size.search_seeds), size.search_seeds, when_named=True)  # fmt: skip
+    known = (*camera, *sweep, bev, labelled, *_few_label_groups(size), *_surround_groups(size), search)
+    return {group.name: group for group in known}
+
+
+def _few_label_groups(size: Size) -> list[Group]:
+    """Those with few labels, and the ceilings of both bases; none where the pool of frames is too small."""
+    if not size.has_many:
+        return []
+    groups = []
+    for base, preset, rows, title, asked in (
+        ("", "tiny_bev", few_labels.bev, "CaDDN", size.seeds),
+        ("_monodle", "tiny_monodle", few_labels.camera, "MonoDLE", size.other_seeds),
+    ):
+        for name, stages, about, short in (
+            (f"{FEW_LABELS}{base}", rows, f"{FEW} labelled frames, {MANY} without labels", "few labels"),
+            (f"{ALL_LABELS}{base}", few_labels.ceiling, f"the same {FEW + MANY} frames, all with labels", "all labels"),
+        ):
+            recipe = partial(_few_labels, name, preset, stages)
+            groups.append(
+                Group(
+                    name,
+                    f"{title}, {about}",
+                    recipe,
+                    range(size.seeds),
+                    asked,
+                    short=f"{title}, {short}",
+                    when_named=True,
+                )
+            )
+    return groups
+
+
+def _surround_groups(size: Size) -> list[Group]:
+    seeds, other = range(size.seeds), size.other_seeds
+    on = f"six cameras, {size.drives * size.drive_frames} training key frames"
+    long = {"labeldistill_begun": CONTINUED, "labeldistill_long": "baseline_long"}
+    return [
+        Group("bevdepth", f"BEVDepth, {on}", _surround, seeds, other, surround=True),
+        Group("bevdepth_labelled", f"BEVDepth, from the trained baseline, {on}", _surround_labelled, seeds, other,
+              surround=True, short="BEVDepth, labels kept", against=dict.fromkeys(SURROUND_LABELLED, CONTINUED)),
+        Group("labeldistill", f"LabelDistill for {LONG_STEPS} steps, {on}", _labeldistill_long, seeds, size.seeds,
+              surround=True, when_named=True, short="BEVDepth, longer", against=long),
+    ]  # fmt: skip
 
 
 def _camera(base: str, size: Size, seed: int, out: Path) -> Recipe:
@@ -194,7 +223,7 @@ def _labelled(size: Size, seed: int, out: Path) -> Recipe:
 
 def _few_labels(name: str, preset: str, rows: Callable[[Recipe], Recipe], size: Size, seed: int, out: Path) -> Recipe:
     """A preset's rows on few labels, or their ceiling on all, with all classes; as many steps whatever the size."""
-    recipe = few_labels.on_frames(rows(get_recipe(preset)), name, size, seed, out, name.startswith("all_labels"))
+    recipe = few_labels.on_frames(rows(get_recipe(preset)), name, size, seed, out, name.startswith(ALL_LABELS))
     recipe = replace(recipe, stages=tuple(_all_classes(stage) for stage in recipe.stages))
     return _shortened(recipe, 1.0, seed)
 
@@ -213,12 +242,41 @@ def _surround(size: Size, seed: int, out: Path) -> Recipe:
     whole = tuple(stage for stage in recipe.stages if stage.name not in LABELDISTILL_PARTS)
     known = {stage.name for stage in recipe.stages}
     stages = whole + tuple(stage for stage in other.stages if stage.name not in known)
-    dataset = replace(
+    recipe = replace(recipe, name="bevdepth", stages=stages, dataset=_drives(recipe, seed, out))
+    return _shortened(recipe, size.drive_epochs, seed)
+
+
+def _surround_labelled(size: Size, seed: int, out: Path) -> Recipe:
+    recipe = tiny_surround_labelled()
+    recipe = replace(recipe, name="bevdepth_labelled", dataset=_drives(recipe, seed, out))
+    return _shortened(recipe, size.drive_epochs, seed)
+
+
+def _labeldistill_long(size: Size, seed: int, out: Path) -> Recipe:
+    """LabelDistill from the trained baseline, and from nothing with a warm-up of its terms, each beside the same
+    without a teacher; in the folder of the group "bevdepth": they share its teacher, label encoder and baseline."""
+    recipe = _surround(size, seed, out)
+    names = ("teacher", "label_encoder", BASELINE, "labeldistill")
+    teacher, encoder, baseline, taught = (recipe.stage(name) for name in names)
+    steps = max(1, size.drives * size.drive_frames // baseline.schedule.batch_size)
+    longer = replace(baseline.schedule, epochs=-(-LONG_STEPS // steps))
+    assert isinstance(taught.method, LabelDistillConfig)
+    stages = (
+        teacher, encoder, baseline,
+        replace(baseline, name=CONTINUED, role="control", schedule=longer, init=BASELINE),
+        replace(taught, name="labeldistill_begun", schedule=longer, init=BASELINE),
+        replace(baseline, name="baseline_long", role="control", schedule=longer),
+        replace(taught, name="labeldistill_long", schedule=longer, method=replace(taught.method, warm_up=WARM_UP)),
+    )  # fmt: skip
+    return replace(recipe, stages=stages)
+
+
+def _drives(recipe: Recipe, seed: int, out: Path) -> SurroundDatasetConfig:
+    assert isinstance(recipe.dataset, SurroundDatasetConfig)
+    return replace(
         recipe.dataset, root=worlds.drives_folder(out), identity="benchmark-drives",
         train_split=worlds.drive_split(seed), eval_split="test",
     )  # fmt: skip
-    recipe = replace(recipe, name="bevdepth", stages=stages, dataset=dataset)
-    return _shortened(recipe, size.drive_epochs, seed)
 
 
 def _on_streets(recipe: Recipe, name: str, size: Size, frames: int, seed: int, out: Path) -> Recipe:
