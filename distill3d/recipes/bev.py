@@ -75,7 +75,7 @@ PUBLISHED_MONOTAKD = (
 #: Of recipes in which labels stay in the student's loss.
 UNPUBLISHED_LABELLED = (
     "not published: CMKD and MonoTAKD look at no label on KITTI; the same student on labels alone 20.60 / 14.75 / "
-    "12.59 on val (Cc-Hy/CMKD tracker)"
+    f"12.59 on val (Cc-Hy/CMKD tracker), {UNKNOWN_CHOICE}"
 )
 UNPUBLISHED_TEACHER = "no number is published for this teacher; its authors evaluate the last epochs' checkpoints"
 

@@ -61,11 +61,11 @@ PUBLISHED_MONOTAKD = (
 )
 PUBLISHED_CMKD = (
     "CMKD's code for several cameras, on BEVDet, at this library's BEVDepth: with ResNet-50 30.7 mAP / 38.2 NDS on val "
-    "before, 34.7 / 42.6 after (Cc-Hy/CMKD readme)"
+    f"before, 34.7 / 42.6 after (Cc-Hy/CMKD readme), {UNKNOWN_CHOICE}"
 )
 UNPUBLISHED_LABELLED = (
-    "not published in this form: students begin as the trained baseline; CMKD's terms are those of its code for "
-    "several cameras, MonoTAKD's are inferred from its code for KITTI"
+    "no number is published of this form: students begin as the trained baseline; CMKD's terms are those of its code "
+    "for several cameras, MonoTAKD's are inferred from its code for KITTI"
 )
 PUBLISHED_MONOSTL = (
     "inferred: MonoSTL's code holds nothing for surround views and no number of it could be obtained; regions are the "
