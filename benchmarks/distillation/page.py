@@ -238,8 +238,8 @@ def picture(size: str, found: Sequence[Comparison]) -> Picture:
                      f"{one.words} over {over}, {one.gain.n} seeds")
             for one in several
         ]  # fmt: skip
-        level = f"{spoken(over)}: {average(headline(group, over)).mean:.1f} ({steps(group, over):,} steps)"
-        blocks.append(IntervalBlock(f"{short} · {metric(group)} · {level}", rows, grey))
+        level = f"{spoken(over)} {average(headline(group, over)).mean:.1f} at {steps(group, over):,} steps"
+        blocks.append(IntervalBlock(f"{short} · {metric(group)}", rows, grey, level))
     keys = [
         ("up", "better"), ("down", "worse"), ("noise", f"noise: {CLEAR:g} standard errors, the line, reach 0"),
         ("control", "italic: a control, no method"), ("grey", f"baseline below {FLOOR:g}: says little"),

@@ -310,6 +310,7 @@ class IntervalBlock:
     title: str
     rows: Sequence[Interval]
     grey: bool = False  # they say little
+    aside: str = ""  # at the heading's end
 
 
 def interval_chart(
@@ -365,7 +366,8 @@ def _columns(blocks: Sequence[IntervalBlock]) -> tuple[Sequence[IntervalBlock], 
 def _block(block: IntervalBlock, left: float, right: float, top: float, at_x: Callable[[float], float]) -> str:
     """A heading, over a strip of the page's colour so that no line of the grid crosses it, and the rows below."""
     drawn = [f'<rect class="paper" x="{left:.1f}" y="{top + 2:.1f}" width="{right - left:.1f}" height="{ROW_HEIGHT}"/>',
-             _text("block", left, top + ROW_HEIGHT - 4, block.title, "start")]  # fmt: skip
+             _text("block", left, top + ROW_HEIGHT - 4, block.title, "start"),
+             _text("aside", right, top + ROW_HEIGHT - 4, block.aside, "end") if block.aside else ""]  # fmt: skip
     for index, row in enumerate(sorted(block.rows, key=lambda row: -row.mean)):
         y = top + ROW_HEIGHT * (index + 1.5) + 2
         kind = "grey" if block.grey else row.kind

@@ -25,7 +25,8 @@ CHARTS = """
 .chart .axis { stroke: var(--faint); stroke-width: 1; }
 .chart .curve { fill: none; stroke-width: 2; stroke-linejoin: round; stroke-linecap: butt; }
 .chart .row, .chart .block { fill: var(--ink); }
-.chart .block { font-weight: 600; }
+.chart .block { font-weight: 600; font-size: 12.5px; }
+.chart .aside { font-size: 12px; }
 .chart .paper { fill: var(--paper); }
 .chart .control { font-style: italic; }
 .chart .zero { stroke: var(--soft); stroke-width: 1.5; }
