@@ -51,8 +51,8 @@ ASSISTANT = replace(TAUGHT, input="rgb+gt_depth", depth_weight=0.0)
 ALIGNED = replace(TAUGHT, spatial_alignment=True, fusion="ffm", depth_weight=0.0)
 #: MonoTAKD's student where its head is trained already.
 LABELLED_ALIGNED = replace(STUDENT, spatial_alignment=True, fusion="skip")
-#: Beside labels: how the map terms are compared and how much they may weigh was chosen on synthetic streets
-#: (docs/bev-family.md).
+#: Beside labels.  How the map terms are compared and how much they may weigh is this project's first guess, which no
+#: measurement has confirmed yet.
 CMKD_LABELLED = CMKDConfig(nonzero_weighting=True, compared="adapted", map_share=0.5)
 MONOTAKD_LABELLED = MonoTAKDConfig(map_share=0.5)
 #: CMKD's weights with a PointPillars teacher.

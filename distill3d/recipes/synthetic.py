@@ -112,8 +112,8 @@ def tiny_bev() -> Recipe:
     )  # fmt: skip
 
 
-#: CMKD's terms on maps and what might make them help students that keep their labels; chosen on the benchmark's
-#: validation split (docs/bev-family.md), where the rows stand beside each other.
+#: CMKD's terms on maps and what might make them help students that keep their labels: rows of the benchmark, to be
+#: chosen from on its validation split.
 MAP_WAYS: dict[str, CMKDConfig] = {
     "responses": CMKDConfig(feature_weight=0.0),
     "published": CMKDConfig(nonzero_weighting=True),
@@ -123,7 +123,7 @@ MAP_WAYS: dict[str, CMKDConfig] = {
     "standardised": CMKDConfig(nonzero_weighting=True, compared="standardised", map_share=0.5),
     "adapted": CMKDConfig(nonzero_weighting=True, compared="adapted", map_share=0.5),
 }
-#: The way that ``cmkd_labelled`` and ``monotakd_labelled`` take.
+#: The way that ``cmkd_labelled`` takes: a first guess, which no measurement has confirmed yet.
 CHOSEN = "adapted"
 
 
