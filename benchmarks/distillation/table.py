@@ -199,7 +199,7 @@ def _sweep(frames: int, size: Size, seed: int, out: Path) -> Recipe:
     """Teacher, baseline and MonoSKD's student on more or fewer frames, for as many steps as whole epochs allow."""
     recipe = _on_streets(get_recipe(f"tiny_{CONFIRMED_IN}"), f"{SWEEP}{frames}", size, frames, seed, out)
     stages = tuple(
-        replace(s, detector=replace(s.detector, classes=HEAT_CLASSES),
+        replace(_all_classes(s),
                 schedule=replace(s.schedule, epochs=max(1, round(s.schedule.epochs * size.frames / frames))))
         for s in recipe.stages if s.name in ("teacher", "baseline", CONTROLLED)
     )  # fmt: skip

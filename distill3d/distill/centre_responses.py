@@ -93,8 +93,7 @@ def centre_box_loss(
     q = of_tasks(teacher_heatmap.sigmoid(), head)
     said, taught = (box[:, :, :COMPARED] for box in (student, teacher))
     error = F.smooth_l1_loss(said, taught, reduction="none").sum(2)
-    kept = q > positive
-    return (torch.where(kept, q * error, 0).sum((0, 2, 3)) / kept.sum((0, 2, 3)).clamp(min=1)).sum()
+    return _mean_where(q > positive, q * error)
 
 
 @full_precision
@@ -131,8 +130,12 @@ def surround_box_loss(
     weighted = q * torch.stack([branch.mean(2) for branch in error]).sum(0)
     if mean == "cells":
         return weighted.mean((0, 2, 3)).sum()
-    kept = q > positive
-    return (torch.where(kept, weighted, 0).sum((0, 2, 3)) / kept.sum((0, 2, 3)).clamp(min=1)).sum()
+    return _mean_where(q > positive, weighted)
+
+
+def _mean_where(kept: Bool[Tensor, "b t y x"], values: Float[Tensor, "b t y x"]) -> Float[Tensor, ""]:
+    """Each task's mean over the cells that are kept, 0 without any, summed over tasks."""
+    return (torch.where(kept, values, 0).sum((0, 2, 3)) / kept.sum((0, 2, 3)).clamp(min=1)).sum()
 
 
 def _per_sure_cell(

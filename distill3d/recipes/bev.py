@@ -7,6 +7,7 @@ several checkpoints, chosen on the split that is reported: every note says of ho
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 from distill3d.data.augment.image import AugmentConfig
 from distill3d.data.augment.lidar import LidarAugmentConfig
@@ -53,8 +54,9 @@ ALIGNED = replace(TAUGHT, spatial_alignment=True, fusion="ffm", depth_weight=0.0
 LABELLED_ALIGNED = replace(STUDENT, spatial_alignment=True, fusion="skip")
 #: Beside labels.  How the map terms are compared and how much they may weigh is this project's first guess, which no
 #: measurement has confirmed yet.
-CMKD_LABELLED = CMKDConfig(nonzero_weighting=True, compared="adapted", map_share=0.5)
-MONOTAKD_LABELLED = MonoTAKDConfig(map_share=0.5)
+MAP_SHARE = 0.5
+LABELLED: dict[str, Any] = {"nonzero_weighting": True, "compared": "adapted", "map_share": MAP_SHARE}
+CMKD_LABELLED, MONOTAKD_LABELLED = CMKDConfig(**LABELLED), MonoTAKDConfig(map_share=MAP_SHARE)
 #: CMKD's weights with a PointPillars teacher.
 PILLAR_WEIGHTS = CMKDConfig(feature_weight=4.0, cls_weight=1.0, loc_weight=2.0, dir_weight=0.2)
 

@@ -13,7 +13,7 @@ from distill3d.distill.methods.monodistill import MonoDistillConfig
 from distill3d.distill.methods.monoskd import MonoSKDConfig
 from distill3d.distill.methods.monostl import MonoSTLConfig
 from distill3d.distill.methods.monotakd import MonoTAKDConfig
-from distill3d.recipes.bev import CAMERA, FLIP, LIDAR
+from distill3d.recipes.bev import CAMERA, CMKD_LABELLED, FLIP, LIDAR, MAP_SHARE
 from distill3d.recipes.demo import AUGMENT, SCHEDULE, demo
 from distill3d.recipes.kitti import BASES, CARS, for_base
 from distill3d.train.recipe import Recipe, StageConfig
@@ -118,10 +118,10 @@ MAP_WAYS: dict[str, CMKDConfig] = {
     "responses": CMKDConfig(feature_weight=0.0),
     "published": CMKDConfig(nonzero_weighting=True),
     "occupied": CMKDConfig(occupied_only=True),
-    "held": CMKDConfig(nonzero_weighting=True, map_share=0.5),
+    "held": CMKDConfig(nonzero_weighting=True, map_share=MAP_SHARE),
     "fading": CMKDConfig(nonzero_weighting=True, map_fades=True),
-    "standardised": CMKDConfig(nonzero_weighting=True, compared="standardised", map_share=0.5),
-    "adapted": CMKDConfig(nonzero_weighting=True, compared="adapted", map_share=0.5),
+    "standardised": CMKDConfig(nonzero_weighting=True, compared="standardised", map_share=MAP_SHARE),
+    "adapted": CMKD_LABELLED,
 }
 #: The way that ``cmkd_labelled`` takes: a first guess, which no measurement has confirmed yet.
 CHOSEN = "adapted"
@@ -146,6 +146,6 @@ def tiny_labelled() -> Recipe:
             continued,
             *ways,
             replace(both, name="monotakd_published", method=MONOTAKD),
-            replace(both, name="monotakd_held", method=replace(MONOTAKD, map_share=0.5)),
+            replace(both, name="monotakd_held", method=replace(MONOTAKD, map_share=MAP_SHARE)),
         ),
     )

@@ -6,6 +6,8 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -101,6 +103,23 @@ def test_a_killed_run_ends_in_the_same_weights(stage: str, trained: Path, street
     assert logged == sorted(set(logged)), "steps that were repeated after a kill stand twice in the log"
 
 
+@contextmanager
+def interrupted_before(step: int) -> Iterator[None]:
+    """In the block a training is ended before its step of this number, from 1, and does end."""
+    original, calls = _Run.train_step, []
+
+    def interrupted(self: _Run, batch: Batch) -> dict[str, float]:
+        calls.append(1)
+        if len(calls) == step:
+            raise KeyboardInterrupt
+        return original(self, batch)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(_Run, "train_step", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            yield
+
+
 def done(state: Path) -> int:
     loaded = load_state(state)
     return loaded["epoch"] * 2 + loaded["step_in_epoch"]
@@ -183,18 +202,8 @@ def keep_first(self: _Run) -> None:
 def stated_runs(recipe: Recipe, out: Path) -> tuple[Path, Path]:
     """Folders of a baseline that tells the best of its evaluations, and of one that was interrupted and went on."""
     whole, parts = run(recipe, out / "whole", "baseline"), out / "parts"
-    original, calls = _Run.train_step, []
-
-    def interrupted(self: _Run, batch: Batch) -> dict[str, float]:
-        calls.append(1)
-        if len(calls) == 6:  # two evaluations were logged, and a step of the third epoch is in no state
-            raise KeyboardInterrupt
-        return original(self, batch)
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(_Run, "train_step", interrupted)
-        with pytest.raises(KeyboardInterrupt):
-            run(recipe, parts, "baseline", log_steps=1)
+    with interrupted_before(6):  # two evaluations were logged, and a step of the third epoch is in no state
+        run(recipe, parts, "baseline", log_steps=1)
     with (parts / "demo" / "baseline" / "metrics.jsonl").open("a") as log:  # as if it had been killed while it logged
         log.write('{"kind": "eval", "step": 6, "epoch": 3, "ap": {"car_3d_strict": [99, 99, 99]}}\n{"kind": "ev')
     run(recipe, parts, "baseline", log_steps=1)
@@ -330,19 +339,8 @@ def test_tasks_are_weighed_and_a_killed_run_goes_on(streets: Path, tmp_path: Pat
     assert 0 <= weights[3] < weights[4] <= 1  # and from there on they rise
 
     parts = tmp_path / "parts"
-    original = _Run.train_step
-    calls = []
-
-    def interrupted(self: _Run, batch: Batch) -> dict[str, float]:
-        calls.append(1)
-        if len(calls) == 8:
-            raise KeyboardInterrupt
-        return original(self, batch)
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(_Run, "train_step", interrupted)
-        with pytest.raises(KeyboardInterrupt):
-            run(recipe, parts, "baseline", checkpoint_steps=1)
+    with interrupted_before(8):
+        run(recipe, parts, "baseline", checkpoint_steps=1)
     ours, theirs = (load_weights(f)[0] for f in (run(recipe, parts, "baseline") / "baseline", whole))
     assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
 
