@@ -662,9 +662,11 @@ def sweep(folder: Path) -> None:
 
 
 def sweep_below(folder: Path) -> None:
-    """Removes everything half-written in a folder and in those below: for the only process that writes there."""
+    """Removes what is half-written in a folder and in those below, save what living processes of this machine write:
+    for the holder of the folder's lock."""
     for part in list(folder.rglob(f"{PART_BEGIN}*{PART_END}")):
-        _remove(part)
+        if not _writer_lives(part):
+            _remove(part)
 
 
 def _remove(part: Path) -> None:
@@ -675,10 +677,18 @@ def _remove(part: Path) -> None:
             part.unlink(missing_ok=True)
 
 
-def _is_abandoned(part: Path) -> bool:
+def _writer_lives(part: Path) -> bool | None:
+    """Whether the process that writes a file is alive; None where this machine cannot tell."""
     writer = part.name.removeprefix(PART_BEGIN).split("-")
     if len(writer) == 4 and writer[0] == machine() and writer[1].isdigit():
-        return not is_alive(int(writer[1]), writer[2])
+        return is_alive(int(writer[1]), writer[2])
+    return None
+
+
+def _is_abandoned(part: Path) -> bool:
+    lives = _writer_lives(part)
+    if lives is not None:
+        return not lives
     try:
         return time.time() - part.stat().st_mtime > ABANDONED_AFTER
     except OSError:

@@ -18,7 +18,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from distill3d.errors import UserError
-from distill3d.files import part_of
+from distill3d.files import part_of, sweep_below
 from distill3d.processes import is_alive, machine, start_of
 from distill3d.stop import held
 
@@ -50,8 +50,9 @@ class Holder:
 def only_writer(folder: Path, what: str) -> Iterator[None]:
     """Keeps other processes from writing in ``folder``, which is made where it is absent, during the block.
 
-    ``what`` happens there words the message, such as "is being trained".  Other names than the lock's are not touched;
-    a folder that was made here and is still empty at the end is removed again.
+    ``what`` happens there words the message, such as "is being trained".  At the end goes what the block's processes,
+    which have ended by then, left half-written; other names than that and the lock's are not touched.  A folder that
+    was made here and is still empty at the end is removed again.
 
     Raises:
         UserError: another process writes there, or the folder cannot be written.
@@ -74,6 +75,9 @@ def only_writer(folder: Path, what: str) -> Iterator[None]:
     finally:
         with held():
             done.set()
+            if taken:
+                with suppress(OSError):
+                    sweep_below(folder)
             if taken and _holder(folder / LOCK) == mine:
                 (folder / LOCK).unlink(missing_ok=True)
             for empty in made:

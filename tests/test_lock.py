@@ -10,6 +10,7 @@ import pytest
 
 from distill3d import lock, stop
 from distill3d.errors import UserError
+from distill3d.files import part_of
 from distill3d.lock import LOCK, SILENCE, forget_dead_writer, only_writer
 from distill3d.processes import is_alive, machine, start_of
 
@@ -41,6 +42,34 @@ def test_a_folder_that_stays_empty_is_removed_again(tmp_path: Path) -> None:
     with pytest.raises(RuntimeError), only_writer(tmp_path / "run" / "stage", ""):
         raise RuntimeError
     assert not (tmp_path / "run").exists() and tmp_path.exists()
+
+
+def begun(folder: Path, name: str) -> int:
+    """A process that writes a part below and ends, or lives on."""
+    process = os.fork()
+    if not process:
+        part_of(folder / "below" / name).write_text(name)
+        (folder / name).touch()
+        time.sleep(0 if name == "dead" else 100)
+        os._exit(0)
+    return process
+
+
+def test_what_ended_workers_left_half_written_goes_at_the_end(tmp_path: Path) -> None:
+    """Of a living process, which may be another command, nothing goes."""
+    (tmp_path / "below").mkdir()
+    workers = {name: begun(tmp_path, name) for name in ("dead", "alive")}
+    while not {"dead", "alive"} <= {p.name for p in tmp_path.iterdir()}:
+        time.sleep(0.01)
+    os.waitpid(workers["dead"], 0)
+    with pytest.raises(RuntimeError), only_writer(tmp_path, ""):
+        raise RuntimeError
+    assert [p.read_text() for p in (tmp_path / "below").iterdir()] == ["alive"]
+    os.kill(workers["alive"], signal.SIGKILL)
+    os.waitpid(workers["alive"], 0)
+    with only_writer(tmp_path, ""):
+        pass
+    assert not any((tmp_path / "below").iterdir())
 
 
 @pytest.mark.parametrize("changes", [{"process": 4194399}, {"start": "1"}], ids=["dead", "number given anew"])

@@ -213,8 +213,10 @@ def test_leftovers_of_dead_processes_are_swept(tmp_path: Path, monkeypatch: pyte
     os.utime(elsewhere, (0, 0))
     sweep(tmp_path)
     assert set(tmp_path.iterdir()) == {mine}
+    for part in (dead, elsewhere):
+        part.write_text("half")
     sweep_below(tmp_path.parent)
-    assert not any(tmp_path.iterdir())
+    assert set(tmp_path.iterdir()) == {mine}
 
 
 @pytest.mark.parametrize(

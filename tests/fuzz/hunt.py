@@ -205,7 +205,8 @@ class Hunter:
         said = call(main, ["check", "../in", "--layout", checked.layout], self.box.root / "cwd")
         for line in said.out.splitlines():
             place, _, sentence = line.removeprefix("../in/").partition(": ")
-            if line.startswith("../in/") and checked.uses(re.sub(r":\d+$", "", place)):
+            file = re.sub(r":\d+$", "", place)
+            if line.startswith("../in/") and checked.uses(file, self.box.root / "in"):
                 abstract = re.sub(r"'[^']*'|[0-9a-f]{32}|[-\d.]*\d[-\d.e+]*|\b(nan|inf)\b", "N", sentence)[:70]
                 kind = re.sub(r"\d+", "N", place.split(":")[0])
                 return Fault("silent", f"{kind}: {abstract}", f"exit code 0, though check says {line[:300]}")

@@ -7,6 +7,7 @@ import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, fields, is_dataclass
+from pathlib import Path
 from unittest import mock
 
 import torch
@@ -16,6 +17,7 @@ from distill3d.data.augment.lidar import LidarAugmentConfig
 from distill3d.data.kitti.dataset import KittiConfig, KittiDataset
 from distill3d.data.kitti.raw import KittiRawConfig, KittiRawDataset
 from distill3d.data.nuscenes.dataset import NuScenesConfig, NuScenesDataset
+from distill3d.data.splits import read_split
 from distill3d.synth.nuscenes_records import VERSION
 
 from . import makers
@@ -78,9 +80,21 @@ class Checked:
 
     layout: str
     used: str
+    splits: Words = ()  # files of the frames that are used; in the pattern, ``frame`` is a frame's name
 
-    def uses(self, file: str) -> bool:
-        return re.fullmatch(self.used, file) is not None
+    def uses(self, file: str, folder: Path) -> bool:
+        """Whether a file is used in ``folder``, whose splits may be others than the sound input's."""
+        found = re.fullmatch(self.used, file)
+        frame = None if found is None else found.groupdict().get("frame")
+        if frame is None or not self.splits:
+            return found is not None
+        return any(frame in read_split(folder / split) for split in self.splits)
+
+
+def _used_frames(kinds: str, *splits: str) -> Checked:
+    """The files of KITTI's splits and of the frames that they name."""
+    files = tuple(f"ImageSets/{split}.txt" for split in splits)
+    return Checked("kitti", rf"training/({kinds})/(?P<frame>\d{{6}})\.\w+|" + "|".join(map(re.escape, files)), files)
 
 
 @dataclass(frozen=True)
@@ -171,9 +185,7 @@ LABELS, RESULTS = "../in/training/label_2", "../in/predictions"
 _EVAL = ("eval", "kitti", "--labels", LABELS, "--predictions", RESULTS, "--json", "../out/numbers.json",
          "--min-height-scale", "0.13")  # fmt: skip
 _VAL = "|".join(makers.VAL)
-_FRAMES = "|".join(makers.TRAIN)
 JUDGED = Checked("kitti", rf"training/label_2/({_VAL})\.txt")
-JUDGED_SPLIT = Checked("kitti", rf"training/label_2/({_VAL})\.txt|ImageSets/val\.txt")
 KITTI_FILES = (
     "in/training/label_2/*", "in/training/calib/*", "in/training/image_2/*", "in/training/velodyne/*", "in/ImageSets/*",
 )  # fmt: skip
@@ -269,7 +281,7 @@ SURFACES = (
         "eval kitti", makers.streets_with_results,
         (_EVAL, (*_EVAL, "--split", "../in/ImageSets/val.txt"), (*_EVAL, "--style", "python")),
         ("in/training/label_2/*", "in/predictions/*", "in/predictions/*", "in/ImageSets/val.txt"),
-        checked=(JUDGED, JUDGED_SPLIT, JUDGED), few=15, share=2,
+        checked=(JUDGED, _used_frames("label_2", "val"), JUDGED), few=15, share=2,
         tells=("Not KITTI class names in the labels", "labels have a truncation other than"),
     ),
     Surface(
@@ -283,10 +295,10 @@ SURFACES = (
         "kitti frames", makers.streets, (("lidar",), ("completed",), ("png",), ("none", "points")),
         (*KITTI_FILES, "in/training/depth_2/*", "in/training/planes/*"), run=read_kitti, words=False, few=15, share=2,
         checked=(
-            Checked("kitti", rf"training/(image_2|calib|velodyne|label_2)/({_FRAMES})\.\w+|ImageSets/train\.txt"),
-            Checked("kitti", rf"training/(image_2|calib|velodyne|label_2)/({_FRAMES})\.\w+|ImageSets/train\.txt"),
-            Checked("kitti", rf"training/(image_2|calib|depth_2|label_2)/({_FRAMES})\.\w+|ImageSets/train\.txt"),
-            Checked("kitti", rf"training/(image_2|calib|velodyne|label_2)/({_FRAMES})\.\w+|ImageSets/train\.txt"),
+            _used_frames("image_2|calib|velodyne|label_2", "train"),
+            _used_frames("image_2|calib|velodyne|label_2", "train"),
+            _used_frames("image_2|calib|depth_2|label_2", "train"),
+            _used_frames("image_2|calib|velodyne|label_2", "train"),
         ),
     ),
     Surface(
@@ -336,14 +348,14 @@ SURFACES = (
         "training", makers.streets, (_FUZZ_TRAIN, (*_TRAIN, "--only", "teacher")),
         (*KITTI_FILES,), words=False, compared=WEIGHTS, few=2, share=2,
         checked=(
-            Checked("kitti", r"training/(image_2|calib|label_2)/\d{6}\.\w+|ImageSets/(train|val)\.txt"),
-            Checked("kitti", r"training/(image_2|calib|label_2|velodyne)/\d{6}\.\w+|ImageSets/(train|val)\.txt"),
+            _used_frames("image_2|calib|label_2", "train", "val"),
+            _used_frames("image_2|calib|label_2|velodyne", "train", "val"),
         ),
     ),
     Surface(
         "training on points", makers.streets, (("train", "fuzz_points", "--data-root", "../in", *makers.QUIET),),
         (*KITTI_FILES, "in/training/planes/*"), words=False, compared=WEIGHTS, few=1,
-        checked=(Checked("kitti", r"training/(image_2|calib|label_2|velodyne)/\d{6}\.\w+|ImageSets/(train|val)\.txt"),),
+        checked=(_used_frames("image_2|calib|label_2|velodyne", "train", "val"),),
     ),
     Surface(
         "training on views", makers.drives,

@@ -111,6 +111,14 @@ def test_what_check_calls_a_fault_must_not_be_taken(tmp_path: Path) -> None:
     assert fault is not None and fault.kind == "silent" and "no split file" in fault.what
 
 
+def test_frames_that_no_split_names_are_not_used(tmp_path: Path) -> None:
+    (tmp_path / "ImageSets").mkdir()
+    (tmp_path / "ImageSets" / "val.txt").write_text("000002\n")
+    judged = Checked("kitti", r"label_2/(?P<frame>\d{6})\.txt|ImageSets/val\.txt", ("ImageSets/val.txt",))
+    files = ("label_2/000002.txt", "label_2/000003.txt", "calib/000002.txt", "ImageSets/val.txt")
+    assert [judged.uses(file, tmp_path) for file in files] == [True, False, False, True]
+
+
 def test_damaged_bytes_must_not_change_the_result(tmp_path: Path) -> None:
     fault = hunter(tmp_path, guarded=lambda m: m.how == "flip").try_input(changed("flip", at=0, bit=1)).fault
     assert fault is not None and fault.kind == "unequal"
