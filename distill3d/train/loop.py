@@ -112,6 +112,10 @@ def build_step(stage: StageConfig, teachers: dict[str, Teacher]) -> TrainingStep
     Of several teachers the first one named by the stage tells the terms its tap channels.
     """
     student = build_detector(stage.detector)
+    if stage.schedule.norm_momentum is not None:
+        for module in student.modules():
+            if isinstance(module, nn.BatchNorm2d):
+                module.momentum = stage.schedule.norm_momentum
     if stage.method is None:
         return TrainingStep(student, [])
     taught_by = teachers[stage.teachers[0]].detector.tap_channels if teachers else {}

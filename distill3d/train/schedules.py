@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from distill3d.errors import UserError
-from distill3d.settings import Between, Count, Decay, Divisor, Share
+from distill3d.settings import Between, Count, Decay, Divisor, Share, added
 
 #: Where the cosine warm-up begins (xinzhuma/monodle lib/helpers/scheduler_helper.py).
 WARMUP_START = 1e-5
@@ -48,6 +48,10 @@ class Schedule:
     #: Part of the student (the beginning of its parameters' names) that learns at a share of the rate.
     slower: str | None = None
     slower_share: Share = 0.5
+    #: What each step counts in the running statistics of the student's batch norms; None: as its detector has it.  0.01,
+    #: as SECOND and CaDDN have it, remembers a hundred steps: of a training of some hundred, what is evaluated then
+    #: has statistics of weights that it no longer has.
+    norm_momentum: Annotated[float, Between(0, 1, above=True)] | None = added(None)
 
 
 def learning_rate(schedule: Schedule, epoch: int, step: int, steps_per_epoch: int) -> float:
