@@ -13,12 +13,13 @@ from typing import Annotated, Literal
 
 import torch
 from jaxtyping import Bool, Float
-from torch import Tensor
+from torch import Tensor, nn
 
 from distill3d.data.sample import Batch
 from distill3d.data.surround import SurroundBatch
 from distill3d.detectors.base import BevGeometry
 from distill3d.detectors.second import lidar_scans
+from distill3d.distill.adapters import ConvAdapter
 from distill3d.distill.context import Context
 from distill3d.distill.precision import full_precision
 from distill3d.distill.style import StyledConfig
@@ -35,13 +36,29 @@ Compared = Literal["raw", "standardised", "adapted"]
 
 @dataclass(frozen=True)
 class MapTermConfig(StyledConfig):
-    """How much the terms on ground maps may weigh; the defaults leave the published terms as they are."""
+    """How ground maps are compared and how much the terms on them may weigh; the defaults leave the published terms as
+    they are."""
 
+    compared: Compared = added("raw")
     #: Largest length of the term's gradient at the student's map, relative to that of the detector's own losses there;
     #: None: no limit.
     map_share: Annotated[float, Between(0, 1e6, above=True)] | None = added(None)
     #: Whether the terms' weight falls in a straight line, from its own at the first step to 0 after the last.
     map_fades: bool = added(False)
+
+
+def adapter_of(config: MapTermConfig, channels: int) -> nn.Module | None:
+    """What the student's map of ``channels`` goes through before it is compared, if anything; it learns with it."""
+    return ConvAdapter(channels) if config.compared == "adapted" else None
+
+
+def as_compared(
+    student: Tensor, teacher: Tensor, config: MapTermConfig, adapter: nn.Module | None
+) -> tuple[Tensor, Tensor]:
+    """Both maps, (B, C, Y, X), in the form in which ``config`` has them compared; ``adapter`` from ``adapter_of``."""
+    if config.compared == "raw":
+        return student, teacher
+    return standardised(student) if adapter is None else adapter(student), standardised(teacher)
 
 
 def held_back(

@@ -150,5 +150,6 @@ def tiny_labelled() -> Recipe:
             *ways,
             replace(both, name="monotakd_published", method=MONOTAKD),
             replace(both, name="monotakd_held", method=replace(MONOTAKD, map_share=MAP_SHARE)),
+            replace(both, name="monotakd_adapted", method=replace(MONOTAKD, map_share=MAP_SHARE, compared="adapted")),
         ),
     )

@@ -48,9 +48,9 @@ class Schedule:
     #: Part of the student (the beginning of its parameters' names) that learns at a share of the rate.
     slower: str | None = None
     slower_share: Share = 0.5
-    #: What each step counts in the running statistics of the student's batch norms; None: as its detector has it.  0.01,
-    #: as SECOND and CaDDN have it, remembers a hundred steps: of a training of some hundred, what is evaluated then
-    #: has statistics of weights that it no longer has.
+    #: What each step counts in the running statistics of the student's batch norms; None: as its detector has it.
+    #: SECOND's and CaDDN's 0.01 remembers a hundred steps: after a few hundred, statistics are still those of weights
+    #: that are no more, and evaluation, which uses them, shows another network than training had.
     norm_momentum: Annotated[float, Between(0, 1, above=True)] | None = added(None)
 
 

@@ -107,6 +107,24 @@ def test_an_adapter_learns_and_stays_behind() -> None:
     assert not list(map_term(replace(ALONE, compared="standardised")).parameters())
 
 
+@pytest.mark.parametrize("weighted", [False, True])
+def test_monotakds_assistant_is_compared_like_any_teacher(weighted: bool) -> None:
+    """Empty cells are those of the map as it was, not as it is compared."""
+    config = MonoTAKDConfig(cls_weight=0.0, loc_weight=0.0, dir_weight=0.0, cmrd_weight=0.0, compared="standardised",
+                            nonzero_weighting=weighted)  # fmt: skip
+    context = make_context()
+    (term,) = build_terms(config, WIDTHS, WIDTHS)
+    student, assistant = (o.features["bev"].tensor for o in (context.student, context.teachers["assistant"]))
+    error = (standardised(student) - standardised(assistant)).square()
+    mask = torch.ones_like(error[:, :1])
+    if weighted:
+        mask[assistant.sum(1, keepdim=True) == 0] = 0.05
+    torch.testing.assert_close(term(context), (error * mask).sum() / (CHANNELS * mask.sum()))
+    (learning,) = build_terms(replace(config, compared="adapted"), WIDTHS, WIDTHS)
+    learning(context).backward()
+    assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in learning.parameters())
+
+
 # ------------------------------------------------------------------------------------------------------ share and fade
 
 

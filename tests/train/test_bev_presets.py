@@ -64,6 +64,23 @@ def test_stages_take_over_what_fits(trained: tuple[Recipe, Path]) -> None:
     assert card["inherited"]["bev"] == {"taken": len(load_weights(folder / "bev")[0]), "left": []}
 
 
+@pytest.mark.parametrize("momentum", [None, 0.1, 1.0])
+def test_how_fast_the_statistics_follow_is_the_schedules_to_say(
+    momentum: float | None, trained: tuple[Recipe, Path]
+) -> None:
+    """After a step with all of it, evaluation sees the same map as the step did."""
+    recipe, folder = trained
+    stage = recipe.stage("baseline")
+    stage = replace(stage, schedule=replace(stage.schedule, norm_momentum=momentum))
+    step, _, batch = step_of(recipe, folder, stage)
+    norms = [m for m in step.student.modules() if isinstance(m, torch.nn.BatchNorm2d)]
+    assert {m.momentum for m in norms} == ({0.01, 0.1} if momentum is None else {momentum})
+    with torch.no_grad():
+        seen = step.student(batch).features["bev"].tensor
+        gap = (step.student.eval()(batch).features["bev"].tensor - seen).square().mean() / seen.square().mean()
+    assert (gap < 0.01) == (momentum == 1.0)
+
+
 def test_later_stages_win_over_earlier_ones(trained: tuple[Recipe, Path]) -> None:
     recipe, folder = trained
     student = build_detector(recipe.stage("cmkd").detector)

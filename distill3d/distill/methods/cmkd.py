@@ -26,7 +26,6 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from distill3d.detectors.base import BevGeometry, Outputs
-from distill3d.distill.adapters import ConvAdapter
 from distill3d.distill.centre_responses import (
     BoxMean,
     BoxWeight,
@@ -39,7 +38,7 @@ from distill3d.distill.centre_responses import (
 )
 from distill3d.distill.context import Context, comparable, same_grid
 from distill3d.distill.distances import weighted_mean
-from distill3d.distill.map_terms import Compared, MapTermConfig, held_back, occupied, standardised
+from distill3d.distill.map_terms import MapTermConfig, adapter_of, as_compared, held_back, occupied
 from distill3d.distill.precision import full_precision
 from distill3d.distill.style import UnlabelledUse, option
 from distill3d.distill.term import Term
@@ -107,7 +106,6 @@ class CMKDConfig(ResponseConfig):
     nonzero_weighting: bool = option(released=False, intended=True, default=False)
     #: Only cells with points of the scan count (ODM3D), whatever ``nonzero_weighting``; has no effect on ``sum``.
     occupied_only: bool = added(False)
-    compared: Compared = added("raw")
 
 
 def terms(config: CMKDConfig, student_channels: dict[str, int], teacher_channels: dict[str, int]) -> list[Term]:
@@ -116,7 +114,7 @@ def terms(config: CMKDConfig, student_channels: dict[str, int], teacher_channels
     Raises:
         UserError: as ``response_terms``.
     """
-    adapter = ConvAdapter(student_channels[config.tap]) if config.compared == "adapted" else None
+    adapter = adapter_of(config, student_channels[config.tap])
     return [term for term in (FeatureTerm(config, adapter), *response_terms(config)) if term.weight != 0]
 
 
@@ -160,11 +158,7 @@ class FeatureTerm(Term):
             weight = occupied(context.batch, student.geometry)
         else:
             weight = cell_weight(t, config.nonzero_weighting)
-        if config.compared != "raw":
-            t = standardised(t)
-        if config.compared == "standardised":
-            s = standardised(s)
-        loss = feature_loss(s if self.adapter is None else self.adapter(s), t, config.feature_form, weight).float()
+        loss = feature_loss(*as_compared(s, t, config, self.adapter), config.feature_form, weight).float()
         return held_back(loss, self.weight, student.tensor, context, config)
 
 

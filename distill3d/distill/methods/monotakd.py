@@ -22,13 +22,13 @@ from typing import ClassVar, Literal
 
 import torch
 from jaxtyping import Bool, Float
-from torch import Tensor
+from torch import Tensor, nn
 
 from distill3d.data.sample import Batch
 from distill3d.data.surround import SurroundBatch
 from distill3d.distill.context import Context, comparable
 from distill3d.distill.distances import weighted_mean
-from distill3d.distill.map_terms import held_back
+from distill3d.distill.map_terms import adapter_of, as_compared, held_back
 from distill3d.distill.methods.cmkd import ResponseConfig, cell_weight, response_terms
 from distill3d.distill.precision import full_precision
 from distill3d.distill.style import option
@@ -79,21 +79,23 @@ def terms(config: MonoTAKDConfig, student_channels: dict[str, int], teacher_chan
     Raises:
         UserError: as CMKD's ``response_terms``.
     """
-    return [term for term in (IMDTerm(config), CMRDTerm(config), *response_terms(config)) if term.weight != 0]
+    imd = IMDTerm(config, adapter_of(config, student_channels[config.tap]))
+    return [term for term in (imd, CMRDTerm(config), *response_terms(config)) if term.weight != 0]
 
 
 class IMDTerm(Term):
-    """L_IMD, intra-modal: see ``imd_loss``.  Frames without depth are left out, for there A knows nothing; 0 where no
-    frame has any.
+    """L_IMD, intra-modal: see ``imd_loss``; V and A as ``compared`` says.  Frames without depth are left out, for there
+    A knows nothing; 0 where no frame has any.
 
     Couples the batch: range and mean are those of all frames with depth of this process.
     """
 
     couples_batch: ClassVar[bool] = True
 
-    def __init__(self, config: MonoTAKDConfig) -> None:
+    def __init__(self, config: MonoTAKDConfig, adapter: nn.Module | None = None) -> None:
         super().__init__("imd", config.outer_weight * config.imd_weight)
         self.config = config
+        self.adapter = adapter
 
     def forward(self, context: Context) -> Tensor:
         config, known = self.config, frames_with_depth(context.batch)
@@ -101,7 +103,9 @@ class IMDTerm(Term):
         visual, assistant = of_frames(known, student if config.imd_gradient else student.detach(), assistant)
         if len(visual) == 0:
             return visual.sum().float()
-        loss = imd_loss(visual, assistant, config.normalise, config.nonzero_weighting).float()
+        maps = as_compared(visual, assistant, config, self.adapter)
+        seen = assistant if config.nonzero_weighting and config.compared != "raw" else None
+        loss = imd_loss(*maps, config.normalise, config.nonzero_weighting, seen).float()
         return held_back(loss, self.weight, student, context, config)
 
 
@@ -165,10 +169,11 @@ def imd_loss(
     assistant: Float[Tensor, "b c y x"],
     normalise: Normalise = "none",
     nonzero_weighting: bool = False,
+    seen: Float[Tensor, "b c y x"] | None = None,
 ) -> Float[Tensor, ""]:
-    """sum m (V - A)^2 / (C sum m) over all cells of the batch, m from ``cell_weight`` of A."""
+    """sum m (V - A)^2 / (C sum m) over all cells of the batch, m from ``cell_weight`` of ``seen``, by default A."""
     v, a = normalised(student, normalise), normalised(assistant, normalise)
-    return weighted_mean((v - a).square(), cell_weight(a, nonzero_weighting))
+    return weighted_mean((v - a).square(), cell_weight(a if seen is None else seen, nonzero_weighting))
 
 
 @full_precision
