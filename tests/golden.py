@@ -42,9 +42,14 @@ def constants(path: Path) -> dict[str, Any]:
 
 
 def golden_file(*names: str) -> pytest.MarkDecorator:
-    """Parametrises a test's ``path`` with recorded files, ``<method>/<file without extension>``, as far as there."""
-    paths = [path for name in names for path in golden_files(name.split("/")[0]) if stem(path) == name.split("/")[1]]
-    return pytest.mark.parametrize("path", paths, ids=[f"{path.parent.name}/{stem(path)}" for path in paths])
+    """Parametrises a test's ``path`` with recorded files, ``<method>/<file without extension>``, as far as there; the
+    method may be a folder's in a folder."""
+    found = {
+        f"{method}/{stem(path)}": path for method in dict.fromkeys(name.rpartition("/")[0] for name in names)
+        for path in golden_files(method)
+    }  # fmt: skip
+    paths = {name: found[name] for name in names if name in found}
+    return pytest.mark.parametrize("path", list(paths.values()), ids=list(paths))
 
 
 def formula_state(constants: dict[str, Any]) -> dict[str, torch.Tensor]:
@@ -70,6 +75,39 @@ def formula_state(constants: dict[str, Any]) -> dict[str, torch.Tensor]:
                 raise AssertionError(f"{name}: no formula for the kind {kind!r}")
         state[name] = torch.from_numpy(values).to(dtype)
     return state
+
+
+def hashed(count: int, position: int) -> np.ndarray:
+    """Reproducible values in [-0.5, 0.5) of another formula: a 32-bit integer hash of element and tensor number."""
+    with np.errstate(over="ignore"):
+        h = np.arange(count, dtype=np.uint32) * np.uint32(2654435761) + np.uint32(
+            (position * 40503 + 12345) & 0xFFFFFFFF
+        )
+        h ^= h >> np.uint32(15)
+        h *= np.uint32(2246822519)
+        h ^= h >> np.uint32(13)
+        h *= np.uint32(3266489917)
+        h ^= h >> np.uint32(16)
+    return h / 2.0**32 - 0.5
+
+
+def hashed_weights(shapes: dict[str, Any], offset: int) -> dict[str, Tensor]:
+    """The weights (float64) that this formula makes for the names of a state dict, whose byte order counts."""
+    weights = {}
+    for position, name in enumerate(sorted(shapes, key=str.encode)):
+        shape = shapes[name]
+        u = torch.from_numpy(hashed(math.prod(shape), position + offset)).reshape(shape)
+        if name.endswith("num_batches_tracked"):
+            weights[name] = torch.zeros((), dtype=torch.int64)
+        elif name.endswith("running_mean"):
+            weights[name] = 0.2 * u
+        elif name.endswith("running_var"):
+            weights[name] = 1 + 0.4 * u
+        elif len(shape) <= 1:
+            weights[name] = 1 + 0.2 * u if name.endswith("weight") else 0.2 * u
+        else:
+            weights[name] = u * (24 / math.prod(shape[1:])) ** 0.5
+    return weights
 
 
 def _uniform(count: int, tensor: int, seed: int) -> np.ndarray:

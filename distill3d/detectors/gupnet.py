@@ -20,7 +20,6 @@ from torch import Tensor, nn
 from distill3d.boxes import Boxes3D, BoxSlots
 from distill3d.camera import Camera
 from distill3d.data.sample import Batch
-from distill3d.detectors import monodle
 from distill3d.detectors.base import Outputs, Style
 from distill3d.detectors.monodle import (
     HEADING_BINS,
@@ -37,7 +36,9 @@ from distill3d.detectors.monodle import (
     peaks_to_boxes,
     wrap_once,
 )
+from distill3d.detectors.released import NEVER_USED, ReleasedForm
 from distill3d.layers.distributed import mean_over_processes
+from distill3d.layers.image.dla import unused_in_released
 from distill3d.layers.image.heatmap import clamped_sigmoid, focal_heatmap_loss, gather_cells
 from distill3d.layers.image.roi import COORDINATE_CHANNELS, MapWindow, RoIs, RoISlots, look_at, pooled_head
 from distill3d.settings import Ascending, Length, Side
@@ -48,6 +49,8 @@ MEAN_SIZE = (
     (1.52563191462, 1.62856739989, 3.88311640418),
     (1.73698127, 0.59706367, 1.76282397),
 )
+#: The name of these in released checkpoints.
+CLASS_MEANS = "mean_size"
 #: The boxes of one image, or the slots of a batch.
 BoxesT = TypeVar("BoxesT", Boxes3D, BoxSlots)
 #: Heads that stay on the map, and heads on RoIs: depth bias and its log variance; projected centre; residuals of
@@ -379,7 +382,17 @@ def scored_slots(outputs: Outputs, zoom: Float[Tensor, "b"]) -> Peaks:
     return replace(peaks, score=peaks.score * peaks.confidence, confidence=torch.ones_like(peaks.confidence))
 
 
-def released_state_dict(checkpoint: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The authors' weights, of GUPNet or DID-M3D, under our names; the class means are settings here."""
-    plain = monodle.released_state_dict(checkpoint)
-    return {name.replace("feat_up.", "neck."): value for name, value in plain.items() if name != "mean_size"}
+def released_form(config: TwoStageConfig) -> ReleasedForm:
+    """SuperMHP/GUPNet's and SPengLiang/DID-M3D's names; the class means, a setting here, stand among their weights."""
+
+    def read(found: Mapping[str, Tensor], config: TwoStageConfig) -> TwoStageConfig:
+        sizes = found.get(CLASS_MEANS)
+        if sizes is None or torch.equal(sizes.float(), torch.tensor(config.class_sizes, dtype=torch.float32)):
+            return config  # whose digits are more than a file's
+        return replace(config, class_sizes=tuple(tuple(row) for row in sizes.double().tolist()))
+
+    unused = unused_in_released(config.trunk)
+    return ReleasedForm(
+        renamed={"feat_up": "neck"}, dropped=dict.fromkeys(unused, NEVER_USED), unused=unused, settings=(CLASS_MEANS,),
+        read_settings=read, write_settings=lambda config: {CLASS_MEANS: torch.tensor(config.class_sizes)},
+    )  # fmt: skip

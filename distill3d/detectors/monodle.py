@@ -20,8 +20,9 @@ from distill3d.boxes import IGNORE, KITTI_CLASSES, Boxes3D, BoxSlots, kitti_rows
 from distill3d.camera import Camera
 from distill3d.data.sample import UNKNOWN, Batch
 from distill3d.detectors.base import Detector, FeatureMap, ImageGeometry, Outputs, Style
+from distill3d.detectors.released import NEVER_USED, ReleasedForm
 from distill3d.layers.distributed import across_processes, mean_over_processes
-from distill3d.layers.image.dla import NECK_STRIDES, UNUSED_IN_RELEASED, DLAConfig, DLAUp, dla_trunk
+from distill3d.layers.image.dla import NECK_STRIDES, DLAConfig, DLAUp, dla_trunk, unused_in_released
 from distill3d.layers.image.heatmap import (
     cells_inside,
     clamped_sigmoid,
@@ -490,7 +491,8 @@ def _is_cropped(batch: Batch) -> Bool[Tensor, "b"]:
     return moved | (affine.zoom != 1)
 
 
-def released_state_dict(checkpoint: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The authors' weights under our names, without parallel-training prefixes and parts that no forward pass uses."""
-    plain = {name.removeprefix("module."): value for name, value in checkpoint.items()}
-    return {name: value for name, value in plain.items() if not name.startswith(UNUSED_IN_RELEASED)}
+def released_form(config: MonoDLEConfig) -> ReleasedForm:
+    """xinzhuma/monodle's names, which are ours but for what no forward pass uses; MonoDistill's and MonoSTL's networks
+    are saved alike."""
+    unused = unused_in_released(config.trunk)
+    return ReleasedForm(dropped=dict.fromkeys(unused, NEVER_USED), unused=unused)

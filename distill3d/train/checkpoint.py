@@ -17,11 +17,11 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from distill3d.detectors import build_detector, detector_entry
+from distill3d.detectors import DetectorConfig, build_detector, detector_entry
 from distill3d.detectors.base import Detector
 from distill3d.errors import UserError
 from distill3d.files import at_once, decoded, parse_json, read_bytes, reason_of, write_atomically
-from distill3d.settings import from_plain
+from distill3d.settings import from_plain, to_plain
 from distill3d.train import seal
 from distill3d.train.card import CARD, parse_card, require, write_card
 
@@ -199,6 +199,11 @@ def load_detector(path: str | Path, expected: str | None = None) -> tuple[Detect
 def untrained(config: dict[str, Any]) -> dict[str, Any]:
     """The settings with no pretrained weights asked for: the checkpoint brings all of them."""
     return {k: untrained(v) if isinstance(v, dict) else (False if k == "pretrained" else v) for k, v in config.items()}
+
+
+def untrained_detector(config: DetectorConfig) -> DetectorConfig:
+    """``untrained`` of a detector's settings."""
+    return from_plain(type(config), untrained(to_plain(config)), "")
 
 
 def load_matching(module: torch.nn.Module, weights: dict[str, Tensor], parts: tuple[str, ...] = ()) -> dict[str, Any]:

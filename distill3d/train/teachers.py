@@ -26,6 +26,8 @@ from distill3d.train.checkpoint import load_detector
 REMEMBERED_BYTES = 4 * 2**30
 #: A frame's answers: plain and mirrored.
 FORMS = 2
+#: Stands for every frame of a data set.
+ANY = "*"
 #: How a card's raw frames begin.
 RAW_PREFIX = f"{RAW_IDENTITY}/"
 
@@ -39,6 +41,11 @@ def trained_on(identity: str, frame_ids: list[str], teachers: list[dict]) -> dic
     frames = sorted(own.union(*(t["frames"] for t in teachers)))
     digest = hashlib.sha256("\n".join(frames).encode()).hexdigest()
     return {"identity": identity, "count": len(frames), "sha256": digest, "frames": frames}
+
+
+def any_frame_of(identity: str) -> dict:
+    """What a card says of weights whose training frames are not known: they may be any of the data set's."""
+    return {"identity": identity, "frames": [listed(identity, ANY)]}
 
 
 def refuse_overlap(
@@ -56,6 +63,11 @@ def refuse_overlap(
     if allowed:
         return
     seen = set(card["trained_on"]["frames"])
+    if listed(identity, ANY) in seen:
+        raise UserError(
+            f"{where} may have been trained on any frame of {identity}, for nothing tells on which: import it with "
+            "--trained-on and the file of its training split, or allow it with --allow-overlap"
+        )
     overlap = sorted({listed(identity, frame) for frame in eval_ids} & seen)
     if overlap:
         raise UserError(

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from golden import golden_file, golden_files
+from golden import golden_file, golden_files, hashed, hashed_weights
 from torch import Tensor
 
 from distill3d.boxes import KITTI_CLASSES
@@ -17,6 +17,8 @@ from distill3d.data.sample import Batch, ObjectBatch
 from distill3d.detectors import monodle
 from distill3d.detectors.base import Outputs
 from distill3d.detectors.monodle import MonoDLE, MonoDLEConfig, MonoDLETargets
+from distill3d.detectors.released import from_released, plain_names
+from distill3d.layers.image.dla import unused_in_released
 from distill3d.layers.image.heatmap import draw_gaussians, focal_heatmap_loss, gaussian_radius
 
 pytestmark = pytest.mark.golden
@@ -215,48 +217,18 @@ def one_frame_batch(labels: Path, source: Camera, affine: ImageAffine) -> Batch:
 # ---------------------------------------------------------------------------------------------------------- the network
 
 
-def hashed(count: int, position: int) -> np.ndarray:
-    """The set's recipe for reproducible values in [-0.5, 0.5): a 32-bit integer hash of element and tensor number."""
-    with np.errstate(over="ignore"):
-        h = np.arange(count, dtype=np.uint32) * np.uint32(2654435761) + np.uint32(
-            (position * 40503 + 12345) & 0xFFFFFFFF
-        )
-        h ^= h >> np.uint32(15)
-        h *= np.uint32(2246822519)
-        h ^= h >> np.uint32(13)
-        h *= np.uint32(3266489917)
-        h ^= h >> np.uint32(16)
-    return h / 2.0**32 - 0.5
-
-
-def recipe_weights(entries: list[dict], offset: int) -> dict[str, Tensor]:
-    weights = {}
-    for position, entry in enumerate(sorted(entries, key=lambda e: e["name"].encode())):
-        name, shape = entry["name"], entry["shape"]
-        u = torch.from_numpy(hashed(int(np.prod(shape)), position + offset)).reshape(shape)
-        if name.endswith("num_batches_tracked"):
-            weights[name] = torch.zeros((), dtype=torch.int64)
-        elif name.endswith("running_mean"):
-            weights[name] = 0.2 * u
-        elif name.endswith("running_var"):
-            weights[name] = 1 + 0.4 * u
-        elif len(shape) == 1:
-            weights[name] = 1 + 0.2 * u if name.endswith("weight") else 0.2 * u
-        else:
-            weights[name] = u * (24 / np.prod(shape[1:])) ** 0.5
-    return weights
-
-
 @golden_file("monodle/network_forward")
 def test_network_forward(path: Path) -> None:
     g = load(path)
     constants = json.loads((path.parent / "index.json").read_text())[path.name]["constants"]
     entries = json.loads((path.parent / constants["state_dict_list"]).read_text())
-    weights = recipe_weights(entries, constants["n_offset"])
+    weights = hashed_weights({e["name"]: e["shape"] for e in entries}, constants["n_offset"])
     for name, probe in zip(g["in.probe_names"], g["in.probe_first8"], strict=True):
         close(weights[name].flatten()[: probe.numel()].repeat(8)[:8], probe, 1e-12)
     model = MonoDLE(MonoDLEConfig()).double().eval()
-    model.load_state_dict(monodle.released_state_dict({f"module.{k}": v for k, v in weights.items()}))
+    theirs = plain_names({f"module.{k}": v for k, v in weights.items()})
+    config = model.config
+    model.load_state_dict(from_released(theirs, monodle.released_form(config), model.state_dict(), config).weights)
 
     shape = tuple(constants[k] for k in ("B",)) + (3, constants["H"], constants["W"])
     image = torch.from_numpy(3 * hashed(int(np.prod(shape)), 900001 + constants["n_offset"])).reshape(shape)
@@ -303,6 +275,6 @@ def test_released_parameter_count() -> None:
     names = json.loads((entries[0].parent / "network_state_dict.json").read_text())
     ours = MonoDLE(MonoDLEConfig()).state_dict()
     listed = {e["name"]: tuple(e["shape"]) for e in names}
-    kept = monodle.released_state_dict(dict.fromkeys(listed, torch.empty(0)))
+    kept = listed.keys() - unused_in_released(MonoDLEConfig().trunk).keys()
     assert {k: tuple(v.shape) for k, v in ours.items()} == {k: listed[k] for k in kept}
     assert all(f.type for f in fields(MonoDLEConfig))

@@ -19,6 +19,7 @@ from distill3d.detectors import build_detector, did_m3d, gupnet
 from distill3d.detectors.base import Outputs
 from distill3d.detectors.gupnet import MAP_HEADS, file_camera
 from distill3d.detectors.monodle import HEADING_BINS, HEAT_CLASSES, STRIDE, MonoDLETargets
+from distill3d.detectors.released import from_released, to_released
 from distill3d.layers.image.roi import ROI_SIZE, MapWindow, RoISlots, look_at
 
 MAP_SIZE = (CANVAS[0] // STRIDE, CANVAS[1] // STRIDE)
@@ -295,9 +296,12 @@ def test_released_parameter_count(config, released: int) -> None:
     assert sum(p.numel() for p in build_detector(config).parameters()) + UNUSED == released
 
 
-def test_released_names() -> None:
-    theirs = {"module.backbone.fc.weight": 0, "module.feat_up.ida_0.up_1.weight": 1, "mean_size": 2, "depth.4.bias": 3}
-    ours = gupnet.released_state_dict({name: torch.tensor(v) for name, v in theirs.items()})
-    own = build_detector(gupnet.tiny()).state_dict()
-    assert {name: int(v) for name, v in ours.items()} == {"neck.ida_0.up_1.weight": 1, "depth.4.bias": 3}
-    assert ours.keys() <= own.keys()
+def test_released_class_means_become_a_setting() -> None:
+    config = gupnet.tiny()
+    form, own = gupnet.released_form(config), build_detector(config).state_dict()
+    theirs = to_released(own, form, config)
+    assert theirs.keys() >= {"backbone.fc.weight", "feat_up.ida_0.up_1.weight", "mean_size"}
+    assert from_released(theirs, form, own, config).config == config
+    other = from_released(theirs | {"mean_size": 2 * theirs["mean_size"]}, form, own, config)
+    assert other.config.class_sizes[1][0] == pytest.approx(2 * config.class_sizes[1][0], rel=1e-6)
+    assert all(torch.equal(other.weights[name], value) for name, value in own.items())

@@ -19,8 +19,8 @@ from distill3d.settings import Channels, Layers, Stride
 #: Strides of the trunk's six outputs; the neck uses the last four.
 STRIDES = (1, 2, 4, 8, 16, 32)
 NECK_STRIDES = STRIDES[2:]
-#: Names in released checkpoints that no forward pass uses: the classifier, and projections of nested trees.
-UNUSED_IN_RELEASED = ("backbone.fc.", "backbone.level3.project.", "backbone.level4.project.")
+#: Of the classifier that stands unused in released checkpoints.
+CLASSIFIED = 1000
 
 
 @dataclass(frozen=True)
@@ -31,6 +31,21 @@ class DLAConfig:
     channels: tuple[Channels, ...] = (16, 32, 64, 128, 256, 512)
     stem_stride: Stride = 1  # 2 halves the first three levels' resolution: for small nets, whose time they would take
     pretrained: bool = False  # ImageNet weights of timm's dla34; they are fetched by timm
+
+
+def unused_in_released(config: DLAConfig) -> dict[str, tuple[int, ...]]:
+    """Names and shapes of what stands in released checkpoints and no forward pass uses: the classifier, and
+    projections of the nested trees."""
+    shapes: dict[str, tuple[int, ...]] = {
+        "fc.weight": (CLASSIFIED, config.channels[-1], 1, 1), "fc.bias": (CLASSIFIED,),
+    }  # fmt: skip
+    for level in (level for level in (3, 4) if config.levels[level] > 1):
+        before, channels = config.channels[level - 1 : level + 1]
+        shapes[f"level{level}.project.0.weight"] = (channels, before, 1, 1)
+        for name in ("weight", "bias", "running_mean", "running_var"):
+            shapes[f"level{level}.project.1.{name}"] = (channels,)
+        shapes[f"level{level}.project.1.num_batches_tracked"] = ()
+    return {f"backbone.{name}": shape for name, shape in shapes.items()}
 
 
 def dla_trunk(config: DLAConfig) -> nn.Module:

@@ -1,0 +1,1 @@
+"""Published weights: authors' checkpoints as run folders of this library, and its weights under their names."""

@@ -1,0 +1,90 @@
+"""Reading an authors' checkpoint: a pickle of 2020 to 2024, of which nothing is executed.
+
+PyTorch's ``weights_only`` reader builds tensors and plain containers alone.  Beside them such files hold a few harmless
+types, numpy's numbers and the dictionaries of argparse and Lightning; these are read as the data that they are.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from distill3d.errors import UserError
+from distill3d.files import at_once, reason_of
+
+#: Where state dicts stand in a file; else the file is one.
+STATES = ("model_state", "state_dict")
+
+
+class Data(dict):
+    """A container of another library, reduced to what it holds."""
+
+    def __setstate__(self, state: Mapping[str, Any]) -> None:
+        self.update(state)
+
+
+#: Modules and names under which the containers were pickled.
+CONTAINERS = (
+    "argparse.Namespace", "pytorch_lightning.utilities.parsing.AttributeDict",
+    "lightning_fabric.utilities.data.AttributeDict", "lightning.fabric.utilities.data.AttributeDict",
+)  # fmt: skip
+#: Numpy's numbers, by the two names of their module.
+SCALARS = ("numpy.core.multiarray.scalar", "numpy._core.multiarray.scalar")
+#: The kinds of numbers that those are.
+NUMBERS = ("bool", "int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64", "float16", "float32",
+           "float64")  # fmt: skip
+
+
+def _allowed() -> list[Callable[..., Any] | tuple[Callable[..., Any], str]]:
+    from numpy._core.multiarray import scalar
+
+    allowed: list[Any] = [(Data, name) for name in CONTAINERS]
+    allowed += [(scalar, name) for name in SCALARS] + [np.dtype]
+    return allowed + sorted({type(np.dtype(number)) for number in NUMBERS}, key=lambda kind: kind.__name__)
+
+
+def read_archive(path: Path) -> Any:
+    """What a checkpoint file holds: tensors, plain values and containers of them.
+
+    Raises:
+        UserError: it cannot be read, is no checkpoint, is damaged, or holds a type that is not harmless; nothing in it
+            was executed.
+    """
+    try:
+        with open(path, "rb", opener=at_once) as file, torch.serialization.safe_globals(_allowed()):
+            return torch.load(file, map_location="cpu", weights_only=True)
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path}: {reason_of(error)}") from None
+    except Exception as error:  # there is no list of what unpickling raises
+        found = re.search(r"(?:GLOBAL|global|class|function)\s+([\w.]+\.[\w.]+)", str(error))
+        if found is not None and "allowed global" in str(error):
+            raise UserError(
+                f"{path}: holds a {found[1]}, which could execute code, and was not loaded: where you trust the file, "
+                'save its weights alone, as torch.save({"state_dict": ...}, FILE)'
+            ) from None
+        raise UserError(f"{path}: is no checkpoint that PyTorch wrote, or is damaged") from None
+
+
+def state_of(archive: Any, path: Path) -> dict[str, Tensor]:
+    """The state dict in what a file holds, under its names there.
+
+    Raises:
+        UserError: there is none.
+    """
+    for name in STATES:
+        if isinstance(archive, Mapping) and isinstance(archive.get(name), Mapping):
+            archive = archive[name]
+            break
+    if not isinstance(archive, Mapping):
+        raise UserError(f"{path}: holds a {type(archive).__name__}, expected a dictionary with a network's weights")
+    state = {str(name): value for name, value in archive.items() if isinstance(value, Tensor)}
+    if not state:
+        there = ", ".join(map(str, list(archive)[:6])) or "nothing"
+        raise UserError(f"{path}: holds no weights but {there}, expected a state dict, or one as {' or '.join(STATES)}")
+    return state

@@ -1,0 +1,196 @@
+"""An authors' checkpoint as a run folder of this library."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+
+import distill3d
+from distill3d.boxes import KITTI_CLASSES
+from distill3d.data.augment.image import place
+from distill3d.data.splits import read_split
+from distill3d.detectors import build_detector, detector_name
+from distill3d.detectors.released import Taken, Weights, from_released, part_of_file, plain_names
+from distill3d.errors import UserError
+from distill3d.files import read_bytes, write_text
+from distill3d.lock import only_writer
+from distill3d.published.archive import read_archive, state_of
+from distill3d.published.systems import SYSTEMS, Part
+from distill3d.settings import to_plain
+from distill3d.train.card import CARD
+from distill3d.train.checkpoint import WEIGHTS, save_weights
+from distill3d.train.loop import CONFIG, RECIPE
+from distill3d.train.recipe import DatasetConfig, Recipe, StageConfig
+from distill3d.train.teachers import any_frame_of, trained_on
+
+#: What cards of imported weights say of them.
+UNVERIFIED = "imported, not verified here"
+#: Focal length and size of most of KITTI's pictures, px.
+KITTI_FOCAL, KITTI_SIZE = 721.5377, (1242, 375)
+#: Parts that a message lists at most, and differences.
+LISTED = 8
+
+
+@dataclass(frozen=True)
+class Imported:
+    """What was written where, and what of the file has no place there."""
+
+    folder: Path  # the stage's
+    system: str
+    part: str
+    parameters: int
+    dropped: dict[str, list[str]]
+
+    def text(self) -> str:
+        system = SYSTEMS[self.system]
+        claimed = system.parts[self.part].claimed
+        lines = [f"{self.folder}: {system.title}, {self.part}, {self.parameters:,} parameters ({UNVERIFIED})"]
+        lines += [f"left out, {reason}: {_grouped(names)}" for reason, names in self.dropped.items()]
+        if claimed:
+            lines.append(f"claimed by {system.repository}: {claimed}")
+        return "\n".join(lines)
+
+
+def import_checkpoint(
+    file: Path, system: str | None = None, part: str | None = None, out: Path = Path("imported"),
+    split: Path | None = None,
+) -> Imported:  # fmt: skip
+    """Writes ``<out>/<system>_<part>/<part>`` with weights and card, and the recipe above it, as a training leaves
+    them.
+
+    Without ``system`` the file's names and shapes tell which it is.  ``split`` names the frames that the weights were
+    trained on; without it they count as any frame of the data set.
+
+    Raises:
+        UserError: the file cannot be read or is of no such network, what it is cannot be told, or something else stands
+            where it would be written.
+    """
+    frames = None if split is None else read_split(split)
+    state = plain_names(state_of(read_archive(file), file))
+    if system is None:
+        system, part = _recognised(state, part, file)
+    elif system not in SYSTEMS:
+        raise UserError(f"import: there is no system {system!r}, expected one of {', '.join(SYSTEMS)}")
+    parts = SYSTEMS[system].parts
+    part = next(iter(parts)) if part is None else part
+    if part not in parts:
+        raise UserError(f"import: {system} has no part {part!r}, expected {' or '.join(parts)}")
+    try:
+        recipe, stage, taken = fitted(state, parts[part])
+    except UserError as error:
+        raise UserError(f"{file}: is not {_article(system, part)}: {error}") from None
+    stage = replace(stage, detector=taken.config, name=part, init=None, inherit=(), teachers=(), method=None)
+    recipe = replace(recipe, name=f"{system}_{part}", stages=(stage,), note=_note(system, part))
+    parameters = sum(p.numel() for p in _on_meta(taken.config).parameters())
+    card = _card(recipe, stage, system, part, file) | {"parameters": parameters}
+    card["trained_on"] = (
+        any_frame_of(recipe.dataset.identity) if frames is None else trained_on(recipe.dataset.identity, frames, [])
+    )
+    folder = out / recipe.name / part
+    for path in (folder.parent / RECIPE, *(folder / name for name in (WEIGHTS, CARD, CONFIG))):
+        if path.exists():
+            raise UserError(f"{path}: is there already: give another --out, or remove it")
+    with only_writer(folder, "is being written"):
+        write_text(folder.parent / RECIPE, yaml.safe_dump(to_plain(recipe), sort_keys=False))
+        write_text(folder / CONFIG, yaml.safe_dump(to_plain(stage), sort_keys=False))
+        save_weights(folder, taken.weights, card)
+    return Imported(folder, system, part, parameters, taken.dropped)
+
+
+def fitted(state: Weights, part: Part, dtype: torch.dtype = torch.float32) -> tuple[Recipe, StageConfig, Taken]:
+    """A part's recipe and stage, and what becomes of a file's state dict (``plain_names``) in its detector, whose
+    numbers are of the type ``dtype``.
+
+    Raises:
+        UserError: it does not fit; the sentence names the differences.
+    """
+    recipe, stage = part.taken_from()
+    state = part_of_file(state, part.prefix) or dict(state)
+    config = part.settings(stage.detector, state)
+    own = _on_meta(config).to(dtype).state_dict()
+    return recipe, stage, from_released(state, part.form(config), own, config)
+
+
+def _on_meta(config: Any) -> torch.nn.Module:
+    with torch.device("meta"):
+        return build_detector(config)
+
+
+def _fitting(state: Weights) -> Iterator[tuple[str, str]]:
+    """All parts whose network the file's names and shapes are."""
+    for system, about in SYSTEMS.items():
+        for part, of in about.parts.items():
+            try:
+                fitted(state, of)
+            except UserError:
+                continue
+            yield system, part
+
+
+def _recognised(state: Weights, part: str | None, file: Path) -> tuple[str, str]:
+    found = [pair for pair in _fitting(state) if part in (None, pair[1])]
+    if not found:
+        raise UserError(
+            f"{file}: holds {len(state)} entries ({_grouped(state)}) that are of none of the known networks; "
+            "distill3d import --help lists them, and --as tells what differs from one"
+        )
+    if len(found) > 1:
+        more = f" and {len(found) - LISTED} more" if len(found) > LISTED else ""
+        listed = ", ".join(f"--as {system} --part {part}" for system, part in found[:LISTED])
+        raise UserError(f"{file}: may be any of {len(found)} networks, say which: {listed}{more}")
+    return found[0]
+
+
+def _card(recipe: Recipe, stage: StageConfig, system: str, part: str, file: Path) -> dict[str, Any]:
+    about = SYSTEMS[system]
+    card = {
+        "recipe": recipe.name, "stage": stage.name, "role": stage.role, "detector": detector_name(stage.detector),
+        "config": to_plain(stage.detector), "input": stage.detector.input,
+        "fingerprint": recipe.stage_fingerprint(stage), "note": recipe.note,
+        "imported": {
+            "system": system, "part": part, "repository": about.repository, "claimed": about.parts[part].claimed,
+            "file": file.name, "sha256": hashlib.sha256(read_bytes(file)).hexdigest(), "verified": UNVERIFIED,
+        },
+        "versions": {"distill3d": distill3d.__version__, "torch": torch.__version__},
+    }  # fmt: skip
+    return card | _preprocessing(recipe)
+
+
+def _preprocessing(recipe: Recipe) -> dict[str, Any]:
+    """What a trained card says of pictures and sensors, as far as the data set's settings tell it."""
+    dataset = recipe.dataset
+    if not isinstance(dataset, DatasetConfig):
+        return {"canvas": list(dataset.canvas), "classes": list(dataset.classes), "version": dataset.version,
+                "past": list(dataset.past), "ego_frame": dataset.ego_frame}  # fmt: skip
+    scale = float(place(KITTI_SIZE, dataset.canvas, dataset.placement).scale)
+    return {
+        "canvas": list(dataset.canvas), "focal": KITTI_FOCAL * scale, "file_focal": KITTI_FOCAL,
+        "placement": dataset.placement, "min_height_scale": dataset.min_height_scale, "lidar_to_camera": None,
+        "classes": list(KITTI_CLASSES[:3]),
+    }  # fmt: skip
+
+
+def _note(system: str, part: str) -> str:
+    about = SYSTEMS[system]
+    claimed = about.parts[part].claimed
+    return f"{about.title} of {about.repository}, {part}: {UNVERIFIED}" + (f"; claimed {claimed}" if claimed else "")
+
+
+def _article(system: str, part: str) -> str:
+    return f"{SYSTEMS[system].title} ({part})"
+
+
+def _grouped(names: Iterable[str]) -> str:
+    """Names by their first parts, with counts."""
+    counts: dict[str, int] = {}
+    for name in names:
+        beginning = ".".join(name.split(".")[:2]) if "." in name else name
+        counts[beginning] = counts.get(beginning, 0) + 1
+    told = [f"{name}.* ({count})" if count > 1 else name for name, count in counts.items()]
+    return ", ".join(told[:LISTED]) + (f" and {len(told) - LISTED} groups more" if len(told) > LISTED else "")

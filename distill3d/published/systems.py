@@ -1,0 +1,92 @@
+"""Published systems: whose checkpoint is which network here, and what its authors claim.
+
+Facts are from the repositories' read-me and configuration files.  Numbers are Car 3D AP|R40 at IoU 0.7 (easy / moderate
+/ hard) on KITTI val, or mAP / NDS on nuScenes val, unless said otherwise; none of them was measured here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from distill3d.detectors import gupnet, monodle
+from distill3d.detectors.released import ReleasedForm, Weights
+from distill3d.recipes import get_recipe
+from distill3d.train.checkpoint import untrained_detector
+from distill3d.train.recipe import Recipe, StageConfig
+
+
+def _as_it_is(config: Any, weights: Weights) -> Any:
+    return config
+
+
+@dataclass(frozen=True)
+class Part:
+    """One network of a published system."""
+
+    recipe: str  # this library's, of which ``stage`` has the network, its data set and their settings
+    stage: str
+    form: Callable[[Any], ReleasedForm]  # of the detector's settings
+    claimed: str = ""  # its numbers, in its authors' words
+    prefix: str = ""  # in front of its names in a file of several networks; such files, and those of it alone, are read
+    #: The detector's settings, from those of the stage and the shapes in the file (under the authors' names).
+    settings: Callable[[Any, Weights], Any] = _as_it_is
+
+    def taken_from(self) -> tuple[Recipe, StageConfig]:
+        """The recipe and the stage, whose detector asks for no other pretrained weights."""
+        recipe = get_recipe(self.recipe)
+        stage = recipe.stage(self.stage)
+        return recipe, replace(stage, detector=untrained_detector(stage.detector))
+
+
+@dataclass(frozen=True)
+class System:
+    """A published system: its parts, the one that is meant if none is named first."""
+
+    title: str
+    repository: str
+    parts: dict[str, Part] = field(default_factory=dict)
+
+
+SYSTEMS: dict[str, System] = {
+    "monodle": System(
+        "MonoDLE", "xinzhuma/monodle",
+        {"student": Part("monodle", "baseline", monodle.released_form, "17.94 / 13.72 / 12.10")},
+    ),
+    "gupnet": System(
+        "GUPNet", "SuperMHP/GUPNet",
+        {"student": Part("gupnet", "baseline", gupnet.released_form,
+                         "23.19 / 16.23 / 13.57 (val file), test 22.26 / 15.02 / 13.12 (trainval file)")},
+    ),
+    "did_m3d": System(
+        "DID-M3D", "SPengLiang/DID-M3D",
+        {"student": Part("did_m3d", "baseline", gupnet.released_form, "25.38 / 17.07 / 14.06")},
+    ),
+    "monoskd": System(
+        "MonoSKD, on DID-M3D", "Senwang98/MonoSKD",
+        {
+            "student": Part("monoskd_did_m3d", "student", gupnet.released_form, "28.89 / 20.19 / 16.98",
+                            "centernet_rgb."),
+            "teacher": Part("monoskd_did_m3d", "teacher", gupnet.released_form, "43.81 moderate", "centernet_depth."),
+            "baseline": Part("monoskd_did_m3d", "baseline", gupnet.released_form, "17.77 moderate"),
+        },
+    ),
+    "monodistill": System(
+        "MonoDistill, on MonoDLE", "monster-ghost/MonoDistill",
+        {
+            "student": Part("monodistill_monodle", "student", monodle.released_form, "24.40 / 18.47 / 16.46",
+                            "centernet_rgb."),
+            "teacher": Part("monodistill_monodle", "teacher", monodle.released_form, "60.57 / 45.06 / 37.90",
+                            "centernet_depth."),
+            "baseline": Part("monodistill_monodle", "baseline", monodle.released_form, "18.43 / 14.62 / 12.45"),
+        },
+    ),
+    "monostl": System(
+        "MonoSTL, on MonoDLE", "DingCodeLab/MonoSTL",
+        {
+            "student": Part("monostl_monodle", "student", monodle.released_form, "", "centernet_rgb."),
+            "teacher": Part("monostl_monodle", "teacher", monodle.released_form, "", "centernet_depth."),
+        },
+    ),
+}  # fmt: skip
