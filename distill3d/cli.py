@@ -295,15 +295,15 @@ def _stage_by_number(argument: str, names: list[str]) -> str:
 
 
 def evaluate(arguments: list[str]) -> None:
-    """Official metrics of result files: distill3d eval kitti|nuscenes --predictions ..."""
-    names = " or ".join(EVALUATIONS)
+    """Official metrics of result files, or of a run on a split: distill3d eval kitti|nuscenes|run ..."""
+    names = ", ".join(EVALUATIONS)
     if not arguments or arguments[0].startswith("-"):
         if arguments and arguments[0] in ("-h", "--help"):
-            print("usage: distill3d eval kitti|nuscenes ...\n\ndistill3d eval kitti --help tells the options.")
+            print("usage: distill3d eval kitti|nuscenes|run ...\n\ndistill3d eval kitti --help tells the options.")
             return
-        raise UserError(f"eval: expected the data set first: {names}")
+        raise UserError(f"eval: expected what is evaluated first, one of {names}")
     if arguments[0] not in EVALUATIONS:
-        raise UserError(f"eval: there is no evaluation for {arguments[0]!r}, expected {names}")
+        raise UserError(f"eval: there is no evaluation for {arguments[0]!r}, expected one of {names}")
     EVALUATIONS[arguments[0]](arguments[1:])
 
 
@@ -341,7 +341,28 @@ def _evaluate_nuscenes(arguments: list[str]) -> None:
     run_eval_nuscenes(o.data_root, o.version, o.predictions, o.split, o.json, o.classes or None)
 
 
-EVALUATIONS: dict[str, Callable[[list[str]], None]] = {"kitti": _evaluate_kitti, "nuscenes": _evaluate_nuscenes}
+def _evaluate_run(arguments: list[str]) -> None:
+    import tyro
+
+    @dataclass(frozen=True)
+    class Options:
+        run: tyro.conf.Positional[Path]  # the folder of a finished stage, trained or imported
+        data_root: Path  # the data set's folder
+        split: str = "val"
+        out: Path | None = None  # folder of predictions and numbers; by default RUN
+        device: str = "cpu"
+        batch_size: Number = 8
+        allow_overlap: bool = False  # with frames that the detector was trained on
+
+    o = _parse(Options, "eval run", arguments)
+    from distill3d.evaluate_run import evaluate_run, show
+
+    show(evaluate_run(o.run, o.data_root, o.split, o.out, o.device, o.batch_size, o.allow_overlap))
+
+
+EVALUATIONS: dict[str, Callable[[list[str]], None]] = {
+    "kitti": _evaluate_kitti, "nuscenes": _evaluate_nuscenes, "run": _evaluate_run,
+}  # fmt: skip
 
 
 def predict(arguments: list[str]) -> None:
@@ -366,18 +387,56 @@ def predict(arguments: list[str]) -> None:
 
 
 def export(arguments: list[str]) -> None:
-    """Write a student as an ONNX file, checked against PyTorch."""
+    """Write a student as an ONNX file, checked against PyTorch, or under its authors' names for their code."""
     import tyro
 
     @dataclass(frozen=True)
     class Options:
         checkpoint: tyro.conf.Positional[Path]  # a stage folder or a model.safetensors
-        onnx: Path  # file to write
+        onnx: Path | None = None  # file to write
+        system: Annotated[str | None, tyro.conf.arg(name="as")] = None  # published system, as distill3d import has it
+        part: str | None = None  # of the system; by default the first
+        out: Path | None = None  # with --as: file to write, by default SYSTEM.pth
 
     o = _parse(Options, "export", arguments)
+    if (o.onnx is None) == (o.system is None):
+        raise UserError("export: give either --onnx FILE or --as SYSTEM")
+    if o.system is not None:
+        from distill3d.published.exporting import export_released
+
+        print(export_released(o.checkpoint, o.system, o.part, o.out).text())
+        return
     from distill3d.export import export_checkpoint
 
+    assert o.onnx is not None
     print(export_checkpoint(o.checkpoint, o.onnx).text())
+
+
+def import_(arguments: list[str]) -> None:
+    """Turn an authors' checkpoint into a run folder that every other command takes."""
+    import tyro
+
+    @dataclass(frozen=True)
+    class Options:
+        file: tyro.conf.Positional[Path]  # the checkpoint as its authors publish it
+        system: Annotated[str | None, tyro.conf.arg(name="as")] = None  # by default told by the file's names
+        part: str | None = None  # of the system; by default the first that is listed
+        out: Path = Path("imported")
+        trained_on: Path | None = None  # file of the frames it was trained on, such as ImageSets/train.txt
+
+    if any(a in ("-h", "--help") for a in arguments):
+        from distill3d.published.systems import SYSTEMS
+
+        width = max(map(len, SYSTEMS))
+        lines = [f"  {n:{width}}  {s.title} ({s.repository}): {', '.join(s.parts)}" for n, s in SYSTEMS.items()]
+        try:
+            _parse(Options, "import", arguments)
+        finally:  # the option parser ends the command
+            print("systems and their parts, for --as and --part:", "", *lines, sep="\n")
+    o = _parse(Options, "import", arguments)
+    from distill3d.published.importing import import_checkpoint
+
+    print(import_checkpoint(o.file, o.system, o.part, o.out, o.trained_on).text())
 
 
 def check(arguments: list[str]) -> int:
@@ -495,7 +554,7 @@ def doctor(arguments: list[str]) -> None:
 
 COMMANDS: dict[str, Callable[[list[str]], int | None]] = {
     "demo": demo, "synth": synth, "recipes": recipes, "train": train, "eval": evaluate, "predict": predict,
-    "export": export, "check": check, "raw-list": raw_list, "autolabel": autolabel,
+    "import": import_, "export": export, "check": check, "raw-list": raw_list, "autolabel": autolabel,
     "report": report, "diagnose": diagnose, "doctor": doctor,
 }  # fmt: skip
 

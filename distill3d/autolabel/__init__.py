@@ -30,16 +30,16 @@ from distill3d.data.nuscenes.dataset import NuScenesConfig, NuScenesDataset
 from distill3d.detectors.base import Detector
 from distill3d.devices import find_device
 from distill3d.errors import UserError
-from distill3d.files import PART_BEGIN, read_bytes, read_json, read_yaml, sweep_below, write_text
+from distill3d.files import PART_BEGIN, read_bytes, read_json, sweep_below, write_text
 from distill3d.lock import LOCK, only_writer
 from distill3d.predict import FOCAL_TOLERANCE
-from distill3d.settings import Number, Share, Workers, check_settings, from_plain
+from distill3d.settings import Number, Share, Workers, check_settings
 from distill3d.train.card import require
 from distill3d.train.checkpoint import WEIGHTS, load_detector
-from distill3d.train.loop import RECIPE
 from distill3d.train.progress import ProgressBar
 from distill3d.train.recipe import DatasetConfig, SurroundDatasetConfig
 from distill3d.train.sources import frame_settings, surround_settings
+from distill3d.train.stages import data_of
 from distill3d.train.teachers import listed
 
 Layout = Literal["kitti", "raw", "nuscenes"]
@@ -187,7 +187,7 @@ def _open(run: Path, data: Path, config: AutolabelConfig, detector: Detector, ca
     if surround != (config.layout == "nuscenes"):
         kind = "surround views, expected --layout nuscenes" if surround else "one camera's frames, expected KITTI's"
         raise UserError(f"{run} looks at {kind}")
-    dataset = _trained_with(run, SurroundDatasetConfig if surround else DatasetConfig)
+    dataset = data_of(run, SurroundDatasetConfig if surround else DatasetConfig)
     if isinstance(dataset, SurroundDatasetConfig):
         moments = NuScenesDataset(
             NuScenesConfig(root=data, version=config.version, split=config.split,
@@ -203,22 +203,6 @@ def _open(run: Path, data: Path, config: AutolabelConfig, detector: Detector, ca
     listed_frames = config.frames if config.frames is not None else tuple(list_raw_frames(data))
     raw = KittiRawDataset(KittiRawConfig(root=data, frames=listed_frames, **frames))
     return KittiSet(raw, dataset.identity, dataset.min_height_scale, config.max_frames, config.beside)
-
-
-def _trained_with(run: Path, kind: type[Any]) -> Any:
-    """The data settings of the recipe that a stage is of.
-
-    Raises:
-        UserError: the recipe does not lie where training wrote it, or is none.
-    """
-    stage = run if run.is_dir() else run.parent
-    path = stage.resolve().parent / RECIPE
-    if not path.is_file():
-        raise UserError(f"{path}: no such file, expected the recipe beside the stage, as distill3d train leaves it")
-    recipe = read_yaml(path)
-    if not isinstance(recipe, dict) or "dataset" not in recipe:
-        raise UserError(f"{path}: holds no dataset, expected a recipe written by distill3d train")
-    return from_plain(kind, recipe["dataset"], f"{path}: dataset")
 
 
 @contextmanager

@@ -7,6 +7,7 @@ types, numpy's numbers and the dictionaries of argparse and Lightning; these are
 from __future__ import annotations
 
 import re
+from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -23,16 +24,17 @@ STATES = ("model_state", "state_dict")
 
 
 class Data(dict):
-    """A container of another library, reduced to what it holds."""
+    """An object reduced to the values that it holds."""
 
     def __setstate__(self, state: Mapping[str, Any]) -> None:
         self.update(state)
 
 
-#: Modules and names under which the containers were pickled.
-CONTAINERS = (
-    "argparse.Namespace", "pytorch_lightning.utilities.parsing.AttributeDict",
-    "lightning_fabric.utilities.data.AttributeDict", "lightning.fabric.utilities.data.AttributeDict",
+#: The command lines that files hold, and dictionaries of another name.
+NAMESPACE = "argparse.Namespace"
+DICTIONARIES = (
+    "pytorch_lightning.utilities.parsing.AttributeDict", "lightning_fabric.utilities.data.AttributeDict",
+    "lightning.fabric.utilities.data.AttributeDict",
 )  # fmt: skip
 #: Numpy's numbers, by the two names of their module.
 SCALARS = ("numpy.core.multiarray.scalar", "numpy._core.multiarray.scalar")
@@ -44,7 +46,7 @@ NUMBERS = ("bool", "int8", "int16", "int32", "int64", "uint8", "uint16", "uint32
 def _allowed() -> list[Callable[..., Any] | tuple[Callable[..., Any], str]]:
     from numpy._core.multiarray import scalar
 
-    allowed: list[Any] = [(Data, name) for name in CONTAINERS]
+    allowed: list[Any] = [(Data, NAMESPACE), *((OrderedDict, name) for name in DICTIONARIES)]
     allowed += [(scalar, name) for name in SCALARS] + [np.dtype]
     return allowed + sorted({type(np.dtype(number)) for number in NUMBERS}, key=lambda kind: kind.__name__)
 
@@ -57,18 +59,21 @@ def read_archive(path: Path) -> Any:
             was executed.
     """
     try:
-        with open(path, "rb", opener=at_once) as file, torch.serialization.safe_globals(_allowed()):
-            return torch.load(file, map_location="cpu", weights_only=True)
+        file = open(path, "rb", opener=at_once)  # noqa: SIM115 (closed below)
     except (OSError, ValueError) as error:
         raise UserError(f"{path}: {reason_of(error)}") from None
-    except Exception as error:  # there is no list of what unpickling raises
-        found = re.search(r"(?:GLOBAL|global|class|function)\s+([\w.]+\.[\w.]+)", str(error))
-        if found is not None and "allowed global" in str(error):
-            raise UserError(
-                f"{path}: holds a {found[1]}, which could execute code, and was not loaded: where you trust the file, "
-                'save its weights alone, as torch.save({"state_dict": ...}, FILE)'
-            ) from None
-        raise UserError(f"{path}: is no checkpoint that PyTorch wrote, or is damaged") from None
+    with file, torch.serialization.safe_globals(_allowed()):
+        try:
+            return torch.load(file, map_location="cpu", weights_only=True)
+        except Exception as error:  # there is no list of what unpickling raises
+            said = str(error)
+    found = re.search(r"GLOBAL ([\w.]+)", said)
+    if found is None:
+        raise UserError(f"{path}: is no checkpoint that PyTorch wrote, or is damaged")
+    raise UserError(
+        f"{path}: holds a {found[1]}, which could execute code, and was not loaded: where you trust the file, save its "
+        'weights alone, as torch.save({"state_dict": ...}, FILE)'
+    )
 
 
 def state_of(archive: Any, path: Path) -> dict[str, Tensor]:

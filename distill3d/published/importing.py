@@ -21,7 +21,7 @@ from distill3d.errors import UserError
 from distill3d.files import read_bytes, write_text
 from distill3d.lock import only_writer
 from distill3d.published.archive import read_archive, state_of
-from distill3d.published.systems import SYSTEMS, Part
+from distill3d.published.systems import SYSTEMS, Part, named_part
 from distill3d.settings import to_plain
 from distill3d.train.card import CARD
 from distill3d.train.checkpoint import WEIGHTS, save_weights
@@ -71,20 +71,17 @@ def import_checkpoint(
         UserError: the file cannot be read or is of no such network, what it is cannot be told, or something else stands
             where it would be written.
     """
+    if system is not None:
+        named_part(system, part, "import")  # before a large file is read
     frames = None if split is None else read_split(split)
     state = plain_names(state_of(read_archive(file), file))
     if system is None:
         system, part = _recognised(state, part, file)
-    elif system not in SYSTEMS:
-        raise UserError(f"import: there is no system {system!r}, expected one of {', '.join(SYSTEMS)}")
-    parts = SYSTEMS[system].parts
-    part = next(iter(parts)) if part is None else part
-    if part not in parts:
-        raise UserError(f"import: {system} has no part {part!r}, expected {' or '.join(parts)}")
+    about, part, of = named_part(system, part, "import")
     try:
-        recipe, stage, taken = fitted(state, parts[part])
+        recipe, stage, taken = fitted(state, of)
     except UserError as error:
-        raise UserError(f"{file}: is not {_article(system, part)}: {error}") from None
+        raise UserError(f"{file}: is not {about.title} ({part}): {error}") from None
     stage = replace(stage, detector=taken.config, name=part, init=None, inherit=(), teachers=(), method=None)
     recipe = replace(recipe, name=f"{system}_{part}", stages=(stage,), note=_note(system, part))
     parameters = sum(p.numel() for p in _on_meta(taken.config).parameters())
@@ -180,10 +177,6 @@ def _note(system: str, part: str) -> str:
     about = SYSTEMS[system]
     claimed = about.parts[part].claimed
     return f"{about.title} of {about.repository}, {part}: {UNVERIFIED}" + (f"; claimed {claimed}" if claimed else "")
-
-
-def _article(system: str, part: str) -> str:
-    return f"{SYSTEMS[system].title} ({part})"
 
 
 def _grouped(names: Iterable[str]) -> str:

@@ -12,6 +12,7 @@ from typing import Any
 
 from distill3d.detectors import gupnet, monodle
 from distill3d.detectors.released import ReleasedForm, Weights
+from distill3d.errors import UserError
 from distill3d.recipes import get_recipe
 from distill3d.train.checkpoint import untrained_detector
 from distill3d.train.recipe import Recipe, StageConfig
@@ -47,6 +48,24 @@ class System:
     title: str
     repository: str
     parts: dict[str, Part] = field(default_factory=dict)
+    #: Where the state dict stands in a file that its code reads, and what all names in it begin with.
+    state: str = "model_state"
+    prefix: str = ""
+
+
+def named_part(system: str, part: str | None, command: str) -> tuple[System, str, Part]:
+    """A system, and the name and facts of a part of it, of its first where ``part`` is None.
+
+    Raises:
+        UserError: there is no such system or part; the sentence begins with the command.
+    """
+    if system not in SYSTEMS:
+        raise UserError(f"{command}: there is no system {system!r}, expected one of {', '.join(SYSTEMS)}")
+    parts = SYSTEMS[system].parts
+    part = next(iter(parts)) if part is None else part
+    if part not in parts:
+        raise UserError(f"{command}: {system} has no part {part!r}, expected {' or '.join(parts)}")
+    return SYSTEMS[system], part, parts[part]
 
 
 SYSTEMS: dict[str, System] = {

@@ -23,6 +23,7 @@ from distill3d.evaluate.kitti import Annotations, Result, evaluate
 from distill3d.evaluate.nuscenes_submission import SubmissionMeta, read_submission, write_submission
 from distill3d.files import write_text
 from distill3d.train.precision import Precision
+from distill3d.train.progress import ProgressBar
 
 EVALUATION, PREDICTIONS = "evaluation.json", "predictions"
 #: Where the best of a training's evaluations stands in evaluation.json and card.json; also a kind of line of its log.
@@ -35,28 +36,31 @@ SUBMISSION = "submission.json"
 
 @torch.no_grad()
 def detect(
-    detector: Detector, dataset: Dataset, batch_size: int, device: torch.device, precision: Precision
-) -> Iterator[tuple[str, Boxes3D]]:
+    detector: Detector, dataset: Dataset, batch_size: int, device: torch.device, precision: Precision,
+    progress: bool = False,
+) -> Iterator[tuple[str, Boxes3D]]:  # fmt: skip
     """Frame ids and detections (on the CPU) of every frame, in order; the detector's mode is left as found."""
     training = detector.training
     detector.eval()
-    for batch in batches(dataset, list(range(len(dataset))), batch_size, None, 0):
-        batch = batch.to(device)
-        with precision.autocast(device):
-            outputs = detector(batch)
-        for frame, boxes in zip(batch.frame_ids, detector.decode(outputs, batch), strict=True):
-            yield frame, boxes.to("cpu")
+    with ProgressBar("detections", len(dataset), visible=progress) as bar:
+        for batch in batches(dataset, list(range(len(dataset))), batch_size, None, 0):
+            batch = batch.to(device)
+            with precision.autocast(device):
+                outputs = detector(batch)
+            for frame, boxes in zip(batch.frame_ids, detector.decode(outputs, batch), strict=True):
+                yield frame, boxes.to("cpu")
+                bar.advance()
     detector.train(training)
 
 
 def evaluate_detector(
     detector: Detector, dataset: KittiDataset, batch_size: int, device: torch.device, precision: Precision,
-    folder: Path | None = None,
+    folder: Path | None = None, progress: bool = False,
 ) -> Result:  # fmt: skip
     """The official evaluation on a split; with ``folder``, predictions and evaluation.json are written there."""
     lines = {
         frame: format_results(boxes, dataset.classes)
-        for frame, boxes in detect(detector, dataset, batch_size, device, precision)
+        for frame, boxes in detect(detector, dataset, batch_size, device, precision, progress)
     }
     texts = {frame: "".join(f"{line}\n" for line in rows) for frame, rows in lines.items()}
     labels = Annotations.from_folder(dataset.folder / "label_2", scored=False, frames=tuple(texts))
@@ -84,7 +88,7 @@ def summary(result: Result) -> dict[str, list[float]]:
 
 def evaluate_surround(
     detector: Detector, dataset: NuScenesDataset, batch_size: int, device: torch.device, precision: Precision,
-    folder: Path | None = None,
+    folder: Path | None = None, progress: bool = False,
 ) -> nuscenes.NuScenesResult:  # fmt: skip
     """The official nuScenes evaluation on a split, for the data set's classes; by way of a submission file, which with
     ``folder`` is kept there, beside evaluation.json."""
@@ -94,7 +98,7 @@ def evaluate_surround(
     poses = {token: dataset.ego_to_global(index) for index, token in enumerate(tokens)}
     with tempfile.TemporaryDirectory() as scratch:
         path = (Path(scratch) if folder is None else folder / PREDICTIONS) / SUBMISSION
-        found = detect(detector, dataset, batch_size, device, precision)
+        found = detect(detector, dataset, batch_size, device, precision, progress)
         write_submission(path, found, poses, dataset.classes, meta)
         predictions = read_submission(path, tokens).seen_from(truth.ego_position)
     result = nuscenes.evaluate(truth.boxes, predictions, racks=truth.racks, classes=dataset.classes)

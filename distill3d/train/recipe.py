@@ -104,6 +104,8 @@ class StageConfig:
     image_augment: ImageAugmentConfig | None = None
     bev_augment: BevAugmentConfig | None = None
     class_balanced: bool = False  # frames of rare classes are seen more often (CBGS)
+    #: The folder of a finished stage, of another run or imported, that stands in place of this one's training.
+    taken_from: Path | None = added(None)
 
     def __post_init__(self) -> None:
         if not is_in_range(self):

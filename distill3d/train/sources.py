@@ -20,6 +20,8 @@ from distill3d.data.sample import Dataset, JointDataset
 from distill3d.detectors import DETECTORS, detector_name
 from distill3d.detectors.base import Detector
 from distill3d.errors import UserError
+from distill3d.evaluate.kitti import Result as KittiResult
+from distill3d.evaluate.nuscenes import NuScenesResult
 from distill3d.train.evaluation import evaluate_detector, evaluate_surround, summary, surround_summary
 from distill3d.train.precision import Precision
 from distill3d.train.recipe import DatasetConfig, Recipe, StageConfig, SurroundDatasetConfig
@@ -37,6 +39,7 @@ class Verdict:
     metrics: dict[str, Any]  # by kind: {"ap": {...}} as the report reads it
     scalars: dict[str, float]  # the same for TensorBoard
     score: float  # by which ``keep="best"`` chooses
+    result: KittiResult | NuScenesResult  # of the official metric
 
 
 class Source(ABC):
@@ -79,8 +82,9 @@ class Source(ABC):
 
     @abstractmethod
     def judge(
-        self, detector: Detector, data: Any, device: torch.device, precision: Precision, folder: Path | None
-    ) -> Verdict:
+        self, detector: Detector, data: Any, device: torch.device, precision: Precision, folder: Path | None,
+        progress: bool = False,
+    ) -> Verdict:  # fmt: skip
         """The official metric on frames from ``evaluation``; with ``folder``, predictions and numbers go there."""
 
     @abstractmethod
@@ -172,12 +176,14 @@ class KittiSource(Source):
         return KittiDataset(kitti_config(self.recipe, stage, split, train=False))
 
     def judge(
-        self, detector: Detector, data: KittiDataset, device: torch.device, precision: Precision, folder: Path | None
-    ) -> Verdict:
-        result = evaluate_detector(detector, data, self.recipe.evaluation.batch_size, device, precision, folder)
+        self, detector: Detector, data: KittiDataset, device: torch.device, precision: Precision, folder: Path | None,
+        progress: bool = False,
+    ) -> Verdict:  # fmt: skip
+        size = self.recipe.evaluation.batch_size
+        result = evaluate_detector(detector, data, size, device, precision, folder, progress)
         found = summary(result)
         scalars = {f"ap/{name}_moderate": values[1] for name, values in found.items()}
-        return Verdict({"ap": found}, scalars, result.ap("car", "3d", "loose")[1])
+        return Verdict({"ap": found}, scalars, result.ap("car", "3d", "loose")[1], result)
 
     def card(self, data: KittiDataset) -> dict[str, Any]:
         dataset, first = _kitti(self.recipe), data.get(0)
@@ -247,12 +253,14 @@ class NuScenesSource(Source):
         return NuScenesDataset(nuscenes_config(self.recipe, stage, split, train=False))
 
     def judge(
-        self, detector: Detector, data: NuScenesDataset, device: torch.device, precision: Precision, folder: Path | None
-    ) -> Verdict:
-        result = evaluate_surround(detector, data, self.recipe.evaluation.batch_size, device, precision, folder)
+        self, detector: Detector, data: NuScenesDataset, device: torch.device, precision: Precision,
+        folder: Path | None, progress: bool = False,
+    ) -> Verdict:  # fmt: skip
+        size = self.recipe.evaluation.batch_size
+        result = evaluate_surround(detector, data, size, device, precision, folder, progress)
         found = surround_summary(result)
         scalars = {name: value for name, value in found.items() if isinstance(value, float)}
-        return Verdict({"nuscenes": found}, scalars, result.nds)
+        return Verdict({"nuscenes": found}, scalars, result.nds, result)
 
     def card(self, data: NuScenesDataset) -> dict[str, Any]:
         config = data.config

@@ -6,22 +6,35 @@ import re
 import warnings
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from pathlib import Path
+from typing import TypeVar
 
 import torch
+import yaml
 from lightning_fabric import Fabric
 
 from distill3d.errors import UserError
-from distill3d.files import folder_name, read_text, sweep_below
+from distill3d.files import folder_name, read_text, read_yaml, sweep_below, write_text
 from distill3d.lock import LOCK, forget_dead_writer, only_writer
-from distill3d.settings import check_settings
+from distill3d.settings import check_settings, from_plain, to_plain
 from distill3d.train.card import CARD, read_card, require
-from distill3d.train.checkpoint import PREVIOUS, STATE, WEIGHTS, last_state
+from distill3d.train.checkpoint import (
+    PREVIOUS,
+    STATE,
+    WEIGHTS,
+    last_state,
+    load_detector,
+    load_weights,
+    save_weights,
+)
 from distill3d.train.evaluation import EVALUATION, PREDICTIONS
 from distill3d.train.loop import CONFIG, METRICS, RECIPE, RunOptions, train_stage
 from distill3d.train.memory import keep_freed_memory
 from distill3d.train.preflight import check_recipe
-from distill3d.train.recipe import Recipe, StageConfig
+from distill3d.train.recipe import DatasetConfig, Recipe, StageConfig, SurroundDatasetConfig
+
+D = TypeVar("D", DatasetConfig, SurroundDatasetConfig)
 
 #: What a training writes into its stage's folder, the settings last.
 STAGE_FILES = (METRICS, STATE, PREVIOUS, WEIGHTS, CARD, EVALUATION, PREDICTIONS, CONFIG)
@@ -42,6 +55,7 @@ def run_recipe(recipe: Recipe, options: RunOptions, only: tuple[str, ...] = ()) 
     """
     check_settings(recipe)
     check_settings(options)
+    recipe = with_taken(recipe)
     chosen = [recipe.stage(name) for name in only] if only else list(recipe.stages)
     folder = options.out / folder_name(recipe.name, "the recipe's name")
     for stage in recipe.stages:
@@ -56,15 +70,64 @@ def run_recipe(recipe: Recipe, options: RunOptions, only: tuple[str, ...] = ()) 
         _refuse_unmet(recipe, stage, folder, [other.name for other in unfinished])
         _refuse_begun_otherwise(recipe, stage, folder)
     _refuse_others_files(folder, unfinished)
-    check_recipe(recipe, unfinished, options)
+    check_recipe(recipe, [stage for stage in unfinished if stage.taken_from is None], options)
     fabric = launch(options)
     if options.threads is not None:
         torch.set_num_threads(options.threads)
     for stage in unfinished:
         with _alone(folder / stage.name, fabric):
-            if not is_finished(recipe, stage, folder):  # another process may have done so
+            if is_finished(recipe, stage, folder):  # another process may have done so
+                continue
+            if stage.taken_from is None:
                 train_stage(recipe, stage, folder / stage.name, options, fabric)
+            elif fabric.global_rank == 0:
+                _take(recipe, stage, stage.taken_from, folder / stage.name)
+            fabric.barrier()
     return folder
+
+
+def with_taken(recipe: Recipe) -> Recipe:
+    """The recipe, with the detectors that its stages taken from elsewhere really are.
+
+    Raises:
+        UserError: one of them is no finished stage.
+    """
+    stages = []
+    for stage in recipe.stages:
+        if stage.taken_from is not None:
+            detector, card = load_detector(stage.taken_from)
+            require(card, stage.taken_from, "trained_on.frames")
+            stage = replace(stage, detector=detector.config)
+        stages.append(stage)
+    return replace(recipe, stages=tuple(stages))
+
+
+def _take(recipe: Recipe, stage: StageConfig, source: Path, folder: Path) -> None:
+    """Puts a finished stage from elsewhere in a stage's folder, its card saying where it is from."""
+    weights, card = load_weights(source)
+    origin = {name: card[name] for name in ("recipe", "stage") if name in card}
+    card |= {"recipe": recipe.name, "stage": stage.name, "role": stage.role,
+             "fingerprint": recipe.stage_fingerprint(stage),
+             "taken_from": {**origin, "folder": str(source.resolve())}}  # fmt: skip
+    write_text(folder.parent / RECIPE, yaml.safe_dump(to_plain(recipe), sort_keys=False))
+    write_text(folder / CONFIG, yaml.safe_dump(to_plain(stage), sort_keys=False))
+    save_weights(folder, weights, card)
+
+
+def data_of(run: Path, kind: type[D]) -> D:
+    """The data settings of the recipe that a finished stage is of; ``run`` is its folder or a file in it.
+
+    Raises:
+        UserError: the recipe does not lie where training wrote it, or is none.
+    """
+    stage = run if run.is_dir() else run.parent
+    path = stage.resolve().parent / RECIPE
+    if not path.is_file():
+        raise UserError(f"{path}: no such file, expected the recipe beside the stage, as distill3d train leaves it")
+    recipe = read_yaml(path)
+    if not isinstance(recipe, dict) or "dataset" not in recipe:
+        raise UserError(f"{path}: holds no dataset, expected a recipe written by distill3d train")
+    return from_plain(kind, recipe["dataset"], f"{path}: dataset")
 
 
 def _tidy(folder: Path) -> None:

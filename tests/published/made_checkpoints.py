@@ -57,7 +57,7 @@ def input_of(path: Path, shape: tuple[int, ...], number: int = 900001, scale: fl
 
 
 def write_checkpoint(path: Path, weights: dict[str, Tensor], out: Path) -> Path:
-    """A file of the released structure: top level, prefix, optimizer state, numbers of numpy where there may be some."""
+    """A file of the released structure: top level, prefix, optimizer state, numpy's numbers where there may be some."""
     about = listing(path)
     single = {name: value.float() if value.is_floating_point() else value for name, value in weights.items()}
     state = OrderedDict((about["prefix"] + name, single[name]) for name in about["state"])
@@ -86,6 +86,15 @@ def write_checkpoint(path: Path, weights: dict[str, Tensor], out: Path) -> Path:
     return file
 
 
+def as_released(config: Any) -> dict[str, Any]:
+    """Of a detector's settings those in which released code and intention differ, as released."""
+    if not hasattr(config, "styled"):
+        return {}
+    released, intended = (type(config).styled(style) for style in ("released", "intended"))
+    values = {f.name: (getattr(released, f.name), getattr(intended, f.name)) for f in fields(config)}
+    return {name: theirs for name, (theirs, meant) in values.items() if theirs != meant}
+
+
 def imported(path: Path, system: str, part: str, out: Path, **changes: Any) -> Detector:
     """The recorded network in evaluation mode, float64, as the import maps it; what the import wrote is the same in
     float32.  All options are as released; ``changes`` are of settings that no weight depends on, such as the ground's
@@ -99,7 +108,6 @@ def imported(path: Path, system: str, part: str, out: Path, **changes: Any) -> D
     _, _, taken = fitted(plain_names(weights), SYSTEMS[system].parts[part], torch.float64)
     for name, value in written.state_dict().items():
         assert torch.equal(taken.weights[name].to(value.dtype), value), name
-    released = {f.name: f.metadata["released"] for f in fields(taken.config) if "released" in f.metadata}
-    detector = build_detector(replace(taken.config, **(released | changes))).double()
+    detector = build_detector(replace(taken.config, **(as_released(taken.config) | changes))).double()
     detector.load_state_dict(taken.weights)
     return detector.eval()

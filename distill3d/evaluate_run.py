@@ -1,0 +1,67 @@
+"""A finished stage's detections on a split, and the official metric of them."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+from rich.console import Console
+
+from distill3d.devices import find_device
+from distill3d.errors import UserError
+from distill3d.evaluate.kitti import Result
+from distill3d.lock import only_writer
+from distill3d.train.card import require
+from distill3d.train.checkpoint import load_detector
+from distill3d.train.evaluation import EVALUATION, PREDICTIONS
+from distill3d.train.precision import choose_precision
+from distill3d.train.recipe import DatasetConfig, EvaluationConfig, Recipe, StageConfig, SurroundDatasetConfig
+from distill3d.train.sources import Verdict, source_of
+from distill3d.train.stages import data_of
+from distill3d.train.teachers import refuse_overlap, refuse_own_labels
+
+#: The stage's name where its card has none.
+NAMELESS = "stage"
+
+
+def evaluate_run(
+    run: Path, data_root: Path, split: str = "val", out: Path | None = None, device: str = "auto", batch_size: int = 8,
+    allow_overlap: bool = False, progress: bool = True,
+) -> Verdict:  # fmt: skip
+    """Detects on a split of the data set that the stage's recipe names and evaluates that officially.
+
+    Predictions and evaluation.json go to ``out``, by default the stage's own folder, where the report finds them.
+
+    Raises:
+        UserError: the folder holds no stage, frames cannot be read, the stage was trained on frames of the split, or
+            there are predictions in the folder already.
+    """
+    if not run.is_dir():
+        raise UserError(f"{run}: is no folder, expected one of a finished stage")
+    folder = run if out is None else out
+    for name in (EVALUATION, PREDICTIONS):
+        if (folder / name).exists():
+            raise UserError(f"{folder / name}: is there already: give another --out, or remove it")
+    where = find_device(device)
+    detector, card = load_detector(run)
+    require(card, run, "trained_on.frames")
+    dataset = data_of(run, SurroundDatasetConfig if "version" in card else DatasetConfig)
+    dataset = replace(dataset, root=data_root, eval_split=split)
+    stage = StageConfig(card.get("stage", NAMELESS), card.get("role", "student"), detector.config, augment=None)
+    recipe = Recipe(card.get("recipe", NAMELESS), (stage,), dataset, EvaluationConfig(batch_size=batch_size))
+    source = source_of(recipe)
+    data = source.evaluation(stage, split)
+    refuse_overlap(card, str(run), dataset.identity, data.frame_ids, allow_overlap)
+    refuse_own_labels(data_root, data.frame_ids, allow_overlap)
+    with only_writer(folder, "is being evaluated"):
+        return source.judge(
+            detector.to(where), data, where, choose_precision(recipe.precision, where), folder, progress
+        )
+
+
+def show(verdict: Verdict) -> None:
+    """The official table on the terminal, and what is to be known of it."""
+    console, result = Console(), verdict.result
+    console.print(result.table())
+    for line in [result.explanation.text()] if isinstance(result, Result) else result.notes:
+        console.print(line, markup=False, highlight=False)

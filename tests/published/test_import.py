@@ -1,0 +1,245 @@
+"""Importing an authors' checkpoint: what is written, what is refused, and what other commands make of it."""
+
+import argparse
+import hashlib
+import json
+import os
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from lightning_fabric.utilities.data import AttributeDict
+from streets import small_recipe
+
+from distill3d.cli import main
+from distill3d.detectors import build_detector, monodle
+from distill3d.detectors.released import to_released
+from distill3d.errors import UserError
+from distill3d.published import systems
+from distill3d.published.archive import read_archive
+from distill3d.published.importing import import_checkpoint
+from distill3d.published.systems import Part, System
+from distill3d.recipes import RECIPES
+from distill3d.train.checkpoint import load_detector, load_weights
+from distill3d.train.loop import RunOptions
+from distill3d.train.recipe import Recipe
+from distill3d.train.stages import run_recipe
+
+SMALL = "small"
+
+
+@pytest.fixture
+def small(streets: Path, monkeypatch: pytest.MonkeyPatch) -> Recipe:
+    """A published system as small as the tests' networks: a student and its teacher with depth images."""
+    recipe = small_recipe(streets, epochs=1)
+    monkeypatch.setitem(RECIPES, SMALL, lambda: recipe)
+    parts = {
+        "student": Part(SMALL, "monoskd", monodle.released_form, "1.0 / 2.0 / 3.0", "centernet_rgb."),
+        "teacher": Part(SMALL, "teacher", monodle.released_form, "", "centernet_depth."),
+    }
+    monkeypatch.setattr(systems, "SYSTEMS", {SMALL: System("Small", "nobody/small", parts)})
+    for module in ("importing", "exporting"):
+        monkeypatch.setattr(f"distill3d.published.{module}.SYSTEMS", systems.SYSTEMS, raising=False)
+    return recipe
+
+
+def theirs(recipe: Recipe, stage: str = "monoskd") -> dict[str, torch.Tensor]:
+    """An untrained network's weights under the authors' names."""
+    config = recipe.stage(stage).detector
+    torch.manual_seed(0)
+    detector = build_detector(config)
+    return to_released(detector.state_dict(), monodle.released_form(config), config)
+
+
+def save(path: Path, state: Any, **more: Any) -> Path:
+    torch.save({"epoch": 140, "model_state": state, **more}, path)
+    return path
+
+
+def refused(*words: object, capsys: pytest.CaptureFixture) -> str:
+    """The one sentence that a command ends with."""
+    with pytest.raises(SystemExit) as end:
+        main([str(word) for word in words])
+    assert end.value.code == 2
+    said = capsys.readouterr().err.strip()
+    assert said.count("\n") == 0, said
+    return said
+
+
+def accepted(*words: object) -> None:
+    with pytest.raises(SystemExit) as end:
+        main([str(word) for word in words])
+    assert not end.value.code
+
+
+# ------------------------------------------------------------------------------------------------------ what is written
+
+
+def test_a_run_folder(small: Recipe, tmp_path: Path) -> None:
+    weights = theirs(small)
+    file = save(tmp_path / "weights.pth", {f"module.{name}": value for name, value in weights.items()})
+    done = import_checkpoint(file, SMALL, out=tmp_path / "out")
+    detector, card = load_detector(done.folder)
+    for name, value in detector.state_dict().items():
+        assert torch.equal(value, weights[name]), name
+    assert done.dropped == {"never used": ["backbone.fc.weight", "backbone.fc.bias"]}
+    about = card["imported"]
+    assert about["sha256"] == hashlib.sha256(file.read_bytes()).hexdigest() and about["claimed"] == "1.0 / 2.0 / 3.0"
+    assert (about["system"], about["part"], about["repository"]) == (SMALL, "student", "nobody/small")
+    assert about["verified"] == "imported, not verified here" and card["classes"] and card["canvas"] == [160, 64]
+    names = {path.relative_to(tmp_path / "out").as_posix() for path in (tmp_path / "out").rglob("*") if path.is_file()}
+    inside = {"config.yaml", "card.json", "model.safetensors"}
+    assert names == {"small_student/recipe.yaml", *(f"small_student/student/{name}" for name in inside)}
+
+
+def test_a_file_of_a_whole_training_gives_each_part(small: Recipe, tmp_path: Path) -> None:
+    student, teacher = theirs(small), theirs(small, "teacher")
+    state = {f"module.centernet_rgb.{n}": v for n, v in student.items()}
+    state |= {f"module.centernet_depth.{n}": v + 1 for n, v in teacher.items()} | {
+        "module.adapt.0.weight": torch.ones(1)
+    }
+    file = save(tmp_path / "whole.pth", state)
+    for part, weights in (("student", student), ("teacher", {n: v + 1 for n, v in teacher.items()})):
+        detector, card = load_detector(import_checkpoint(file, SMALL, part, tmp_path / "out").folder)
+        assert all(torch.equal(v, weights[n]) for n, v in detector.state_dict().items())
+        assert card["input"] == ("rgb" if part == "student" else "depth")
+
+
+def test_harmless_types_are_read_as_data(tmp_path: Path) -> None:
+    held = {
+        "model_state": {"a": torch.ones(2)}, "best": np.float64(20.5), "steps": np.int64(7),
+        "kind": np.dtype("float32"), "arguments": argparse.Namespace(lr=1e-3),
+        "hyper_parameters": AttributeDict(gpus=8),
+    }  # fmt: skip
+    torch.save(held, tmp_path / "file.pth")
+    found = read_archive(tmp_path / "file.pth")
+    assert (found["best"], found["steps"], found["arguments"]["lr"], found["hyper_parameters"]["gpus"]) == (
+        20.5,
+        7,
+        1e-3,
+        8,
+    )
+
+
+def test_what_a_file_is_can_be_told(small: Recipe, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    """Student and teacher are of one form: which, a person must say."""
+    file = save(tmp_path / "file.pth", theirs(small))
+    said = refused("import", file, "--out", tmp_path / "out", capsys=capsys)
+    assert "may be any of 2 networks" in said and "--as small --part student, --as small --part teacher" in said
+    accepted("import", file, "--part", "student", "--out", tmp_path / "out")
+    assert "nobody/small: 1.0 / 2.0 / 3.0" in capsys.readouterr().out
+
+
+# -------------------------------------------------------------------------------------------------------------- refused
+
+
+class Hostile:
+    def __reduce__(self) -> Any:
+        return os.mkdir, ("executed",)
+
+
+def test_a_hostile_pickle_does_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys) -> None:
+    monkeypatch.chdir(tmp_path)
+    torch.save({"model_state": {"a": torch.ones(1)}, "optimizer": Hostile()}, "file.pth")
+    said = refused("import", "file.pth", "--as", "monodle", capsys=capsys)
+    assert "mkdir" in said and "could execute code" in said and not Path("executed").exists()
+
+
+def test_other_files(small: Recipe, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    good = save(tmp_path / "good.pth", theirs(small))
+    cut = tmp_path / "cut.pth"
+    cut.write_bytes(good.read_bytes()[:5000])
+    (tmp_path / "text.pth").write_text("no checkpoint")
+    torch.save({"epoch": 3, "best": 1.0}, tmp_path / "empty.pth")
+    torch.save([1, 2], tmp_path / "list.pth")
+    for name, told in {
+        "cut.pth": "is no checkpoint that PyTorch wrote, or is damaged", "text.pth": "is no checkpoint",
+        "empty.pth": "holds no weights but epoch, best", "list.pth": "holds a list", "absent.pth": "no such file",
+        "": "Is a directory",
+    }.items():  # fmt: skip
+        said = refused("import", tmp_path / name, "--as", SMALL, "--out", tmp_path / "out", capsys=capsys)
+        assert told in said and not (tmp_path / "out").exists(), said
+
+
+def test_other_networks(small: Recipe, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    weights, name = theirs(small), "heatmap.2.weight"
+    changes: dict[str, tuple[dict[str, torch.Tensor], str]] = {
+        "lacks": ({n: v for n, v in weights.items() if n != name}, f"lacks {name}"),
+        "more": (weights | {"backbone.extra.weight": torch.ones(1)}, "holds backbone.extra.weight besides"),
+        "turned": (
+            weights | {name: weights[name].transpose(0, 1)},
+            f"{name} has the shape (8, 3, 1, 1), expected (3, 8",
+        ),
+    }
+    for file, (state, told) in changes.items():
+        said = refused("import", save(tmp_path / file, state), "--as", SMALL, "--out", tmp_path / "out", capsys=capsys)
+        assert "is not Small (student)" in said and told in said, said
+        assert "of none of the known networks" in refused("import", tmp_path / file, capsys=capsys)
+    for words, told in {("--as", "x"): "no system 'x'", ("--as", SMALL, "--part", "x"): "has no part 'x'"}.items():
+        assert told in refused("import", tmp_path / "lacks", *words, capsys=capsys)
+    assert not (tmp_path / "out").exists()
+
+
+def test_nothing_is_replaced(small: Recipe, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    file = save(tmp_path / "file.pth", theirs(small))
+    done = import_checkpoint(file, SMALL, out=tmp_path / "out")
+    before = (done.folder / "model.safetensors").read_bytes()
+    said = refused("import", file, "--as", SMALL, "--out", tmp_path / "out", capsys=capsys)
+    assert "is there already" in said and (done.folder / "model.safetensors").read_bytes() == before
+
+
+# ------------------------------------------------------------------------------------------ what other commands make of
+
+
+def test_export_is_the_way_back(small: Recipe, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    weights = theirs(small)
+    done = import_checkpoint(save(tmp_path / "file.pth", weights), SMALL, out=tmp_path / "out")
+    accepted("export", done.folder, "--as", SMALL, "--out", tmp_path / "back.pth")
+    back = torch.load(tmp_path / "back.pth", weights_only=True)["model_state"]
+    assert back.keys() == weights.keys()
+    again = import_checkpoint(tmp_path / "back.pth", SMALL, out=tmp_path / "again")
+    (first, _), (second, _) = load_weights(done.folder), load_weights(again.folder)
+    assert all(torch.equal(second[name], value) for name, value in first.items())
+    assert "either --onnx FILE or --as SYSTEM" in refused("export", done.folder, capsys=capsys)
+
+
+def test_an_import_is_judged_on_a_split(small: Recipe, streets: Path, tmp_path: Path, capsys) -> None:
+    file = save(tmp_path / "file.pth", theirs(small))
+    unknown = import_checkpoint(file, SMALL, out=tmp_path / "unknown").folder
+    words = ("--data-root", streets, "--split", "val")
+    assert "may have been trained on any frame of" in refused("eval", "run", unknown, *words, capsys=capsys)
+    split = streets / "ImageSets" / "train.txt"
+    folder = import_checkpoint(file, SMALL, out=tmp_path / "out", split=split).folder
+    accepted("eval", "run", folder, *words)
+    assert "4 frames evaluated" in capsys.readouterr().out
+    assert "strict" in json.loads((folder / "evaluation.json").read_text())
+    assert len(list((folder / "predictions").iterdir())) == 4
+    assert "is there already" in refused("eval", "run", folder, *words, capsys=capsys)
+    trained = ("--data-root", streets, "--split", "train", "--out", tmp_path / "train")
+    assert "was trained on 8 of the 8" in refused("eval", "run", folder, *trained, capsys=capsys)
+    accepted("report", folder, "--out", tmp_path / "report.html")
+
+
+def test_an_import_teaches(small: Recipe, streets: Path, tmp_path: Path) -> None:
+    split = streets / "ImageSets" / "train.txt"
+    file = save(tmp_path / "teacher.pth", theirs(small, "teacher"))
+    folder = import_checkpoint(file, SMALL, "teacher", tmp_path / "out", split).folder
+    stages = tuple(
+        stage if stage.name != "teacher" else replace(stage, taken_from=folder)
+        for stage in small.stages if stage.name in ("teacher", "monoskd")
+    )  # fmt: skip
+    options = RunOptions(out=tmp_path / "runs", progress=False, tensorboard=False, threads=1, accelerator="cpu")
+    run = run_recipe(replace(small, stages=stages), options)
+    taken, card = load_weights(run / "teacher")
+    assert all(torch.equal(taken[name], value) for name, value in load_weights(folder)[0].items())
+    assert card["taken_from"]["recipe"] == "small_teacher" and card["imported"]["system"] == SMALL
+    _, student = load_weights(run / "monoskd")
+    assert student["teachers"] == ["teacher"] and student["trained_on"]["count"] == 8
+    before = (run / "teacher" / "card.json").read_bytes()
+    run_recipe(replace(small, stages=stages), options)  # finished: nothing is done again
+    assert (run / "teacher" / "card.json").read_bytes() == before
+    with pytest.raises(UserError, match="no such file"):
+        run_recipe(replace(small, stages=(replace(stages[0], taken_from=tmp_path / "x"),)), options)
