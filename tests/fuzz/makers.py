@@ -8,6 +8,7 @@ import tempfile
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import torch
 from drives import small_surround_preset
 from streets import small_bev_preset, small_recipe, write_streets
@@ -180,6 +181,18 @@ def model() -> None:
         shutil.copyfile(DATA / "training" / kind / f"{VAL[0]}.{ending}", DATA / f"picture.{ending}")
     for folder in ("training", "ImageSets", ".distill3d_cache"):
         shutil.rmtree(DATA / folder, ignore_errors=True)
+
+
+def archive() -> None:
+    """A small checkpoint as other code writes them."""
+    generator = torch.Generator().manual_seed(0)
+    state = {f"module.{name}": torch.randn(3, 4, generator=generator) for name in ("a.weight", "b.weight")}
+    optimiser = {"state": {0: {"step": 7, "exp_avg": torch.zeros(3)}}, "param_groups": [{"lr": 1e-3, "params": [0]}]}
+    DATA.mkdir(exist_ok=True)
+    torch.save(
+        {"epoch": 140, "model_state": state, "optimizer_state": optimiser, "best_result": np.float64(20.5)},
+        DATA / "weights.pth",
+    )
 
 
 def interrupted_run() -> None:

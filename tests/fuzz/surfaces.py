@@ -18,6 +18,8 @@ from distill3d.data.kitti.dataset import KittiConfig, KittiDataset
 from distill3d.data.kitti.raw import KittiRawConfig, KittiRawDataset
 from distill3d.data.nuscenes.dataset import NuScenesConfig, NuScenesDataset
 from distill3d.data.splits import read_split
+from distill3d.detectors.released import plain_names
+from distill3d.published.archive import read_archive, state_of
 from distill3d.synth.nuscenes_records import VERSION
 
 from . import makers
@@ -155,6 +157,13 @@ def read_kitti(words: list[str]) -> None:
         lidar_augment=LidarAugmentConfig(counts=(("Car", 3),)) if "points" in more else None,
     )  # fmt: skip
     _read_all(KittiDataset(config), generator)
+
+
+def read_checkpoint(words: list[str]) -> None:
+    """The weights of an authors' checkpoint."""
+    file = DATA / words[0]
+    for name, value in plain_names(state_of(read_archive(file), file)).items():
+        print(name, tuple(value.shape), *_tell(value.float()))
 
 
 def read_raw(words: list[str]) -> None:
@@ -329,6 +338,10 @@ SURFACES = (
     Surface(
         "export", makers.model, (("export", "../in/model", "--onnx", "../out/net.onnx"),),
         ("in/model/card.json", "in/model/model.safetensors"), run=until_graph, few=5, share=0.5,
+    ),
+    Surface(
+        "checkpoints", makers.archive, (("weights.pth",),), ("in/weights.pth",), run=read_checkpoint, words=False,
+        guarded=_bytes_of(".pth"), few=20,
     ),
     Surface("report", makers.trained_run, (_REPORT, (*_REPORT[:1], "../in/run/monoskd", *_REPORT[2:])),
             (*RUN_FILES, "in/run/*/predictions/*", "in/training/label_2/*", "in/training/image_2/*",

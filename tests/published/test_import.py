@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 from lightning_fabric.utilities.data import AttributeDict
-from streets import small_recipe
+from streets import CANVAS, small_recipe
 
 from distill3d.cli import main
 from distill3d.detectors import build_detector, monodle
@@ -21,9 +21,9 @@ from distill3d.errors import UserError
 from distill3d.published import systems
 from distill3d.published.archive import read_archive
 from distill3d.published.importing import import_checkpoint
-from distill3d.published.systems import Part, System
-from distill3d.recipes import RECIPES
-from distill3d.train.checkpoint import load_detector, load_weights
+from distill3d.published.systems import SYSTEMS, Part, System
+from distill3d.recipes import RECIPES, get_recipe
+from distill3d.train.checkpoint import load_detector, load_weights, untrained_detector
 from distill3d.train.loop import RunOptions
 from distill3d.train.recipe import Recipe
 from distill3d.train.stages import run_recipe
@@ -243,3 +243,33 @@ def test_an_import_teaches(small: Recipe, streets: Path, tmp_path: Path) -> None
     assert (run / "teacher" / "card.json").read_bytes() == before
     with pytest.raises(UserError, match="no such file"):
         run_recipe(replace(small, stages=(replace(stages[0], taken_from=tmp_path / "x"),)), options)
+
+
+def test_monoskds_teacher_teaches_did_m3d(streets: Path, tmp_path: Path) -> None:
+    """At the published size, from a file as its authors' training leaves it."""
+    recipe = get_recipe("monoskd_did_m3d")
+    of = SYSTEMS["monoskd"].parts["teacher"]
+    config = of.taken_from()[1].detector
+    torch.manual_seed(0)
+    weights = to_released(build_detector(config).state_dict(), of.form(config), config)
+    file = save(tmp_path / "depth_pretrain.pth", {f"centernet_depth.{name}": value for name, value in weights.items()})
+    folder = import_checkpoint(file, "monoskd", "teacher", tmp_path / "out", streets / "ImageSets" / "train.txt").folder
+    student = recipe.stage("student")
+    student = replace(
+        student, detector=untrained_detector(student.detector), init=None,
+        schedule=replace(student.schedule, epochs=1, batch_size=4),
+    )  # fmt: skip
+    dataset = replace(recipe.dataset, root=streets, canvas=CANVAS, min_height_scale=CANVAS[0] / 1242, depth="lidar")
+    recipe = replace(
+        recipe, stages=(replace(recipe.stage("teacher"), taken_from=folder), student), dataset=dataset,
+        precision="fp32",
+    )  # fmt: skip
+    options = RunOptions(
+        out=tmp_path / "runs", progress=False, tensorboard=False, threads=1, accelerator="cpu", log_steps=1
+    )
+    run = run_recipe(recipe, options)
+    card = json.loads((run / "student" / "card.json").read_text())
+    assert card["teachers"] == ["teacher"] and card["method"] == "monoskd"
+    lines = map(json.loads, (run / "student" / "metrics.jsonl").read_text().splitlines())
+    steps = [line["terms"] for line in lines if line["kind"] == "train"]
+    assert len(steps) == 2 and all(np.isfinite(value) for terms in steps for value in terms.values())
