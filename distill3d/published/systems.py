@@ -10,15 +10,29 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from distill3d.detectors import gupnet, monodle
+from distill3d.detectors import bevdepth, centerpoint, gupnet, label_encoder, monodle
 from distill3d.detectors.released import ReleasedForm, Weights
 from distill3d.recipes import get_recipe
 from distill3d.train.checkpoint import untrained_detector
-from distill3d.train.recipe import Recipe, StageConfig
+from distill3d.train.recipe import Recipe, StageConfig, SurroundDatasetConfig
+
+#: Of networks on scans of nuScenes that were not trained as this library gives them.
+OF_SENSOR = (
+    "trained on points in the LiDAR's own frame (x to the right, y ahead), while data sets here give them in the "
+    "vehicle's, turned by a quarter and 1.8 m higher"
+)
+OF_SENSOR_DET3D = (
+    f"{OF_SENSOR}; its sizes are (width, length, height), its yaw is -yaw - 90 degrees, so that decoded boxes are not "
+    "to be trusted"
+)
 
 
 def _as_it_is(config: Any, weights: Weights) -> Any:
     return config
+
+
+def _data_as_it_is(data: Any, config: Any, weights: Weights) -> Any:
+    return data
 
 
 @dataclass(frozen=True)
@@ -32,6 +46,9 @@ class Part:
     prefix: str = ""  # in front of its names in a file of several networks; such files, and those of it alone, are read
     #: The detector's settings, from those of the stage and the shapes in the file (under the authors' names).
     settings: Callable[[Any, Weights], Any] = _as_it_is
+    #: The data set's settings, from those of the recipe, the detector's and the file.
+    data: Callable[[Any, Any, Weights], Any] = _data_as_it_is
+    caveat: str = ""  # what its authors' code does otherwise than this library, so that its numbers are not reached
 
     def taken_from(self) -> tuple[Recipe, StageConfig]:
         """The recipe and the stage, whose detector asks for no other pretrained weights."""
@@ -42,11 +59,30 @@ class Part:
 
 @dataclass(frozen=True)
 class System:
-    """A published system: its parts, the one that is meant if none is named first."""
+    """A published system: its parts, of which the first that fits a file is meant where none is named."""
 
     title: str
     repository: str
     parts: dict[str, Part] = field(default_factory=dict)
+
+
+def _bevdepth_data(
+    data: SurroundDatasetConfig, config: bevdepth.BEVDepthConfig, weights: Weights, step: int = 1
+) -> SurroundDatasetConfig:
+    """Pictures as wide and high as the file's, and key frames of the past, every ``step``-th, as many as it sees."""
+    past = tuple(step * i for i in range(1, config.frames))
+    return replace(data, canvas=bevdepth.released_canvas(weights) or data.canvas, past=past)
+
+
+def _labeldistill_data(
+    data: SurroundDatasetConfig, config: bevdepth.BEVDepthConfig, weights: Weights
+) -> SurroundDatasetConfig:
+    return _bevdepth_data(data, config, weights, step=2)
+
+
+def _labeldistill_settings(config: bevdepth.BEVDepthConfig, weights: Weights) -> bevdepth.BEVDepthConfig:
+    """With as many channels as every student of LabelDistill has: BEVDepth's own files are none of it."""
+    return replace(bevdepth.released_settings(config, weights), context_channels=config.context_channels)
 
 
 SYSTEMS: dict[str, System] = {
@@ -88,5 +124,36 @@ SYSTEMS: dict[str, System] = {
             "student": Part("monostl_monodle", "student", monodle.released_form, "", "centernet_rgb."),
             "teacher": Part("monostl_monodle", "teacher", monodle.released_form, "", "centernet_depth."),
         },
+    ),
+    "bevdepth": System(
+        "BEVDepth", "Megvii-BaseDetection/BEVDepth",
+        {
+            "student": Part("bevdepth", "baseline", bevdepth.released_form,
+                            "33.0 mAP / 43.6 NDS with two frames, averaged weights (ema) 33.3 / 44.1",
+                            settings=bevdepth.released_settings, data=_bevdepth_data),
+            "balanced": Part("bevdepth_balanced", "baseline", bevdepth.released_form,
+                             "34.8 mAP / 48.1 NDS with two frames, averaged weights (ema) 35.9 / 48.0",
+                             settings=bevdepth.released_settings, data=_bevdepth_data),
+        },
+    ),
+    "labeldistill": System(
+        "LabelDistill, on BEVDepth", "sanmin0312/LabelDistill",
+        {
+            "student": Part("labeldistill_released", "student", bevdepth.labeldistill_form, "41.9 mAP / 52.8 NDS",
+                            settings=_labeldistill_settings, data=_labeldistill_data),
+            "label_encoder": Part("labeldistill_released", "label_encoder", label_encoder.released_form),
+            "teacher": Part("labeldistill_released", "teacher", centerpoint.released_form, "58.4 mAP / 65.2 NDS",
+                            "centerpoint."),
+        },
+    ),
+    "centerpoint": System(
+        "CenterPoint on voxels of 0.1 m", "open-mmlab/mmdetection3d",
+        {"teacher": Part("centerpoint_voxels", "teacher", centerpoint.released_form, "56.11 mAP / 64.61 NDS",
+                         caveat=OF_SENSOR)},
+    ),
+    "centerpoint_det3d": System(
+        "CenterPoint on voxels of 0.1 m", "tianweiy/CenterPoint",
+        {"teacher": Part("centerpoint_voxels", "teacher", centerpoint.det3d_form, "56.4 mAP / 64.8 NDS",
+                         caveat=OF_SENSOR_DET3D)},
     ),
 }  # fmt: skip
