@@ -1,5 +1,6 @@
 """Imported CenterPoints, BEVDepth and LabelDistill's networks answer as the authors' code does."""
 
+import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -7,21 +8,21 @@ from typing import Any
 import pytest
 import torch
 from golden import constants, golden_file
-from made_checkpoints import imported, input_of, listing, recorded, weights_of, write_checkpoint
+from made_checkpoints import imported, input_of, listing, recorded
 from torch import Tensor
 
 from distill3d.boxes import NUSCENES_CLASSES, Boxes3D
+from distill3d.camera import DepthBins
 from distill3d.data.surround import SurroundBatch
+from distill3d.detectors import build_detector
 from distill3d.detectors.bevdepth import BEVDepth
 from distill3d.detectors.centerpoint import CenterPoint
 from distill3d.detectors.label_encoder import LabelEncoder
 from distill3d.detectors.monodle import RGB_MEAN, RGB_STD
-from distill3d.detectors.released import TO_SPCONV_1, plain_names
+from distill3d.detectors.released import to_released
 from distill3d.layers.heads.centre_head import BOX_BRANCHES, CentreHeadConfig
-from distill3d.published.importing import fitted, import_checkpoint
 from distill3d.published.systems import SYSTEMS
-from distill3d.train.checkpoint import load_detector
-from distill3d.train.recipe import SurroundDatasetConfig
+from distill3d.train.card import CARD
 
 pytestmark = pytest.mark.golden
 
@@ -29,6 +30,13 @@ pytestmark = pytest.mark.golden
 TOLERANCE, OF_BOXES = 1e-8, 1e-7
 #: Of recorded maps: one of so many channels.
 EVERY_CHANNEL = 8
+#: The part whose network each folder records.
+PARTS = {
+    "centerpoint": ("centerpoint", "teacher"), "centerpoint_det3d": ("centerpoint_det3d", "teacher"),
+    "bevdepth": ("bevdepth", "student"), "bevdepth_da": ("bevdepth", "balanced"),
+    "labeldistill": ("labeldistill", "student"), "label_encoder": ("labeldistill", "label_encoder"),
+}  # fmt: skip
+POINTS, CAMERAS = ("centerpoint", "centerpoint_det3d"), ("bevdepth", "bevdepth_da", "labeldistill")
 
 
 def close(actual: Tensor, expected: Tensor, tolerance: float = TOLERANCE) -> None:
@@ -87,6 +95,19 @@ def rows(found: list[Boxes3D], head: CentreHeadConfig, bottom: bool) -> Tensor:
     return torch.cat(kept)
 
 
+@golden_file(*(f"released/{name}/whole_forward" for name in PARTS))
+def test_names_and_shapes(path: Path) -> None:
+    """What we write is what their code saves; parts of several networks are some of it."""
+    system, part = PARTS[path.parent.name]
+    about = SYSTEMS[system].parts[part]
+    config: Any = about.taken_from()[1].detector
+    with torch.device("meta"):
+        ours = build_detector(config).state_dict()
+    theirs = listing(path)["state"]
+    found = {name: list(value.shape) for name, value in to_released(ours, about.form(config), config).items()}
+    assert found.items() <= theirs.items() and (system == "labeldistill" or len(found) == len(theirs))
+
+
 # ---------------------------------------------------------------------------------------------------------- CenterPoint
 
 
@@ -107,7 +128,7 @@ def centerpoint_of(path: Path, out: Path) -> CenterPoint:
 
 
 @torch.no_grad()
-@golden_file("released/centerpoint/whole_forward", "released/centerpoint_det3d/whole_forward")
+@golden_file(*(f"released/{name}/whole_forward" for name in POINTS))
 def test_centerpoint(path: Path, tmp_path: Path) -> None:
     g, about = recorded(path), constants(path)
     detector = centerpoint_of(path, tmp_path)
@@ -126,24 +147,7 @@ def test_centerpoint(path: Path, tmp_path: Path) -> None:
         close(rows(detector.decode(outputs, batch), detector.config.head, bottom=True), g["out.boxes"], OF_BOXES)
 
 
-@golden_file("released/centerpoint/whole_forward", "released/centerpoint_det3d/whole_forward")
-def test_files_of_older_sparse_convolutions(path: Path, tmp_path: Path) -> None:
-    """spconv 1 saved kernels in another layout: the weights are the same."""
-    weights, system = weights_of(path), path.parent.name
-    old = {name: v.permute(TO_SPCONV_1).contiguous() if v.dim() == 5 else v for name, v in weights.items()}
-    assert any(v.dim() == 5 for v in old.values())
-    expected, found = (fitted(plain_names(w), SYSTEMS[system].parts["teacher"])[2].weights for w in (weights, old))
-    written = load_detector(import_checkpoint(write_checkpoint(path, old, tmp_path), system, out=tmp_path).folder)[0]
-    for name, value in expected.items():
-        assert torch.equal(found[name], value), name
-        close(written.state_dict()[name], value, 1e-6)
-
-
 # ------------------------------------------------------------------------------------------------------------- BEVDepth
-
-#: The part whose network each folder records.
-PARTS = {"bevdepth": ("bevdepth", "student"), "bevdepth_da": ("bevdepth", "balanced"),
-         "labeldistill": ("labeldistill", "student")}  # fmt: skip
 
 
 def seen(path: Path, g: dict[str, Any]) -> SurroundBatch:
@@ -161,27 +165,25 @@ def seen(path: Path, g: dict[str, Any]) -> SurroundBatch:
 
 
 @torch.no_grad()
-@golden_file(*(f"released/{name}/whole_forward" for name in PARTS))
+@golden_file(*(f"released/{name}/whole_forward" for name in CAMERAS))
 def test_bevdepth(path: Path, tmp_path: Path) -> None:
     g, about = recorded(path), constants(path)
     system, part = PARTS[path.parent.name]
-    recipe, _, taken = fitted(plain_names(weights_of(path)), SYSTEMS[system].parts[part], torch.float64)
-    x0, x1, cell = about["x_bound"]
-    y0, y1, _ = about["y_bound"]
-    config = taken.config
+    (x0, x1, cell), (y0, y1, _), (near, far, step) = (about[f"{name}_bound"] for name in "xyd")
+    config: Any = SYSTEMS[system].parts[part].taken_from()[1].detector
+    head = replace(config.head, extent=(x0, y0, x1, y1), cell=cell, **settings_of_boxes(about))
+    detector = imported(path, system, part, tmp_path, head=head)
+    assert isinstance(detector, BEVDepth)
+    config = detector.config
     assert (config.grid.extent[:2], config.grid.extent[3:5], config.grid.cell[0]) == ((x0, y0), (x1, y1), cell)
     assert (config.frames, config.depth_aggregation) == (about["frames"], about["use_da"])
-    near, far, step = about["d_bound"]
-    assert (config.bins.near, config.bins.far, config.bins.count) == (near, far, round((far - near) / step))
-    dataset = recipe.dataset
-    assert isinstance(dataset, SurroundDatasetConfig) and len(dataset.past) == about["frames"] - 1
-    assert dataset.canvas == tuple(reversed(about["final_dim"]))
+    assert config.bins == DepthBins(near, far, round((far - near) / step), "UD")
+    card = json.loads((tmp_path / "runs" / f"{system}_{part}" / part / CARD).read_text())
+    assert card["canvas"] == about["final_dim"][::-1] and len(card["past"]) == about["frames"] - 1
 
-    detector = imported(path, system, part, tmp_path, head=replace(config.head, **settings_of_boxes(about)))
-    assert isinstance(detector, BEVDepth)
-    of_key: dict[str, Any] = {}
+    of_key: dict[str, Any] = {}  # the first that each gives
     for name, module in (("neck", detector.backbone.img_neck), ("depth", detector.backbone.depth_net)):
-        module.register_forward_hook(lambda _, inputs, found, name=name: of_key.setdefault(name, found) and None)
+        module.register_forward_hook(lambda _, inputs, found, name=name: of_key.update({name: found} | of_key))
     batch = seen(path, g)
     outputs = detector(batch)
     lifted = outputs.features["bev"].tensor
@@ -214,18 +216,3 @@ def test_label_encoder(path: Path, tmp_path: Path) -> None:
     neck = detector.neck(levels)
     close(neck.mean((2, 3)), g["out.neck_channel_mean"])
     compare_head(g, detector.head(neck), detector.config.head.tasks)
-
-
-@golden_file("released/labeldistill/whole_forward")
-def test_what_labeldistills_file_holds(path: Path, tmp_path: Path) -> None:
-    """The student's file holds the label encoder and the teacher as well, each of which is taken by its name."""
-    weights = weights_of(path)
-    file = write_checkpoint(path, weights, tmp_path)
-    for part, prefix in (("student", "head.trunk."), ("label_encoder", "label_encoder."), ("teacher", "centerpoint.")):
-        found = import_checkpoint(file, "labeldistill", part, tmp_path / "runs")
-        assert any(name.startswith(prefix) for name in listing(path)["state"])
-        assert not any(name.startswith(prefix) for names in found.dropped.values() for name in names)
-    assert import_checkpoint(file, "labeldistill", out=tmp_path / "again").part == "student"
-    encoder = {name: v for name, v in plain_names(weights).items() if name.startswith(("label_encoder", "centerpoint"))}
-    torch.save({"state_dict": encoder}, tmp_path / "encoder.pth")
-    assert import_checkpoint(tmp_path / "encoder.pth", "labeldistill", out=tmp_path / "more").part == "label_encoder"
