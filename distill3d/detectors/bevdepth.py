@@ -23,8 +23,9 @@ from distill3d.boxes import NUSCENES_CLASSES, Boxes3D, BoxSlots
 from distill3d.camera import DepthBins
 from distill3d.data.surround import SurroundBatch
 from distill3d.detectors.base import BevGeometry, Detector, FeatureMap, Modality, Outputs, Style, bev_geometry
-from distill3d.detectors.centerpoint import check_head
+from distill3d.detectors.centerpoint import check_head, head_names
 from distill3d.detectors.monodle import RGB_MEAN, RGB_STD
+from distill3d.detectors.released import OF_TRAINING, OTHER_NETWORKS, ReleasedForm, Weights
 from distill3d.errors import UserError
 from distill3d.layers.ground.bev_blocks import FeatureFusion, PointwiseBlock, SkipFusion, SpatialAlignment
 from distill3d.layers.ground.bev_second import SECONDFPN, SECONDFPNConfig
@@ -62,7 +63,7 @@ from distill3d.layers.image.depth_net import (
 )
 from distill3d.layers.image.resnet import ResNet, ResNetConfig
 from distill3d.layers.points.voxels import VoxelGrid
-from distill3d.settings import Between, Channels, Layers, Weight
+from distill3d.settings import Between, Channels, Layers, Weight, check_settings
 
 #: Pixels per cell of the map that is lifted, and by how much the trunk's maps, from fine to coarse, grow for it.
 STRIDE = 16
@@ -73,6 +74,21 @@ BEV_STRIDES = (1, *MAP_STRIDES)
 ONE_FRAME_CODE_WEIGHTS = (1.0,) * 8 + (0.5, 0.5)
 #: No object's centre is seen by any camera.
 UNSEEN = -1
+#: What the released code saves of its settings: side (m), middle of the first (m) and number of the grid's cells along
+#: x, y, z; and column, row, depth and 1 of each place of the lifted maps.
+GRID_BUFFERS = ("backbone.voxel_size", "backbone.voxel_coord", "backbone.voxel_num")
+FRUSTUM_BUFFER = "backbone.frustum"
+#: Width and height (px) of the canvas for which published weights of BEVDepth and LabelDistill hold it.
+RELEASED_CANVAS = (704, 256)
+#: Digits after the point to which metres of files in single precision are read, and how far off (px, m) a place may be.
+METRE_DIGITS, PLACE_TOLERANCE = 4, 1e-3
+#: Rows of the released-versus-intended table beside the head's.
+STYLES: dict[Style, dict[str, Any]] = {
+    "released": {"channel_order": "bgr_with_rgb_means", "positions": "ends", "rounding": "trunc",
+                 "past_camera": "key", "past_norm": "train"},
+    "intended": {"channel_order": "rgb", "positions": "centres", "rounding": "floor", "past_camera": "own",
+                 "past_norm": "eval"},
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -114,17 +130,11 @@ class BEVDepthConfig:
     def styled(cls, style: Style, **fields: Any) -> BEVDepthConfig:
         """A configuration with every released-versus-intended row set by ``style``, those of a head that is not given
         among ``fields`` included; ``fields`` override."""
-        rows = {
-            "released": {"channel_order": "bgr_with_rgb_means", "positions": "ends", "rounding": "trunc",
-                         "past_camera": "key", "past_norm": "train"},
-            "intended": {"channel_order": "rgb", "positions": "centres", "rounding": "floor", "past_camera": "own",
-                         "past_norm": "eval"},
-        }[style]  # fmt: skip
         of_head = {
             "released": {"output_init": "default", "rounding": "trunc"},
             "intended": {"output_init": "prior", "rounding": "floor"},
         }[style]
-        return cls(**{**rows, "head": replace(cls().head, **of_head), **fields})
+        return cls(**{**STYLES[style], "head": replace(cls().head, **of_head), **fields})
 
     @property
     def neck(self) -> SECONDFPNConfig:
@@ -431,3 +441,99 @@ def best_view(batch: SurroundBatch, positions: PixelPositions) -> Int[Tensor, "b
     row = nearest_cell(pixel[..., 1].gather(1, camera)[:, 0], height, STRIDE, positions)
     cell = (camera[:, 0] * (height // STRIDE) + row) * (width // STRIDE) + column
     return torch.where(shown.any(1) & batch.objects.present, cell, UNSEEN)
+
+
+# ------------------------------------------------------------------------------------------------------ authors' names
+
+
+def released_form(config: BEVDepthConfig) -> ReleasedForm:
+    """Megvii-BaseDetection/BEVDepth's names, with the grid and the places of the lifted maps among the weights."""
+    return ReleasedForm(
+        renamed={"backbone.img_backbone": "backbone.img_backbone.body",
+                 "backbone.depth_aggregation_net": "backbone.aggregation", "head.trunk": "trunk", "head.neck": "neck",
+                 **head_names("head", config.head)},
+        settings=(*GRID_BUFFERS, FRUSTUM_BUFFER), read_settings=_read_buffers, write_settings=_write_buffers,
+    )  # fmt: skip
+
+
+def labeldistill_form(config: BEVDepthConfig) -> ReleasedForm:
+    """The student's names in sanmin0312/LabelDistill's file of a whole distillation."""
+    others, adapters = ("centerpoint", "label_encoder"), ("distill_encoder_lidar", "distill_encoder_label")
+    dropped = dict.fromkeys(others, OTHER_NETWORKS) | dict.fromkeys(adapters, OF_TRAINING)
+    return replace(released_form(config), dropped=dropped)
+
+
+def released_settings(config: BEVDepthConfig, weights: Weights) -> BEVDepthConfig:
+    """The settings of released weights: how that code feeds them, and frames, channels, bins and grid as the file's
+    shapes and buffers have them.
+
+    Raises:
+        UserError: the buffers are of no grid, or of places that no setting gives.
+    """
+    config = _read_buffers(weights, replace(config, **STYLES["released"]))
+    context, trunk = (weights.get(f"{name}.weight") for name in ("backbone.depth_net.context_conv", "head.trunk.conv1"))
+    if context is None or trunk is None or trunk.dim() < 2 or trunk.shape[1] % len(context):
+        return config  # that these do not fit is said where shapes are compared
+    return replace(config, context_channels=len(context), frames=trunk.shape[1] // len(context))
+
+
+def released_canvas(weights: Weights) -> tuple[int, int] | None:
+    """Width and height (px) of the pictures that a released network lifts, if its file tells."""
+    places = weights.get(FRUSTUM_BUFFER)
+    return None if places is None else (STRIDE * places.shape[2], STRIDE * places.shape[1])
+
+
+def _read_buffers(found: Weights, config: BEVDepthConfig) -> BEVDepthConfig:
+    """Grid and bins as the buffers have them.
+
+    Raises:
+        UserError: they are of no grid, or of places that no setting gives.
+    """
+    if all(name in found for name in GRID_BUFFERS):
+        config = _on_grid(config, [found[name].double() for name in GRID_BUFFERS])
+    if FRUSTUM_BUFFER in found:
+        config = _at_places(config, found[FRUSTUM_BUFFER].double())
+    check_settings(config, "settings among the weights")
+    return config
+
+
+def _on_grid(config: BEVDepthConfig, buffers: list[Tensor]) -> BEVDepthConfig:
+    if any(buffer.shape != (3,) for buffer in buffers):
+        raise UserError(f"{', '.join(GRID_BUFFERS)} are {buffers}, expected numbers along x, y and z each")
+    side, first, count = buffers
+    x0, y0, z0, x1, y1, z1 = _metres(torch.cat((first - side / 2, first - side / 2 + count * side)))
+    x, y, z = _metres(side)
+    if x != y:
+        raise UserError(f"{GRID_BUFFERS[0]} is {x}, {y}, {z} m, expected cells as long as wide")
+    head = replace(config.head, extent=(x0, y0, x1, y1), cell=x)
+    return replace(config, grid=VoxelGrid((x0, y0, z0, x1, y1, z1), (x, y, z)), head=head)
+
+
+def _at_places(config: BEVDepthConfig, places: Tensor) -> BEVDepthConfig:
+    if places.dim() != 4 or places.shape[-1] != 4 or len(places) < 2:
+        raise UserError(f"{FRUSTUM_BUFFER} has the shape {tuple(places.shape)}, expected (bins, rows, columns, 4)")
+    width, height = STRIDE * places.shape[2], STRIDE * places.shape[1]
+    depths = places[:, 0, 0, 2]
+    step = (depths[-1] - depths[0]) / (len(depths) - 1)
+    near, far = _metres(torch.stack((depths[0], depths[0] + len(depths) * step)))
+    bins = DepthBins(near, far, len(depths), "UD")
+    expected = frustum((width, height), STRIDE, bins, config.positions).double()
+    if not torch.allclose(places, expected, rtol=0, atol=PLACE_TOLERANCE):
+        raise UserError(
+            f"{FRUSTUM_BUFFER} holds other places than those of {len(depths)} equal bins from {near} to {far} m on "
+            f"pictures of {width} x {height} px with positions {config.positions!r}"
+        )
+    return replace(config, bins=bins)
+
+
+def _metres(values: Tensor) -> list[float]:
+    return [round(value, METRE_DIGITS) for value in values.tolist()]
+
+
+def _write_buffers(config: BEVDepthConfig) -> dict[str, Tensor]:
+    """For ``RELEASED_CANVAS``: a network fits any, and settings hold none."""
+    side, low = torch.tensor(config.grid.cell), torch.tensor(config.grid.extent[:3])
+    places = frustum(RELEASED_CANVAS, STRIDE, config.bins, config.positions)
+    return dict(zip(GRID_BUFFERS, (side, low + side / 2, torch.tensor(config.grid.shape)), strict=True)) | {
+        FRUSTUM_BUFFER: places
+    }

@@ -19,6 +19,7 @@ from distill3d.boxes import NUSCENES_CLASSES, Boxes3D
 from distill3d.data.surround import SurroundBatch
 from distill3d.detectors.base import BevGeometry, Detector, FeatureMap, Outputs, bev_geometry
 from distill3d.detectors.pointpillars import PillarFeatures, picture
+from distill3d.detectors.released import ReleasedForm
 from distill3d.errors import UserError
 from distill3d.layers.ground.bev_second import (
     SECONDFPN,
@@ -28,6 +29,7 @@ from distill3d.layers.ground.bev_second import (
     norm_relu,
 )
 from distill3d.layers.heads.centre_head import (
+    BOX_BRANCHES,
     TINY_TASKS,
     CentreHead,
     CentreHeadConfig,
@@ -288,3 +290,92 @@ def ego_scans(batch: SurroundBatch, intensity: Literal["raw", "unit"]) -> list[F
     if intensity == "unit":
         scale[INTENSITY] = 1 / FULL_INTENSITY
     return [scan[scan.isfinite().all(1)] * scale for scan in batch.points]
+
+
+# ------------------------------------------------------------------------------------------------------ authors' names
+
+
+def released_form(config: CenterPointConfig) -> ReleasedForm:
+    """open-mmlab/mmdetection3d's names of the voxel network; LabelDistill's teacher has them too."""
+    network, sparse, stages = _network(config), "pts_middle_encoder", "pts_middle_encoder.encoder_layers.encoder_layer"
+    last = len(network.channels)
+    # Of their stages the strided convolution is the last layer, of ours the first of the next.
+    blocks = {f"{stages}{i}.{j}": f"encoder.network.conv{i}.{j + (i > 1)}"
+              for i in range(1, last + 1) for j in range(network.blocks)}  # fmt: skip
+    strided = {f"{stages}{i}.{network.blocks}": f"encoder.network.conv{i + 1}.0" for i in range(1, last)}
+    # Padding is a layer of ours and a setting of theirs.
+    layers = {f"pts_backbone.blocks.{i}.{j}": f"backbone.blocks.{i}.{j + 1}"
+              for i, more in enumerate(config.backbone.layers) for j in range(3 * (more + 1))}  # fmt: skip
+    return ReleasedForm(
+        renamed={sparse: "encoder.network", **blocks, **strided, **layers, "pts_neck": "neck",
+                 **head_names("pts_bbox_head", config.head)},
+        exchanged=plain_convolutions(config.neck),
+    )  # fmt: skip
+
+
+def det3d_form(config: CenterPointConfig) -> ReleasedForm:
+    """tianweiy/CenterPoint's names of the voxel network, whose convolutions have biases in front of batch norms."""
+    network, encoder = _network(config), "encoder.network"
+    # In a stage that begins with a strided convolution, their list holds its norm and activation beside it.
+    begins = {f"backbone.conv{i}.{j}": f"{encoder}.conv{i}.0.{j}"
+              for i in range(2, len(network.channels) + 1) for j in range(2)}  # fmt: skip
+    blocks = {f"backbone.conv{i}.{j + 3}": f"{encoder}.conv{i}.{j + 1}"
+              for i in range(2, len(network.channels) + 1) for j in range(network.blocks)}  # fmt: skip
+    heat = {f"bbox_head.tasks.{i}.hm": f"head.tasks.{i}.heatmap" for i in range(len(config.head.tasks))}
+    biases = _det3d_biases(config)
+    return ReleasedForm(
+        renamed={"backbone": encoder, "backbone.extra_conv": f"{encoder}.conv_out", **begins, **blocks,
+                 "neck.blocks": "backbone.blocks", "bbox_head.shared_conv": "head.shared",
+                 "bbox_head.tasks": "head.tasks", **heat},
+        exchanged=plain_convolutions(config.neck),
+        prepared=lambda theirs: _without_biases(theirs, {bias: norm for bias, (norm, _) in biases.items()}),
+        unused={bias: (channels,) for bias, (_, channels) in biases.items()},
+    )  # fmt: skip
+
+
+def head_names(theirs: str, head: CentreHeadConfig) -> dict[str, str]:
+    """The centre head's names in code on mmdetection3d, where it is called ``theirs``, and ours."""
+    layers = {"0.conv": "0", "0.bn": "1", "1": "3"}
+    return {
+        f"{theirs}.shared_conv.conv": "head.shared.0", f"{theirs}.shared_conv.bn": "head.shared.1",
+    } | {
+        f"{theirs}.task_heads.{i}.{branch}.{layer}": f"head.tasks.{i}.{branch}.{ours}"
+        for i in range(len(head.tasks)) for branch in (*BOX_BRANCHES, "heatmap") for layer, ours in layers.items()
+    }  # fmt: skip
+
+
+def plain_convolutions(neck: SECONDFPNConfig) -> tuple[str, ...]:
+    """Weights of the neck that the authors' CenterPoints have as plain 1 x 1 convolutions, and we as transposed."""
+    return tuple(f"neck.deblocks.{i}.0.weight" for i, stride in enumerate(neck.strides) if stride == 1)
+
+
+def _network(config: CenterPointConfig) -> SparseResNetConfig:
+    if config.voxels is None:
+        raise UserError("released names are known of CenterPoint on voxels only, not on pillars")
+    return config.voxels.network
+
+
+def _det3d_biases(config: CenterPointConfig) -> dict[str, tuple[str, int]]:
+    """The biases in front of batch norms, with the norm that follows each and its channels."""
+    network, head = _network(config), config.head
+    found = {}
+    for i, channels in enumerate(network.channels, 1):
+        for block in range(network.blocks):
+            name = f"backbone.conv{i}.{block + (3 if i > 1 else 0)}"
+            found |= {f"{name}.conv{k}.bias": (f"{name}.bn{k}", channels) for k in (1, 2)}
+    found["bbox_head.shared_conv.0.bias"] = ("bbox_head.shared_conv.1", head.shared_channels)
+    for i in range(len(head.tasks)):
+        for branch in (*BOX_BRANCHES, "hm"):
+            name = f"bbox_head.tasks.{i}.{branch}"
+            found[f"{name}.0.bias"] = (f"{name}.1", head.branch_channels)
+    return found
+
+
+def _without_biases(theirs: dict[str, Tensor], norms: dict[str, str]) -> dict[str, Tensor]:
+    """Biases taken off the running means of the norms behind them: the same function, exactly."""
+    kept = {name: value for name, value in theirs.items() if name not in norms}
+    for bias, norm in norms.items():
+        mean = f"{norm}.running_mean"
+        if bias in theirs and mean in kept and kept[mean].shape == theirs[bias].shape:
+            kept[mean] = kept[mean] - theirs[bias]
+    return kept

@@ -22,8 +22,15 @@ from torch import Tensor, nn
 from distill3d.boxes import NUSCENES_CLASSES
 from distill3d.data.surround import SurroundBatch
 from distill3d.detectors.base import BevGeometry, FeatureMap, Outputs, Style
-from distill3d.detectors.centerpoint import CenterPointConfig, CentreDetector, check_head
+from distill3d.detectors.centerpoint import (
+    CenterPointConfig,
+    CentreDetector,
+    check_head,
+    head_names,
+    plain_convolutions,
+)
 from distill3d.detectors.centerpoint import tiny as tiny_centerpoint
+from distill3d.detectors.released import OF_TRAINING, OTHER_NETWORKS, ReleasedForm
 from distill3d.errors import UserError
 from distill3d.layers.ground.bev_second import SECONDFPN, SECONDFPNConfig
 from distill3d.layers.ground.label_raster import BOX_NUMBERS, LabelRaster, paint
@@ -186,3 +193,17 @@ class LabelEncoder(CentreDetector):
         maps = zip(self.geometries.items(), levels, strict=True)
         features = {name: FeatureMap(tensor, geometry) for (name, geometry), tensor in maps}
         return Outputs(features, self.head(self.neck(levels)))
+
+
+def released_form(config: LabelEncoderConfig) -> ReleasedForm:
+    """sanmin0312/LabelDistill's names, in the label encoder's own file and in the student's.  Neck and head are those
+    of the CenterPoint there."""
+    others = ("backbone", "head", "centerpoint.pts_middle_encoder", "centerpoint.pts_backbone")
+    dropped: dict[str, str] = dict.fromkeys(others, OTHER_NETWORKS)
+    dropped |= dict.fromkeys(("distill_encoder_lidar", "distill_encoder_label"), OF_TRAINING)
+    return ReleasedForm(
+        renamed={"label_encoder": "encoder", "centerpoint.pts_neck": "neck",
+                 **head_names("centerpoint.pts_bbox_head", config.head)},
+        dropped=dropped,
+        exchanged=plain_convolutions(config.neck),
+    )  # fmt: skip

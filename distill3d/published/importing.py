@@ -49,11 +49,13 @@ class Imported:
 
     def text(self) -> str:
         system = SYSTEMS[self.system]
-        claimed = system.parts[self.part].claimed
+        claimed, caveat = system.parts[self.part].claimed, system.parts[self.part].caveat
         lines = [f"{self.folder}: {system.title}, {self.part}, {self.parameters:,} parameters ({UNVERIFIED})"]
         lines += [f"left out, {reason}: {_grouped(names)}" for reason, names in self.dropped.items()]
         if claimed:
             lines.append(f"claimed by {system.repository}: {claimed}")
+        if caveat:
+            lines.append(f"note: {caveat}")
         return "\n".join(lines)
 
 
@@ -64,8 +66,8 @@ def import_checkpoint(
     """Writes ``<out>/<system>_<part>/<part>`` with weights and card, and the recipe above it, as a training leaves
     them.
 
-    Without ``system`` the file's names and shapes tell which it is.  ``split`` names the frames that the weights were
-    trained on; without it they count as any frame of the data set.
+    Without ``system`` the file's names and shapes tell which it is, without ``part`` which part.  ``split`` names the
+    frames that the weights were trained on; without it they count as any frame of the data set.
 
     Raises:
         UserError: the file cannot be read or is of no such network, what it is cannot be told, or something else stands
@@ -77,6 +79,8 @@ def import_checkpoint(
     state = plain_names(state_of(read_archive(file), file))
     if system is None:
         system, part = _recognised(state, part, file)
+    if part is None:
+        part = _meant(SYSTEMS[named_part(system, None, "import")[0]].parts, state)
     about, part, of = named_part(system, part, "import")
     try:
         recipe, stage, taken = fitted(state, of)
@@ -111,7 +115,8 @@ def fitted(state: Weights, part: Part, dtype: torch.dtype = torch.float32) -> tu
     state = part_of_file(state, part.prefix) or dict(state)
     config = part.settings(stage.detector, state)
     own = _on_meta(config).to(dtype).state_dict()
-    return recipe, stage, from_released(state, part.form(config), own, config)
+    taken = from_released(state, part.form(config), own, config)
+    return replace(recipe, dataset=part.data(recipe.dataset, taken.config, state)), stage, taken
 
 
 def _on_meta(config: Any) -> torch.nn.Module:
@@ -119,15 +124,23 @@ def _on_meta(config: Any) -> torch.nn.Module:
         return build_detector(config)
 
 
+def _fits(state: Weights, part: Part) -> bool:
+    """Whether the file's names and shapes are those of the part's network."""
+    try:
+        fitted(state, part)
+    except UserError:
+        return False
+    return True
+
+
 def _fitting(state: Weights) -> Iterator[tuple[str, str]]:
-    """All parts whose network the file's names and shapes are."""
     for system, about in SYSTEMS.items():
-        for part, of in about.parts.items():
-            try:
-                fitted(state, of)
-            except UserError:
-                continue
-            yield system, part
+        yield from ((system, part) for part, of in about.parts.items() if _fits(state, of))
+
+
+def _meant(parts: dict[str, Part], state: Weights) -> str:
+    """The first part that the file fits; if there is none, the first, whose differences are then told."""
+    return next((name for name, part in parts.items() if _fits(state, part)), next(iter(parts)))
 
 
 def _recognised(state: Weights, part: str | None, file: Path) -> tuple[str, str]:
@@ -175,8 +188,9 @@ def _preprocessing(recipe: Recipe) -> dict[str, Any]:
 
 def _note(system: str, part: str) -> str:
     about = SYSTEMS[system]
-    claimed = about.parts[part].claimed
-    return f"{about.title} of {about.repository}, {part}: {UNVERIFIED}" + (f"; claimed {claimed}" if claimed else "")
+    claimed, caveat = about.parts[part].claimed, about.parts[part].caveat
+    note = f"{about.title} of {about.repository}, {part}: {UNVERIFIED}" + (f"; claimed {claimed}" if claimed else "")
+    return note + (f"; {caveat}" if caveat else "")
 
 
 def _grouped(names: Iterable[str]) -> str:

@@ -10,12 +10,32 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from distill3d.detectors import caddn, gupnet, monodetr, monodle, pointpillars, second
+from distill3d.detectors import (
+    bevdepth,
+    caddn,
+    centerpoint,
+    gupnet,
+    label_encoder,
+    monodetr,
+    monodle,
+    pointpillars,
+    second,
+)
 from distill3d.detectors.released import ReleasedForm, Weights
 from distill3d.errors import UserError
 from distill3d.recipes import get_recipe
 from distill3d.train.checkpoint import untrained_detector
-from distill3d.train.recipe import Recipe, StageConfig
+from distill3d.train.recipe import Recipe, StageConfig, SurroundDatasetConfig
+
+#: Of networks on scans of nuScenes that were not trained as this library gives them.
+OF_SENSOR = (
+    "trained on points in the LiDAR's own frame (x to the right, y ahead), while data sets here give them in the "
+    "vehicle's, turned by a quarter and 1.8 m higher"
+)
+OF_SENSOR_DET3D = (
+    f"{OF_SENSOR}; its sizes are (width, length, height), its yaw is -yaw - 90 degrees, so that decoded boxes are not "
+    "to be trusted"
+)
 
 
 def _as_it_is(config: Any, weights: Weights) -> Any:
@@ -25,6 +45,10 @@ def _as_it_is(config: Any, weights: Weights) -> Any:
 def _decoding_as_released(config: Any, weights: Weights) -> Any:
     """MonoDETR's weights were trained on depths from the height of the image file, not of the canvas."""
     return replace(config, decode_scale="per_axis")
+
+
+def _data_as_it_is(data: Any, config: Any, weights: Weights) -> Any:
+    return data
 
 
 @dataclass(frozen=True)
@@ -38,6 +62,9 @@ class Part:
     prefix: str = ""  # in front of its names in a file of several networks; such files, and those of it alone, are read
     #: The detector's settings, from those of the stage and the shapes in the file (under the authors' names).
     settings: Callable[[Any, Weights], Any] = _as_it_is
+    #: The data set's settings, from those of the recipe, the detector's and the file.
+    data: Callable[[Any, Any, Weights], Any] = _data_as_it_is
+    caveat: str = ""  # what its authors' code does otherwise than this library, so that its numbers are not reached
 
     def taken_from(self) -> tuple[Recipe, StageConfig]:
         """The recipe and the stage, whose detector asks for no other pretrained weights."""
@@ -48,7 +75,7 @@ class Part:
 
 @dataclass(frozen=True)
 class System:
-    """A published system: its parts, the one that is meant if none is named first."""
+    """A published system: its parts, of which the first that fits a file is meant where none is named."""
 
     title: str
     repository: str
@@ -75,6 +102,26 @@ def named_part(system: str, part: str | None, command: str) -> tuple[System, str
 
 #: Of CMKD and of MonoTAKD, which takes it over.
 SECOND_TEACHER = Part("cmkd_second", "teacher", second.released_form)
+
+
+def _bevdepth_data(
+    data: SurroundDatasetConfig, config: bevdepth.BEVDepthConfig, weights: Weights, step: int = 1
+) -> SurroundDatasetConfig:
+    """Pictures as wide and high as the file's, and key frames of the past, every ``step``-th, as many as it sees."""
+    past = tuple(step * i for i in range(1, config.frames))
+    return replace(data, canvas=bevdepth.released_canvas(weights) or data.canvas, past=past)
+
+
+def _labeldistill_data(
+    data: SurroundDatasetConfig, config: bevdepth.BEVDepthConfig, weights: Weights
+) -> SurroundDatasetConfig:
+    return _bevdepth_data(data, config, weights, step=2)
+
+
+def _labeldistill_settings(config: bevdepth.BEVDepthConfig, weights: Weights) -> bevdepth.BEVDepthConfig:
+    """With as many channels as every student of LabelDistill has: BEVDepth's own files are none of it."""
+    return replace(bevdepth.released_settings(config, weights), context_channels=config.context_channels)
+
 
 SYSTEMS: dict[str, System] = {
     "monodle": System(
@@ -142,5 +189,42 @@ SYSTEMS: dict[str, System] = {
                               settings=caddn.released_settings),
             "teacher": SECOND_TEACHER,
         },
+    ),
+
+
+    "bevdepth": System(
+        "BEVDepth", "Megvii-BaseDetection/BEVDepth",
+        {
+            "student": Part("bevdepth", "baseline", bevdepth.released_form,
+                            "33.0 mAP / 43.6 NDS with two frames, averaged weights (ema) 33.3 / 44.1",
+                            settings=bevdepth.released_settings, data=_bevdepth_data),
+            "balanced": Part("bevdepth_balanced", "baseline", bevdepth.released_form,
+                             "34.8 mAP / 48.1 NDS with two frames, averaged weights (ema) 35.9 / 48.0",
+                             settings=bevdepth.released_settings, data=_bevdepth_data),
+        },
+        state="state_dict", prefix="model.",
+    ),
+    "labeldistill": System(
+        "LabelDistill, on BEVDepth", "sanmin0312/LabelDistill",
+        {
+            "student": Part("labeldistill_released", "student", bevdepth.labeldistill_form, "41.9 mAP / 52.8 NDS",
+                            settings=_labeldistill_settings, data=_labeldistill_data),
+            "label_encoder": Part("labeldistill_released", "label_encoder", label_encoder.released_form),
+            "teacher": Part("labeldistill_released", "teacher", centerpoint.released_form, "58.4 mAP / 65.2 NDS",
+                            "centerpoint."),
+        },
+        state="state_dict", prefix="model.",
+    ),
+    "centerpoint": System(
+        "CenterPoint on voxels of 0.1 m", "open-mmlab/mmdetection3d",
+        {"teacher": Part("centerpoint_voxels", "teacher", centerpoint.released_form, "56.11 mAP / 64.61 NDS",
+                         caveat=OF_SENSOR)},
+        state="state_dict",
+    ),
+    "centerpoint_det3d": System(
+        "CenterPoint on voxels of 0.1 m", "tianweiy/CenterPoint",
+        {"teacher": Part("centerpoint_voxels", "teacher", centerpoint.det3d_form, "56.4 mAP / 64.8 NDS",
+                         caveat=OF_SENSOR_DET3D)},
+        state="state_dict",
     ),
 }  # fmt: skip
