@@ -496,6 +496,8 @@ def tables(name: str, key: str, group: dict[str, Any]) -> list[Block]:
     if not rows:
         return []
     blocks: list[Block] = [Heading(group["title"])]
+    if group.get("remark"):
+        blocks.append(Paragraph(group["remark"]))
     missing = [stage for stage in group["stages"] if not finished(group, stage)]
     if missing:
         blocks.append(Paragraph(f"Not finished with all seeds: {', '.join(missing)}."))
