@@ -16,7 +16,7 @@ from distill3d.boxes import KITTI_CLASSES
 from distill3d.data.augment.image import place
 from distill3d.data.splits import read_split
 from distill3d.detectors import build_detector, detector_name
-from distill3d.detectors.released import Taken, Weights, from_released, part_of_file, plain_names
+from distill3d.detectors.released import OTHER_NETWORKS, Taken, Weights, from_released, part_of_file, plain_names
 from distill3d.errors import UserError
 from distill3d.files import read_bytes, write_text
 from distill3d.lock import only_writer
@@ -80,7 +80,7 @@ def import_checkpoint(
     if system is None:
         system, part = _recognised(state, part, file)
     if part is None:
-        part = _meant(SYSTEMS[named_part(system, None, "import")[0]].parts, state)
+        part = _meant(named_part(system, None, "import")[0].parts, state)
     about, part, of = named_part(system, part, "import")
     try:
         recipe, stage, taken = fitted(state, of)
@@ -112,10 +112,14 @@ def fitted(state: Weights, part: Part, dtype: torch.dtype = torch.float32) -> tu
         UserError: it does not fit; the sentence names the differences.
     """
     recipe, stage = part.taken_from()
-    state = part_of_file(state, part.prefix) or dict(state)
+    inside = part_of_file(state, part.prefix) or dict(state)
+    outside = [name for name in state if not name.startswith(part.prefix)] if len(inside) < len(state) else []
+    state = inside
     config = part.settings(stage.detector, state)
     own = _on_meta(config).to(dtype).state_dict()
     taken = from_released(state, part.form(config), own, config)
+    if outside:
+        taken.dropped[OTHER_NETWORKS] = [*taken.dropped.get(OTHER_NETWORKS, []), *outside]
     return replace(recipe, dataset=part.data(recipe.dataset, taken.config, state)), stage, taken
 
 

@@ -103,7 +103,11 @@ def test_a_file_of_a_whole_training_gives_each_part(small: Recipe, tmp_path: Pat
     }
     file = save(tmp_path / "whole.pth", state)
     for part, weights in (("student", student), ("teacher", {n: v + 1 for n, v in teacher.items()})):
-        detector, card = load_detector(import_checkpoint(file, SMALL, part, tmp_path / "out").folder)
+        done = import_checkpoint(file, SMALL, part, tmp_path / "out")
+        detector, card = load_detector(done.folder)
+        other = "centernet_depth." if part == "student" else "centernet_rgb."
+        left = done.dropped["other networks"]
+        assert "adapt.0.weight" in left and sum(name.startswith(other) for name in left) == len(left) - 1
         assert all(torch.equal(v, weights[n]) for n, v in detector.state_dict().items())
         assert card["input"] == ("rgb" if part == "student" else "depth")
 
