@@ -3,6 +3,7 @@
 import contextlib
 import difflib
 import errno
+import functools
 import io
 import os
 import re
@@ -131,12 +132,16 @@ def _parse(kind: Callable[..., T], command: str, arguments: list[str], default: 
 
     given = {} if default is None else {"default": default}
     errors = io.StringIO()
+    parsed = functools.partial(
+        tyro.cli, kind, prog=f"distill3d {command}", args=arguments, return_unknown_args=True,
+        config=(tyro.conf.AvoidSubcommands,), **given,
+    )  # fmt: skip
     try:
         with contextlib.redirect_stderr(errors):
-            value, unknown = tyro.cli(
-                kind, prog=f"distill3d {command}", args=arguments, return_unknown_args=True,
-                config=(tyro.conf.AvoidSubcommands,), **given,
-            )  # fmt: skip
+            try:
+                value, unknown = parsed()
+            except SystemError:  # CPython 3.11 at times miscounts as it reads the fields' comments (its issue 106905)
+                value, unknown = parsed()
     except SystemExit as stop:
         if not stop.code:
             raise

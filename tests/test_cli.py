@@ -241,3 +241,19 @@ def test_raw_list_leaves_out_the_drives_of_a_split(tmp_path: Path, capsys: pytes
               "--out", str(tmp_path / "list.txt")])  # fmt: skip
     assert stop.value.code == 0 and "1 of 2 frames share no drive" in capsys.readouterr().out
     assert (tmp_path / "list.txt").read_text() == f"{date}/{date}_drive_0001_sync/image_02/data/0000000000\n"
+
+
+def test_an_interpreter_that_miscounts_is_asked_again(monkeypatch: pytest.MonkeyPatch, capsys) -> None:
+    """CPython 3.11 at times raises a SystemError where the option parser reads the comments of fields."""
+    import tyro
+
+    parsed, calls = tyro.cli, []
+
+    def miscounting(*arguments: object, **options: object) -> object:
+        calls.append(arguments)
+        if len(calls) == 1:
+            raise SystemError("AST constructor recursion depth mismatch (before=111, after=35)")
+        return parsed(*arguments, **options)
+
+    monkeypatch.setattr(tyro, "cli", miscounting)
+    assert call(capsys, "doctor")[0] == 0 and len(calls) == 2
