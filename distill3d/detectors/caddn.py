@@ -9,7 +9,7 @@ CaDDN as its authors train it (open-mmlab/OpenPCDet tools/cfgs/kitti_models/CaDD
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Annotated, Any, ClassVar, Literal
 
 import torch
@@ -23,6 +23,7 @@ from distill3d.camera import DepthBins, ImageAffine
 from distill3d.data.sample import Batch
 from distill3d.detectors.base import BevGeometry, Detector, FeatureMap, Modality, Outputs, Style, bev_geometry
 from distill3d.detectors.monodle import RGB_MEAN, RGB_STD
+from distill3d.detectors.released import NEVER_USED, OF_TRAINING, ReleasedForm, Weights
 from distill3d.errors import UserError
 from distill3d.layers.distributed import mean_over_processes
 from distill3d.layers.ground.bev_blocks import (
@@ -42,7 +43,14 @@ from distill3d.layers.ground.lift import (
     sampling_grid,
     sparse_average_pool,
 )
-from distill3d.layers.heads.anchor_head import TINY_BACKBONE, AnchorHead, AnchorHeadConfig, AnchorTargets
+from distill3d.layers.heads.anchor_head import (
+    RELEASED_NAMES,
+    RELEASED_STEPS,
+    TINY_BACKBONE,
+    AnchorHead,
+    AnchorHeadConfig,
+    AnchorTargets,
+)
 from distill3d.layers.heads.anchors import KITTI_ANCHORS
 from distill3d.layers.image.resnet import ResNet, ResNetConfig
 from distill3d.layers.points.voxels import STUDENT_RANGE, VoxelGrid
@@ -57,6 +65,10 @@ LIFTED = {4: ("layer1", 256), STRIDE: ("layer3", 1024)}
 DEPTH_CHANNELS = 256
 #: Focal loss of the depth distribution; alpha counts for all classes alike.
 FOCAL_ALPHA, FOCAL_GAMMA = 0.25, 2
+
+#: Released names of what MonoTAKD adds to CMKD's network: its collapses, a gate that nothing calls, and its fusion.
+ALIGNED_BLOCK, ASSISTANT_BLOCK = "map_to_bev_module.block_copy", "map_to_bev_module.block_target"
+UNCALLED_GATE, FUSION_BLOCK = "map_to_bev_module.GC_block", "backbone_2d.fusion_nn"
 
 #: How MonoTAKD's aligned map P reaches the head: not at all, as in the released code that trains; ``ffm`` is the
 #: paper's FFM(SCNet(F_vis) + P); ``released_as_commented`` is FFM(F_vis + P), which stands there as a comment; ``skip``
@@ -372,3 +384,57 @@ class CaDDN(Detector):
     def decode_slots(self, outputs: Outputs, batch: Batch) -> BoxSlots:
         """``decode`` of the best ``SLOTS`` of layers/heads/anchor_head.py, without ``box2d`` and ``alpha``."""
         return self.head.detection_slots(outputs.predictions, batch)
+
+
+# --------------------------------------------------------------------------------------------------- released weights
+
+
+def released_form(config: CaDDNConfig) -> ReleasedForm:
+    """OpenPCDet's names, as Cc-Hy/CMKD saves its image network, and hoiliu-0801/MonoTAKD where maps are aligned."""
+    unused = _unused_in_released(config) if config.spatial_alignment else {}
+    names = {
+        "vfe.ffn.ddn.model": "trunk", "vfe.ffn.channel_reduce": "channel_reduce", "map_to_bev_module": "collapse",
+        FUSION_BLOCK: "fusion",
+    }  # fmt: skip
+    return ReleasedForm(
+        RELEASED_NAMES | names, dict.fromkeys(unused, NEVER_USED) | dict.fromkeys(RELEASED_STEPS, OF_TRAINING),
+        unused=RELEASED_STEPS | unused,
+    )  # fmt: skip
+
+
+def released_settings(config: CaDDNConfig, weights: Weights) -> CaDDNConfig:
+    """The settings with those parts of MonoTAKD's that are among an authors' weights.
+
+    Nothing is fused, whatever the file holds: in the released forward pass the head sees the adapted map alone.
+    """
+
+    def has(block: str) -> bool:
+        return any(name.startswith(f"{block}.") for name in weights)
+
+    return replace(
+        config, spatial_alignment=has(ALIGNED_BLOCK), assistant="shared" if has(ASSISTANT_BLOCK) else "none",
+        fusion="none", fusion_norm="shared",
+    )  # fmt: skip
+
+
+def _unused_in_released(config: CaDDNConfig) -> dict[str, tuple[int, ...]]:
+    """Names and shapes of what MonoTAKD's code builds and saves beside the parts that the settings ask for."""
+    channels = config.bev_channels
+    shapes: dict[str, tuple[int, ...]] = {
+        f"{UNCALLED_GATE}.conv_mask.weight": (1, channels, 1, 1), f"{UNCALLED_GATE}.conv_mask.bias": (1,),
+    }  # fmt: skip
+    for branch in (f"{UNCALLED_GATE}.channel_add_conv", f"{UNCALLED_GATE}.channel_mul_conv"):
+        for layer in (0, 3):
+            shapes |= {f"{branch}.{layer}.weight": (channels, channels, 1, 1), f"{branch}.{layer}.bias": (channels,)}
+        shapes |= {f"{branch}.1.{name}": (channels, 1, 1) for name in ("weight", "bias")}
+    with torch.device("meta"):
+        if config.assistant == "none":
+            block = PointwiseBlock(config.lift_channels * config.voxels.shape[2], channels)
+            shapes |= _shapes(ASSISTANT_BLOCK, block)
+        if config.fusion == "none":
+            shapes |= _shapes(FUSION_BLOCK, FeatureFusion(channels, norm="shared"))
+    return shapes
+
+
+def _shapes(name: str, module: nn.Module) -> dict[str, tuple[int, ...]]:
+    return {f"{name}.{entry}": tuple(value.shape) for entry, value in module.state_dict().items()}

@@ -10,6 +10,7 @@ Lengths in the image are shares of the canvas: x by its width, y by its height.
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal
 
@@ -37,6 +38,8 @@ from distill3d.detectors.monodle import (
     laplace_loss,
     wrap_once,
 )
+from distill3d.detectors.released import NEVER_USED, ReleasedForm
+from distill3d.errors import UserError
 from distill3d.layers.distributed import across_processes, world_size
 from distill3d.layers.heads.matching import UNMATCHED, assign
 from distill3d.layers.image.deformable_attention import DeformableAttention, Sizes, cell_centres
@@ -757,3 +760,105 @@ class MonoDETR(Detector):
         image = torch.arange(len(matched), device=matched.device)[:, None, None]
         scale = last["depth"][:, 0, :, 1][image, matched] * found  # UNMATCHED reads the last query
         return scale.sum(1) / found.sum(1).clamp(min=1)
+
+
+# ----------------------------------------------------------------------------------------------------- released weights
+
+#: Released names of the depths that the depth map's bins stand for, which are settings here; and the share of the
+#: farthest to which files agree with the settings.
+RELEASED_BINS, BINS_TOLERANCE = "depth_predictor.depth_bin_values", 1e-5
+#: Released names of the heads.
+RELEASED_HEADS = {"boxes": "bbox_embed", "size_3d": "dim_embed_3d", "heading": "angle_embed", "depth": "depth_embed"}
+#: Released beginnings of names within deformable attention, within a layer of either encoder and within one of the
+#: decoder; and ours.
+RELEASED_DEFORMABLE = {
+    "sampling_offsets": "offset", "attention_weights": "weight", "value_proj": "value", "output_proj": "output",
+}  # fmt: skip
+RELEASED_FEED_FORWARD = {"linear1": "feed_forward.layers.0", "linear2": "feed_forward.layers.3"}
+RELEASED_ENCODER_LAYER = {
+    "self_attn": "attention",
+    **{f"self_attn.{theirs}": f"attention.{ours}" for theirs, ours in RELEASED_DEFORMABLE.items()},
+    "norm1": "add.norm", **RELEASED_FEED_FORWARD, "norm2": "feed_forward.add.norm",
+}  # fmt: skip
+RELEASED_DECODER_LAYER = {
+    "cross_attn_depth": "depth_attention", "norm_depth": "depth_add.norm",
+    "sa_qcontent_proj": "query_content", "sa_qpos_proj": "query_position",
+    "sa_kcontent_proj": "key_content", "sa_kpos_proj": "key_position", "sa_v_proj": "value",
+    "self_attn": "self_attention", "norm2": "self_add.norm",
+    **{f"cross_attn.{theirs}": f"memory_attention.{ours}" for theirs, ours in RELEASED_DEFORMABLE.items()},
+    "norm1": "memory_add.norm", **RELEASED_FEED_FORWARD, "norm3": "feed_forward.add.norm",
+}  # fmt: skip
+
+
+def released_form(config: MonoDETRConfig) -> ReleasedForm:
+    """ZrrSkywalker/MonoDETR's names of 2023; its code of the year before is another network."""
+    unused = _unused_in_released(config)
+    return ReleasedForm(
+        _released_names(config), dict.fromkeys(unused, NEVER_USED),
+        halved={"query_embed.weight": ("query_position.weight", "query_content.weight")},
+        settings=(RELEASED_BINS,), read_settings=_with_released_bins,
+        write_settings=lambda config: {RELEASED_BINS: _own_bins(config)}, unused=unused, counts_batches=False,
+        aliases={
+            "depthaware_transformer.decoder.bbox_embed": "bbox_embed",
+            "depthaware_transformer.decoder.dim_embed": "dim_embed_3d",
+        },
+    )  # fmt: skip
+
+
+def _released_names(config: MonoDETRConfig) -> dict[str, str]:
+    predictor, transformer = "depth_predictor", "depthaware_transformer"
+    names = {
+        "backbone.0.body": "backbone.body", "input_proj": "project", f"{transformer}.level_embed": "level.weight",
+        f"{transformer}.reference_points": "reference", f"{predictor}.downsample": f"{predictor}.finer",
+        f"{predictor}.proj": f"{predictor}.same", f"{predictor}.upsample": f"{predictor}.coarser",
+        f"{predictor}.depth_head": f"{predictor}.mix", f"{predictor}.depth_classifier": f"{predictor}.classify",
+        f"{predictor}.depth_pos_embed": f"{predictor}.metres",
+    }  # fmt: skip
+    encoders = {f"{transformer}.encoder.layers.{i}": f"encoder.{i}" for i in range(config.encoder_layers)}
+    decoders = {f"{transformer}.decoder.layers.{i}": f"decoder.{i}" for i in range(config.decoder_layers)}
+    for layers, within in (
+        ({f"{predictor}.depth_encoder.layers.0": predictor} | encoders, RELEASED_ENCODER_LAYER),
+        (decoders, RELEASED_DECODER_LAYER),
+    ):
+        for theirs, ours in layers.items():
+            names |= {f"{theirs}.{their_part}": f"{ours}.{part}" for their_part, part in within.items()}
+    for i in range(config.decoder_layers):
+        names[f"class_embed.{i}"] = f"heads.{i}.logits.0"
+        for head, theirs in RELEASED_HEADS.items():
+            layers = range(HIDDEN_LAYERS[head] + 1)
+            names |= {f"{theirs}.{i}.layers.{n}": f"heads.{i}.{head}.{2 * n}" for n in layers}
+    return names
+
+
+def _own_bins(config: MonoDETRConfig) -> Float[Tensor, "n"]:
+    return bin_values(config.bins, torch.zeros(()))
+
+
+def _with_released_bins(found: Mapping[str, Tensor], config: MonoDETRConfig) -> MonoDETRConfig:
+    """The settings, where a file has their bins.
+
+    Raises:
+        UserError: it has others.
+    """
+    own = _own_bins(config)
+    theirs = found.get(RELEASED_BINS, own).float()
+    if theirs.shape != own.shape or not torch.allclose(theirs, own, rtol=0, atol=BINS_TOLERANCE * config.max_depth):
+        raise UserError(
+            f"{RELEASED_BINS} holds other depths than depth_bins {config.depth_bins} and max_depth "
+            f"{config.max_depth} give"
+        )
+    return config
+
+
+def _unused_in_released(config: MonoDETRConfig) -> dict[str, tuple[int, ...]]:
+    """Names and shapes of what released checkpoints hold and no forward pass uses: perceptrons of the decoder, an
+    embedding of labels, and the value projections, unless the settings ask for them."""
+    c, decoder = config.channels, "depthaware_transformer.decoder"
+    weights = {f"{decoder}.query_scale.layers.{i}": (c, c) for i in (0, 1)}
+    weights |= {f"{decoder}.ref_point_head.layers.0": (c, c), f"{decoder}.ref_point_head.layers.1": (2, c)}
+    if config.self_attention_value == "content":
+        weights |= {f"{decoder}.layers.{i}.sa_v_proj": (c, c) for i in range(config.decoder_layers)}
+    shapes: dict[str, tuple[int, ...]] = {"label_enc.weight": (len(CLASSES) + 1, c - 1)}
+    for layer, shape in weights.items():
+        shapes |= {f"{layer}.weight": shape, f"{layer}.bias": shape[:1]}
+    return shapes

@@ -17,8 +17,16 @@ from torch import Tensor, nn
 
 from distill3d.data.sample import Batch
 from distill3d.detectors.base import FeatureMap, Outputs, bev_geometry
+from distill3d.detectors.released import OF_TRAINING, ReleasedForm
 from distill3d.detectors.second import LidarDetector, lidar_scans
-from distill3d.layers.heads.anchor_head import TINY_BACKBONE, AnchorHead, AnchorHeadConfig, focal_head
+from distill3d.layers.heads.anchor_head import (
+    RELEASED_NAMES,
+    RELEASED_STEPS,
+    TINY_BACKBONE,
+    AnchorHead,
+    AnchorHeadConfig,
+    focal_head,
+)
 from distill3d.layers.heads.anchors import KITTI_ANCHORS
 from distill3d.layers.points.sparse_conv import normalise_rows, row_norm
 from distill3d.layers.points.voxels import STUDENT_RANGE, VoxelGrid, Voxels, voxelise
@@ -131,3 +139,15 @@ def _conv(channels: int, stride: int) -> nn.Sequential:
     return nn.Sequential(
         nn.Conv2d(channels, channels, 3, stride, padding=1), nn.BatchNorm2d(channels), nn.ReLU(inplace=True)
     )
+
+
+def released_form(config: PointPillarsConfig) -> ReleasedForm:
+    """OpenPCDet's names, as Cc-Hy/CMKD saves this network."""
+    convs = {
+        f"map_to_bev_module.conv_layers.{i}.{layer}": f"convs.{i}.{j}"
+        for i in range(config.layers + 1) for j, layer in enumerate(("conv", "bn"))
+    }  # fmt: skip
+    return ReleasedForm(
+        RELEASED_NAMES | {"vfe.pfn_layers.0": "features"} | convs, dict.fromkeys(RELEASED_STEPS, OF_TRAINING),
+        unused=RELEASED_STEPS,
+    )  # fmt: skip

@@ -24,6 +24,7 @@ COUNTER = "num_batches_tracked"
 TO_SPCONV_1, FROM_SPCONV_1 = (1, 2, 3, 4, 0), (4, 0, 1, 2, 3)
 #: Why some of their entries have no place here.
 NEVER_USED, OF_TRAINING, OTHER_NETWORKS = "never used", "for training alone", "other networks"
+SECOND_NAMES = "second names of tensors"
 #: Names told in a message at most.
 TOLD = 3
 
@@ -55,8 +56,10 @@ class ReleasedForm:
     prepared: Callable[[dict[str, Tensor]], dict[str, Tensor]] | None = None
     #: Tensors of theirs that a forward pass does not use but that their loader asks for: names and shapes.
     unused: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
-    #: Their second names of tensors, by the first.
+    #: Beginnings of their second names of tensors, and of the first ones, which alone are read.
     aliases: Mapping[str, str] = field(default_factory=dict)
+    #: Whether their batch norms count batches; frozen ones do not.
+    counts_batches: bool = True
 
 
 class Taken(NamedTuple):
@@ -88,16 +91,17 @@ def from_released(weights: Weights, form: ReleasedForm, own: Weights, config: An
         UserError: entries of ``own`` are missing, have another shape, or there are names that neither has.
     """
     theirs, dropped, settings = dict(weights), defaultdict(list), {}
+    reasons = {**dict.fromkeys(form.aliases, SECOND_NAMES), **form.dropped}
     if form.prepared is not None:
         theirs = form.prepared(theirs)
     old_sparse = _has_old_sparse(theirs, form, own)
     ours: dict[str, Tensor] = {}
     for name, value in theirs.items():
-        reason = _longest(form.dropped, name)
+        without_place = _longest(reasons, name)
         if name in form.settings:
             settings[name] = value
-        elif reason is not None:
-            dropped[form.dropped[reason]].append(name)
+        elif without_place is not None:
+            dropped[reasons[without_place]].append(name)
         elif name in form.halved:
             ours |= zip(form.halved[name], value.chunk(2, -1), strict=True)
         else:
@@ -117,10 +121,12 @@ def from_released(weights: Weights, form: ReleasedForm, own: Weights, config: An
 def to_released(weights: Weights, form: ReleasedForm, config: Any) -> dict[str, Tensor]:
     """Weights of a detector with the settings ``config`` as the authors' code saves them, those that no forward pass
     uses as zeros."""
-    back = {mine: theirs for theirs, mine in reversed(form.renamed.items())}
+    back = {mine: theirs for theirs, mine in reversed(list(form.renamed.items()))}
     halves = {mine: theirs for theirs, pair in form.halved.items() for mine in pair}
     found: dict[str, Tensor] = {}
     for name, value in weights.items():
+        if name.endswith(COUNTER) and not form.counts_batches:
+            continue
         if name in halves:
             theirs = halves[name]
             found[theirs] = torch.cat([weights[half] for half in form.halved[theirs]], -1)

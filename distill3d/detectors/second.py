@@ -20,7 +20,15 @@ from distill3d.boxes import Boxes3D
 from distill3d.data.augment.lidar import carry
 from distill3d.data.sample import Batch
 from distill3d.detectors.base import Detector, FeatureMap, Outputs, bev_geometry
-from distill3d.layers.heads.anchor_head import TINY_BACKBONE, AnchorHead, AnchorHeadConfig, AnchorTargets
+from distill3d.detectors.released import OF_TRAINING, ReleasedForm
+from distill3d.layers.heads.anchor_head import (
+    RELEASED_NAMES,
+    RELEASED_STEPS,
+    TINY_BACKBONE,
+    AnchorHead,
+    AnchorHeadConfig,
+    AnchorTargets,
+)
 from distill3d.layers.heads.anchors import KITTI_ANCHORS
 from distill3d.layers.points.sparse_conv import SparseResNet, SparseResNetConfig, SparseTensor
 from distill3d.layers.points.voxels import STUDENT_RANGE, VoxelGrid, mean_of_points, voxelise
@@ -112,3 +120,8 @@ def lidar_scans(batch: Batch) -> list[Float[Tensor, "_ 4"]]:
     to_lidar = torch.linalg.inv(batch.lidar_to_camera)
     scans = [carry(points, pose) for points, pose in zip(batch.points, to_lidar, strict=True)]
     return [scan[scan.isfinite().all(1)] for scan in scans]
+
+
+def released_form(config: SECONDConfig) -> ReleasedForm:
+    """OpenPCDet's names, as Cc-Hy/CMKD and hoiliu-0801/MonoTAKD save this network."""
+    return ReleasedForm(RELEASED_NAMES, dict.fromkeys(RELEASED_STEPS, OF_TRAINING), unused=RELEASED_STEPS)

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from distill3d.detectors import gupnet, monodle
+from distill3d.detectors import caddn, gupnet, monodetr, monodle, pointpillars, second
 from distill3d.detectors.released import ReleasedForm, Weights
 from distill3d.recipes import get_recipe
 from distill3d.train.checkpoint import untrained_detector
@@ -19,6 +19,11 @@ from distill3d.train.recipe import Recipe, StageConfig
 
 def _as_it_is(config: Any, weights: Weights) -> Any:
     return config
+
+
+def _decoding_as_released(config: Any, weights: Weights) -> Any:
+    """MonoDETR's weights were trained on depths from the height of the image file, not of the canvas."""
+    return replace(config, decode_scale="per_axis")
 
 
 @dataclass(frozen=True)
@@ -48,6 +53,9 @@ class System:
     repository: str
     parts: dict[str, Part] = field(default_factory=dict)
 
+
+#: Of CMKD and of MonoTAKD, which takes it over.
+SECOND_TEACHER = Part("cmkd_second", "teacher", second.released_form)
 
 SYSTEMS: dict[str, System] = {
     "monodle": System(
@@ -87,6 +95,33 @@ SYSTEMS: dict[str, System] = {
         {
             "student": Part("monostl_monodle", "student", monodle.released_form, "", "centernet_rgb."),
             "teacher": Part("monostl_monodle", "teacher", monodle.released_form, "", "centernet_depth."),
+        },
+    ),
+    "monodetr": System(
+        "MonoDETR", "ZrrSkywalker/MonoDETR",
+        {"student": Part("monodetr", "baseline", monodetr.released_form,
+                         "28.79 / 20.83 / 17.47, 29.36 / 20.64 / 17.30 and 27.58 / 20.14 / 16.98 (three files)",
+                         settings=_decoding_as_released)},
+    ),
+    "cmkd": System(
+        "CMKD", "Cc-Hy/CMKD",
+        {
+            "student": Part("cmkd_second", "cmkd", caddn.released_form,
+                            "moderate 15.80, with raw drives 21.61 (of SECOND); 16.44, 21.47 (of PointPillars)"),
+            "teacher": SECOND_TEACHER,
+            "pointpillars_teacher": Part("cmkd_pointpillars", "teacher", pointpillars.released_form),
+        },
+    ),
+    "monotakd": System(
+        "MonoTAKD", "hoiliu-0801/MonoTAKD",
+        {
+            "student": Part("monotakd", "student", caddn.released_form,
+                            "test 27.91 / 19.43 / 16.51, with raw drives 29.86 / 21.26 / 18.27",
+                            settings=caddn.released_settings),
+            # of the published files the one that sees the image alone, whatever depth our own assistants are given
+            "assistant": Part("cmkd_second", "cmkd", caddn.released_form, "21.61 moderate, by the name of its file",
+                              settings=caddn.released_settings),
+            "teacher": SECOND_TEACHER,
         },
     ),
 }  # fmt: skip

@@ -62,6 +62,10 @@ CLASS_PRIOR = 0.01
 BOX_STD = 0.001
 FOCAL_ALPHA, FOCAL_GAMMA = 0.25, 2.0
 CODE = 7
+#: Released beginnings of names, and ours in detectors whose part ``head`` is this head.
+RELEASED_NAMES = {"backbone_2d": "head.backbone", "dense_head": "head"}
+#: Names and shapes of what released networks with this head save of their training: its steps.
+RELEASED_STEPS = {"global_step": (1,)}
 #: Boxes that enter the suppression where shapes are fixed and the overlap of every pair is computed.
 SLOTS = 512
 #: Of the small configurations, for maps of 64 channels: one for all, so that students can take over a teacher's.
