@@ -124,4 +124,16 @@ SYSTEMS: dict[str, System] = {
             "teacher": SECOND_TEACHER,
         },
     ),
+    "openpcdet_second": System(
+        "SECOND", "open-mmlab/OpenPCDet",
+        {"teacher": Part("second_openpcdet", "teacher", second.released_form, "78.62 moderate (AP|R11)")},
+    ),
+    "openpcdet_pointpillars": System(
+        "PointPillars", "open-mmlab/OpenPCDet",
+        {"teacher": Part("pointpillars_openpcdet", "teacher", pointpillars.released_form, "77.28 moderate (AP|R11)")},
+    ),
+    "openpcdet_caddn": System(
+        "CaDDN", "open-mmlab/OpenPCDet",
+        {"student": Part("caddn_openpcdet", "baseline", caddn.released_form, "21.38 moderate (AP|R11)")},
+    ),
 }  # fmt: skip

@@ -63,7 +63,7 @@ OPENPCDET_POINTPILLARS = PointPillarsConfig(
 OPENPCDET_CADDN = CaDDNConfig(
     trunk=DepthTrunkConfig("deeplabv3_resnet101", pretrained=True, stride=4), bins=DepthBins(2.0, 46.8, 80),
     voxels=VoxelGrid(STUDENT_RANGE, (0.16, 0.16, 0.16)), bev_channels=64, domain_adaptation=0,
-    head=focal_head(backbone=replace(HALVING, layers=(10, 10, 10))), depth_weight=3.0,
+    head=focal_head(backbone=replace(HALVING, layers=(10, 10, 10))), depth_weight=3.0, sampling="corners",
 )  # fmt: skip
 #: The student as CMKD starts it, and what MonoTAKD adds.
 STUDENT = CaDDNConfig(trunk=DepthTrunkConfig(pretrained=True))

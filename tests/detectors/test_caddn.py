@@ -35,7 +35,9 @@ CONFIGS = {
     "plain": tiny(),
     "assistant": tiny(input="rgb+gt_depth"),
     "without adaptation": tiny(domain_adaptation=0),
-    "halved": tiny(head=AnchorHeadConfig(classes=KITTI_ANCHORS[:1], backbone=HALVING), domain_adaptation=0),
+    "halved": tiny(
+        head=AnchorHeadConfig(classes=KITTI_ANCHORS[:1], backbone=HALVING), domain_adaptation=0, sampling="corners"
+    ),
     "intended": CaDDNConfig.styled("intended", **vars(tiny(sampling="intended"))),
     "aligned": tiny(spatial_alignment=True, fusion="ffm"),
     "monotakd": tiny(**MONOTAKD),

@@ -57,7 +57,7 @@ def input_of(path: Path, shape: tuple[int, ...], number: int = 900001, scale: fl
 
 
 def write_checkpoint(path: Path, weights: dict[str, Tensor], out: Path) -> Path:
-    """A file of the released structure: top level, prefix, optimizer state, numbers of numpy where there may be some."""
+    """A file of the released structure: top level, prefix, optimizer state, numbers of numpy where some may be."""
     about = listing(path)
     single = {name: value.float() if value.is_floating_point() else value for name, value in weights.items()}
     state = OrderedDict((about["prefix"] + name, single[name]) for name in about["state"])
