@@ -3,7 +3,8 @@
 Reading et al., "Categorical Depth Distribution Network for Monocular 3D Object Detection", CVPR 2021, arXiv:2103.01100.
 This is the light form that CMKD trains (Cc-Hy/CMKD pcdet/models/detectors/cmkd.py, tools/cfgs/kitti_models/CMKD), with
 what MonoTAKD adds to it (hoiliu-0801/MonoTAKD pcdet/models/detectors/cmkd_TAKD.py).  With input ``rgb+gt_depth`` it is
-MonoTAKD's teaching assistant.
+MonoTAKD's teaching assistant.  With ``trunk.stride`` 4, finer voxels and a ``head.backbone`` that halves the map it is
+CaDDN as its authors train it (open-mmlab/OpenPCDet tools/cfgs/kitti_models/CaDDN.yaml).
 """
 
 from __future__ import annotations
@@ -56,10 +57,12 @@ from distill3d.layers.points.voxels import STUDENT_RANGE, VoxelGrid
 from distill3d.layers.readout import Readout
 from distill3d.settings import Between, Channels, Weight
 
-#: Pixels per cell of the map that is lifted, in the published networks.
+#: Pixels per cell of the map that is lifted, in CMKD's networks.
 STRIDE = 8
-#: The trunk's stage whose map is lifted, its channels, and those in front of the depth classifier.
-LIFTED_STAGE, LIFTED_CHANNELS, DEPTH_CHANNELS = "layer3", 1024, 256
+#: By these pixels, the trunk's stage whose map is lifted, and its channels: as CaDDN and as CMKD.
+LIFTED = {4: ("layer1", 256), STRIDE: ("layer3", 1024)}
+#: Channels in front of the depth classifier.
+DEPTH_CHANNELS = 256
 #: Focal loss of the depth distribution; alpha counts for all classes alike.
 FOCAL_ALPHA, FOCAL_GAMMA = 0.25, 2
 
@@ -81,7 +84,7 @@ class DepthTrunkConfig:
     pretrained: bool = False  # DeepLab's weights of COCO; they are fetched by torchvision
     channels: tuple[Channels, ...] = (32, 48, 64, 96)  # of ``small``: its four stages
     width: Channels = 64  # of ``small``: the map that is lifted
-    stride: Literal[4, 8] = STRIDE  # px per cell of the map that is lifted; 4 for ``small`` only
+    stride: Literal[4, 8] = STRIDE  # px per cell of the map that is lifted; of DeepLab's it is layer1's or layer3's
 
 
 @dataclass(frozen=True)
@@ -146,40 +149,42 @@ class CaDDNTargets:
 
 
 class DeepLabTrunk(nn.Module):
-    """DeepLabV3 (Chen et al., arXiv:1706.05587) of torchvision, all maps at stride 8.
+    """DeepLabV3 (Chen et al., arXiv:1706.05587) of torchvision, whose first stage is at stride 4 and all others at 8.
 
-    The third stage's map is lifted, the depth distribution is the network's classification.  Without ``depth_classes``
-    nothing is built behind the third stage.  Batches of one image can be trained on, see ``PooledBatchNorm``.
-
-    Raises:
-        ValueError: another stride is asked for.
+    The first or the third stage's map is lifted.  The depth distribution is the network's classification, interpolated
+    to the resolution of that map.  Without ``depth_classes`` nothing is built behind the lifted stage.  Batches of one
+    image can be trained on, see ``PooledBatchNorm``.
     """
 
     def __init__(self, config: DepthTrunkConfig, depth_classes: int | None) -> None:
         super().__init__()
-        if config.stride != STRIDE:
-            raise ValueError(f"{config.network} gives its maps at stride {STRIDE}, not {config.stride}")
         build = getattr(segmentation, config.network)
         network: Any = build(weights="DEFAULT" if config.pretrained else None, weights_backbone=None)
-        stages: Any = network.backbone
-        self.channels = LIFTED_CHANNELS
+        stages = dict(network.backbone.items())
+        self.lifted_stage, self.channels = LIFTED[config.stride]
         self.classifier = None
         if depth_classes is None:
-            del stages["layer4"]
+            names = list(stages)
+            stages = {name: stages[name] for name in names[: names.index(self.lifted_stage) + 1]}
         else:
             self.classifier = network.classifier
             self.classifier[-1] = Readout(DEPTH_CHANNELS, depth_classes, 1)
             pooled_norm: nn.Module = self.classifier[0].convs[-1][2]
             pooled_norm.__class__ = PooledBatchNorm
-        self.backbone = nn.ModuleDict(stages.items())
+        self.backbone = nn.ModuleDict(stages)
 
     def forward(self, image: Float[Tensor, "b 3 h w"]) -> tuple[Float[Tensor, "b c y x"], Tensor | None]:
         """The map that is lifted, and the logits of each cell's depth (B, depth classes, y, x) or None."""
         x = lifted = image
         for name, stage in self.backbone.items():
             x = stage(x)
-            lifted = x if name == LIFTED_STAGE else lifted
-        return lifted, None if self.classifier is None else self.classifier(x)
+            lifted = x if name == self.lifted_stage else lifted
+        if self.classifier is None:
+            return lifted, None
+        logits = self.classifier(x)
+        if logits.shape[-2:] != lifted.shape[-2:]:
+            logits = F.interpolate(logits, lifted.shape[-2:], mode="bilinear", align_corners=False)
+        return lifted, logits
 
 
 class SmallTrunk(nn.Module):

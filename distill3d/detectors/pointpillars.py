@@ -2,7 +2,8 @@
 
 Lang et al., "PointPillars: Fast Encoders for Object Detection from Point Clouds", CVPR 2019, arXiv:1812.05784.  This is
 the form that CMKD learns from: Cc-Hy/CMKD tools/cfgs/kitti_models/CMKD/CMKD-pp/pointpillar_teacher.yaml,
-pcdet/models/backbones_3d/vfe/pillar_vfe.py.
+pcdet/models/backbones_3d/vfe/pillar_vfe.py.  With ``stride`` 1 and a ``head.backbone`` that
+halves the map it is open-mmlab/OpenPCDet's own (tools/cfgs/kitti_models/pointpillar.yaml).
 """
 
 from __future__ import annotations

@@ -3,7 +3,8 @@
 Yan et al., "SECOND: Sparsely Embedded Convolutional Detection", Sensors 2018.  This is the residual form with 64
 channels that CMKD and MonoTAKD learn from: Cc-Hy/CMKD tools/cfgs/kitti_models/CMKD/CMKD-scd/second_teacher.yaml,
 pcdet/models/backbones_3d/spconv_backbone.py (VoxelResBackBone8x_c64).  Where they ran it on another range than they
-had trained it on, the defaults here train on the range that students need.
+had trained it on, the defaults here train on the range that students need.  With ``backbone.block`` plain and 128
+``backbone.outputs`` it is open-mmlab/OpenPCDet's own (tools/cfgs/kitti_models/second.yaml).
 """
 
 from __future__ import annotations

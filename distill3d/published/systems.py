@@ -190,8 +190,6 @@ SYSTEMS: dict[str, System] = {
             "teacher": SECOND_TEACHER,
         },
     ),
-
-
     "bevdepth": System(
         "BEVDepth", "Megvii-BaseDetection/BEVDepth",
         {
@@ -226,5 +224,18 @@ SYSTEMS: dict[str, System] = {
         {"teacher": Part("centerpoint_voxels", "teacher", centerpoint.det3d_form, "56.4 mAP / 64.8 NDS",
                          caveat=OF_SENSOR_DET3D)},
         state="state_dict",
+    ),
+    "openpcdet_second": System(
+        "SECOND", "open-mmlab/OpenPCDet",
+        {"teacher": Part("second_openpcdet", "teacher", second.released_form, "78.62 moderate (AP|R11)")},
+    ),
+    "openpcdet_pointpillars": System(
+        "PointPillars", "open-mmlab/OpenPCDet",
+        {"teacher": Part("pointpillars_openpcdet", "teacher", pointpillars.released_form, "77.28 moderate (AP|R11)")},
+    ),
+    "openpcdet_caddn": System(
+        "CaDDN", "open-mmlab/OpenPCDet",
+        {"student": Part("caddn_openpcdet", "baseline", caddn.released_form, 
+                         "moderate AP|R11: car 21.38, pedestrian 13.02, cyclist 9.76")},
     ),
 }  # fmt: skip

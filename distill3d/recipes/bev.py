@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
+from distill3d.camera import DepthBins
 from distill3d.data.augment.image import AugmentConfig
 from distill3d.data.augment.lidar import LidarAugmentConfig
 from distill3d.detectors.caddn import CaDDNConfig, DepthTrunkConfig
@@ -18,7 +19,10 @@ from distill3d.detectors.second import SECONDConfig
 from distill3d.detectors.second import tiny as second_tiny
 from distill3d.distill.methods.cmkd import CMKDConfig
 from distill3d.distill.methods.monotakd import MonoTAKDConfig
+from distill3d.layers.ground.bev_second import BevBackboneConfig
 from distill3d.layers.heads.anchor_head import focal_head
+from distill3d.layers.points.sparse_conv import SparseResNetConfig
+from distill3d.layers.points.voxels import STUDENT_RANGE, TEACHER_RANGE, VoxelGrid
 from distill3d.recipes.kitti import UNKNOWN_CHOICE
 from distill3d.train.recipe import DatasetConfig, EvaluationConfig, Recipe, StageConfig, UnlabelledConfig
 from distill3d.train.schedules import Schedule
@@ -45,6 +49,22 @@ FLIP = AugmentConfig(crop=0.0, photometric=False)
 UNSCALED = DatasetConfig(canvas=(1248, 384), placement="corner", divide="homogeneous", depth="completed")
 
 SECOND_TEACHER, POINTPILLARS_TEACHER = SECONDConfig(), PointPillarsConfig(head=focal_head(cls_weight=1.0))
+#: OpenPCDet's own three (tools/cfgs/kitti_models/second.yaml, pointpillar.yaml, CaDDN.yaml).  The latter two's levels
+#: come out at half the resolution of the map that they begin with.
+HALVING = BevBackboneConfig((3, 5, 5), (64, 128, 256), (2, 2, 2), (128, 128, 128), (1, 2, 4))
+OPENPCDET_SECOND = SECONDConfig(
+    voxels=VoxelGrid(TEACHER_RANGE, (0.05, 0.05, 0.1)), train_voxels=16000, test_voxels=40000,
+    backbone=SparseResNetConfig(block="plain", outputs=128), head=focal_head(),
+)  # fmt: skip
+OPENPCDET_POINTPILLARS = PointPillarsConfig(
+    pillars=VoxelGrid((0.0, -39.68, -3.0, 69.12, 39.68, 1.0), (0.16, 0.16, 4.0)),
+    train_pillars=16000, test_pillars=40000, channels=64, stride=1, head=focal_head(backbone=HALVING),
+)  # fmt: skip
+OPENPCDET_CADDN = CaDDNConfig(
+    trunk=DepthTrunkConfig("deeplabv3_resnet101", pretrained=True, stride=4), bins=DepthBins(2.0, 46.8, 80),
+    voxels=VoxelGrid(STUDENT_RANGE, (0.16, 0.16, 0.16)), bev_channels=64, domain_adaptation=0,
+    head=focal_head(backbone=replace(HALVING, layers=(10, 10, 10))), depth_weight=3.0, sampling="corners",
+)  # fmt: skip
 #: The student as CMKD starts it, and what MonoTAKD adds.
 STUDENT = CaDDNConfig(trunk=DepthTrunkConfig(pretrained=True))
 TAUGHT = replace(STUDENT, detection_weight=0.0)  # CMKD's losses look at no label; without a teacher depth remains
@@ -80,6 +100,11 @@ UNPUBLISHED_LABELLED = (
     f"12.59 on val (Cc-Hy/CMKD tracker), {UNKNOWN_CHOICE}"
 )
 UNPUBLISHED_TEACHER = "no number is published for this teacher; its authors evaluate the last epochs' checkpoints"
+#: Of OpenPCDet's own networks, by what its readme says of cars, pedestrians and cyclists.
+PUBLISHED_OPENPCDET = (
+    "{} (Car / Pedestrian / Cyclist) on val, moderate, over 11 points of recall (open-mmlab/OpenPCDet readme), "
+    + UNKNOWN_CHOICE
+)
 
 
 def second() -> Recipe:
@@ -97,6 +122,27 @@ def caddn() -> Recipe:
     return Recipe(
         "caddn", (_baseline(),), UNSCALED, note="CMKD's lighter form of CaDDN; no number is published for it alone"
     )
+
+
+def second_openpcdet() -> Recipe:
+    """SECOND on KITTI's scans as OpenPCDet trains it: without residual blocks, on all that lies ahead."""
+    note = PUBLISHED_OPENPCDET.format("SECOND 78.62 / 52.98 / 67.15")
+    return Recipe("second_openpcdet", (_lidar(OPENPCDET_SECOND),), UNSCALED, note=note)
+
+
+def pointpillars_openpcdet() -> Recipe:
+    """PointPillars on KITTI's scans as OpenPCDet trains it: the 2D network works on the pillars themselves."""
+    note = PUBLISHED_OPENPCDET.format("PointPillars 77.28 / 52.29 / 62.68")
+    return Recipe("pointpillars_openpcdet", (_lidar(OPENPCDET_POINTPILLARS),), UNSCALED, note=note)
+
+
+def caddn_openpcdet() -> Recipe:
+    """CaDDN on KITTI, of its authors' size: four times as many pixels and voxels are lifted as by CMKD's."""
+    schedule = replace(LIDAR, batch_size=4, lr=1e-3)
+    stage = StageConfig("baseline", "baseline", OPENPCDET_CADDN, schedule, FLIP)
+    published = PUBLISHED_OPENPCDET.format("CaDDN 21.38 / 13.02 / 9.76")
+    note = f"{published}; its depth loss counts pixels in labelled boxes 13 times, which ours does not"
+    return Recipe("caddn_openpcdet", (stage,), UNSCALED, note=note)
 
 
 def cmkd_second() -> Recipe:
@@ -237,6 +283,7 @@ def _with_raw() -> DatasetConfig:
 
 
 RECIPES = (
-    second, pointpillars, caddn, cmkd_second, cmkd_pointpillars, cmkd_second_raw, monotakd, monotakd_raw,
-    monotakd_released, cmkd_labelled, monotakd_labelled, lidar_overfit,
+    second, pointpillars, caddn, second_openpcdet, pointpillars_openpcdet, caddn_openpcdet, cmkd_second,
+    cmkd_pointpillars, cmkd_second_raw, monotakd, monotakd_raw, monotakd_released, cmkd_labelled, monotakd_labelled,
+    lidar_overfit,
 )  # fmt: skip

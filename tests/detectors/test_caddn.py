@@ -14,6 +14,7 @@ from distill3d.detectors.base import BevGeometry, Outputs
 from distill3d.detectors.caddn import (
     CaDDN,
     CaDDNConfig,
+    DeepLabTrunk,
     DepthTrunkConfig,
     depth_bins,
     depth_focal_loss,
@@ -22,13 +23,21 @@ from distill3d.detectors.caddn import (
     tiny,
 )
 from distill3d.errors import UserError
+from distill3d.layers.ground.bev_second import BevBackboneConfig
+from distill3d.layers.heads.anchor_head import AnchorHeadConfig
+from distill3d.layers.heads.anchors import KITTI_ANCHORS
 from distill3d.settings import from_plain, to_plain
 
 MONOTAKD = {"spatial_alignment": True, "fusion": "ffm", "assistant": "shared"}
+#: Its anchors stand on a map of half the taps' resolution.
+HALVING = BevBackboneConfig((1, 1), (8, 8), (2, 1), (8, 8), (1, 1))
 CONFIGS = {
     "plain": tiny(),
     "assistant": tiny(input="rgb+gt_depth"),
     "without adaptation": tiny(domain_adaptation=0),
+    "halved": tiny(
+        head=AnchorHeadConfig(classes=KITTI_ANCHORS[:1], backbone=HALVING), domain_adaptation=0, sampling="corners"
+    ),
     "intended": CaDDNConfig.styled("intended", **vars(tiny(sampling="intended"))),
     "aligned": tiny(spatial_alignment=True, fusion="ffm"),
     "monotakd": tiny(**MONOTAKD),
@@ -124,19 +133,35 @@ def test_tiny_is_small() -> None:
     assert parameters(build(tiny(**MONOTAKD))) < 2e6
 
 
-def test_paper_trunk_on_an_odd_image() -> None:
+@pytest.mark.parametrize(("stride", "cells"), [(8, (7, 10)), (4, (13, 19))])
+def test_paper_trunk_on_an_odd_image(stride: int, cells: tuple[int, int]) -> None:
     """One image, whose sides the stride does not divide, in training: pooled norms see one value per channel."""
     batch, affine = scene(1), ImageAffine.corner((75, 51), (75, 51))
     batch = replace(
         batch, image=batch.image[..., :51, :75], depth=batch.depth[..., :51, :75], affine=ImageAffine.stack([affine])
     )
-    config = tiny(trunk=DepthTrunkConfig())
+    config = tiny(trunk=DepthTrunkConfig(stride=stride))
     model = build(config).train()
     losses = model.loss(model(batch), batch)
     losses["depth"].backward()
     assert model.trunk.classifier[-1].weight.grad.abs().sum() > 0
     predicted = model(batch).predictions["depth"]
-    assert predicted.shape == (1, config.bins.count + 1, 7, 10)
+    assert predicted.shape == (1, config.bins.count + 1, *cells)
+
+
+@pytest.mark.parametrize("stride", [4, 8])
+def test_a_trunk_without_depth_ends_at_the_lifted_stage(stride: int) -> None:
+    """Its map is that of the whole trunk, which reads depth behind it."""
+    torch.manual_seed(0)
+    image = torch.randn(1, 3, 33, 50)
+    whole = DeepLabTrunk(DepthTrunkConfig(stride=stride), 5).eval()
+    alone = DeepLabTrunk(DepthTrunkConfig(stride=stride), None).eval()
+    alone.load_state_dict({k: v for k, v in whole.state_dict().items() if k in alone.state_dict()})
+    assert set(alone.backbone) < set(whole.backbone)
+    with torch.no_grad():
+        lifted, logits = whole(image)
+        assert torch.equal(alone(image)[0], lifted) and lifted.shape[1] == alone.channels
+    assert logits.shape[-2:] == lifted.shape[-2:] == (-(-33 // stride), -(-50 // stride))
 
 
 @pytest.mark.parametrize("name", ["monotakd", "commented"])
@@ -286,9 +311,8 @@ def test_a_mirrored_scene_gives_mirrored_maps(count: int) -> None:
 
 @pytest.mark.parametrize(
     ("fields", "message"),
-    [({"fusion": "ffm"}, "spatial_alignment"), ({"assistant": "shared"}, "spatial_alignment"),
-     ({"trunk": DepthTrunkConfig(stride=4)}, "gives its maps at stride 8, not 4")],
-    ids=["fusion", "assistant", "stride"],
+    [({"fusion": "ffm"}, "spatial_alignment"), ({"assistant": "shared"}, "spatial_alignment")],
+    ids=["fusion", "assistant"],
 )  # fmt: skip
 def test_settings_that_do_not_go_together(fields: dict, message: str) -> None:
     with pytest.raises(ValueError, match=message):

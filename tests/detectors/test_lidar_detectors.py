@@ -12,12 +12,19 @@ from distill3d.detectors import build_detector, caddn, pointpillars, second
 from distill3d.detectors.base import Detector
 from distill3d.distill.context import comparable
 from distill3d.errors import UserError
+from distill3d.layers.ground.bev_second import BevBackboneConfig
+from distill3d.layers.heads.anchor_head import focal_head
+from distill3d.layers.heads.anchors import KITTI_ANCHORS
 from distill3d.layers.points.voxels import VoxelGrid
 
+#: Two levels that come out at half the resolution of the map that they begin with.
+HALVED = focal_head(classes=KITTI_ANCHORS[:1], backbone=BevBackboneConfig((1, 1), (8, 8), (2, 2), (8, 8), (1, 2)))
 CONFIGS = {
     "second": second.tiny(),
+    "plain": second.tiny(backbone=replace(second.tiny().backbone, block="plain", blocks=2, outputs=24)),
     "pointpillars": pointpillars.tiny(),
     "filled": pointpillars.tiny(norm_slots="filled"),
+    "halved": pointpillars.tiny(channels=8, stride=1, head=HALVED),
 }
 
 

@@ -49,8 +49,7 @@ RECORDED = [f"released/{name}/whole_forward" for name in PARTS]
 # ----------------------------------------------------------------------------------------------------------- the parts
 
 
-def head_as_recorded(path: Path) -> AnchorHeadConfig:
-    system, part = PARTS[path.parent.name]
+def head_as_recorded(path: Path, system: str, part: str) -> AnchorHeadConfig:
     about = constants(path)
     detector = SYSTEMS[system].parts[part].taken_from()[1].detector
     assert isinstance(detector, CaDDNConfig | SECONDConfig | PointPillarsConfig)
@@ -142,14 +141,19 @@ def check_detections(detector: Detector, outputs: Any, batch: Batch, path: Path,
 # ----------------------------------------------------------------------------------------------------- whole networks
 
 
-@torch.no_grad()
 @golden_file("released/second_c64/whole_forward", "released/pointpillars_cmkd/whole_forward")
 def test_teachers(path: Path, tmp_path: Path) -> None:
-    system, part = PARTS[path.parent.name]
+    check_teacher(path, *PARTS[path.parent.name], tmp_path)
+
+
+@torch.no_grad()
+def check_teacher(path: Path, system: str, part: str, tmp_path: Path) -> None:
+    """A network that sees points."""
     g, about = recorded(path), constants(path)
-    grid = "voxels" if part == "teacher" else "pillars"
+    config = SYSTEMS[system].parts[part].taken_from()[1].detector
+    grid = "pillars" if isinstance(config, PointPillarsConfig) else "voxels"
     changes = {grid: ground(path, "voxel_size"), "max_points": about["max_points_per_voxel"]}
-    detector = imported(path, system, part, tmp_path, head=head_as_recorded(path), **changes)
+    detector = imported(path, system, part, tmp_path, head=head_as_recorded(path, system, part), **changes)
     assert isinstance(detector, SECOND | PointPillars)
     batch, seen = batch_of_points(g, about["B"]), results_of(detector.head.backbone)
     outputs = detector(batch)
@@ -164,14 +168,18 @@ def test_teachers(path: Path, tmp_path: Path) -> None:
     check_detections(detector, outputs, batch, path, OF_BOXES)
 
 
-@torch.no_grad()
 @golden_file("released/cmkd/whole_forward", "released/monotakd/whole_forward")
 def test_students(path: Path, tmp_path: Path) -> None:
-    system, part = PARTS[path.parent.name]
+    check_student(path, *PARTS[path.parent.name], tmp_path)
+
+
+@torch.no_grad()
+def check_student(path: Path, system: str, part: str, tmp_path: Path) -> None:
+    """A network that sees the image."""
     g, about = recorded(path), constants(path)
     b = about["depth_bins"]
     detector = imported(
-        path, system, part, tmp_path, head=head_as_recorded(path), voxels=ground(path, "voxel_size_img"),
+        path, system, part, tmp_path, head=head_as_recorded(path, system, part), voxels=ground(path, "voxel_size_img"),
         bins=DepthBins(float(b["depth_min"]), float(b["depth_max"]), b["num_bins"], b["mode"]),
     )  # fmt: skip
     assert isinstance(detector, CaDDN)

@@ -121,7 +121,11 @@ class SECONDFPN(nn.Module):
 @dataclass(frozen=True)
 class BevBackboneConfig:
     """Levels of a 2D network: after a first convolution with the level's stride follow ``layers`` more; each level is
-    then brought up by ``up_strides``, which must all lead to one resolution."""
+    then brought up by ``up_strides``, which must all lead to one resolution.
+
+    Raises:
+        UserError: they do not, or to a finer one than the input's.
+    """
 
     layers: tuple[Layers, ...] = (5, 5)
     channels: tuple[Channels, ...] = (128, 256)
@@ -136,8 +140,17 @@ class BevBackboneConfig:
         if len(lengths) != 1:
             raise UserError("layers, channels, strides, up_channels and up_strides need one number for each level")
         steps = [math.prod(self.strides[: i + 1]) / up for i, up in enumerate(self.up_strides)]
-        if any(step != 1 for step in steps):
-            raise UserError(f"the levels come out at strides {steps}: all must return to the resolution of the input")
+        if len(set(steps)) != 1 or steps[0] < 1 or not steps[0].is_integer():
+            raise UserError(
+                f"the levels come out at strides {steps}: all must return to the resolution of the input, or to one "
+                "that is a whole number of times coarser"
+            )
+
+    @property
+    def stride(self) -> int:
+        """Cells of the input along each side of a cell of the output; above 1 in OpenPCDet's own PointPillars and
+        CaDDN, whose levels do not return to the resolution of the input."""
+        return self.strides[0] // self.up_strides[0]
 
     @property
     def divisor(self) -> int:
@@ -146,7 +159,8 @@ class BevBackboneConfig:
 
 
 class BevBackbone(nn.Module):
-    """Levels of 3 x 3 convolutions, brought back to the resolution of the input and stacked along the channels.
+    """Levels of 3 x 3 convolutions, brought to the resolution of the configuration's ``stride`` and stacked along the
+    channels.
 
     State-dict names are those of the released ``BaseBEVBackbone``.
     """
@@ -163,7 +177,7 @@ class BevBackbone(nn.Module):
             channels_in = channels
         self.channels_out = sum(config.up_channels)
 
-    def forward(self, bev: Float[Tensor, "b c y x"]) -> Float[Tensor, "b out y x"]:
+    def forward(self, bev: Float[Tensor, "b c y x"]) -> Float[Tensor, "b out v u"]:
         raised = []
         for block, deblock in zip(self.blocks, self.deblocks, strict=True):
             bev = block(bev)

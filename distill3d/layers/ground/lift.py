@@ -24,9 +24,10 @@ from distill3d.layers.points.voxels import VoxelGrid
 
 #: How pixels and bin numbers become coordinates of ``grid_sample`` (align_corners False).
 #: ``released`` divides by size - 1, as that function's other mode asks for: column u / (W - 1) w - 1/2.
+#: ``corners`` is that other mode, in which CaDDN's own code reads: column u / (W - 1) (w - 1), and bin b.
 #: ``intended`` divides by what the map covers, all axes counting from their edge: column u / stride - 1/2, and
 #: bin b - 1/2, for bin i reaches from i to i + 1 as depth targets are rounded down.
-Normalisation = Literal["released", "intended"]
+Normalisation = Literal["released", "intended", "corners"]
 
 #: Coordinate that lies outside any map, in place of one that is not finite.
 OUTSIDE = -2.0
@@ -63,12 +64,15 @@ def sampling_grid(
     points = centres.flatten(0, 2) @ pose[:, :3, :3].transpose(-1, -2) + pose[:, None, :3, 3]
     uv, depth = Camera(camera.projection.double()).project(points, "homogeneous")
     position = bins.position(torch.where(depth > 0, depth, torch.nan))
-    if normalisation == "released":
-        extent = (image_size[0] - 1, image_size[1] - 1, bins.count - 1)
+    cells = [-(-size // stride) for size in image_size]
+    if normalisation == "intended":
+        extent = (*(count * stride for count in cells), bins.count)
     else:
-        extent = (*(-(-size // stride) * stride for size in image_size), bins.count)
+        extent = (image_size[0] - 1, image_size[1] - 1, bins.count - 1)
     at = torch.cat((uv, position[..., None]), dim=-1)
     grid = 2 * at / at.new_tensor(extent) - 1
+    if normalisation == "corners":  # -1 and 1 are the centres of the first and the last cell
+        grid = grid * (1 - 1 / at.new_tensor((*cells, bins.count)))
     grid = torch.where(grid.isfinite(), grid, OUTSIDE).float()
     return grid.unflatten(1, centres.shape[:3])
 

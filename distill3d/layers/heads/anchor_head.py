@@ -116,7 +116,8 @@ class AnchorTargets:
 
 
 class AnchorHead(nn.Module):
-    """Scores, boxes and direction bins of the anchors in every cell of a bird's-eye view map.
+    """Scores, boxes and direction bins of the anchors in every cell of a bird's-eye view map, or of one that is coarser
+    by the backbone's ``stride``.
 
     Anchors of a cell are ordered by class, then rotation; N counts cells row by row, then their anchors.
 
@@ -144,7 +145,8 @@ class AnchorHead(nn.Module):
         if unknown:
             raise ValueError(f"unknown classes {', '.join(unknown)}; expected some of {', '.join(KITTI_CLASSES)}")
         self.config, self.extent = config, extent
-        grid = anchor_grid(config.classes, (extent[0], extent[1], extent[3], extent[4]), cells)
+        rows, columns = (side // config.backbone.stride for side in cells)
+        grid = anchor_grid(config.classes, (extent[0], extent[1], extent[3], extent[4]), (rows, columns))
         # As rows: modules are moved to channels last, which torch refuses for five dimensions.
         self._grid = tuple(grid.shape)
         self.register_buffer("_anchors", grid.flatten(0, 3), persistent=False)
@@ -165,7 +167,7 @@ class AnchorHead(nn.Module):
 
     def forward(self, bev: Float[Tensor, "b c y x"]) -> dict[str, Tensor]:
         """Raw maps, channel-last, in float32 also under autocast: ``cls`` (B, Y, X, A K) logits, ``box`` (B, Y, X, A 7)
-        codes, ``dir`` (B, Y, X, A 2) logits, for A anchors per cell and K classes."""
+        codes, ``dir`` (B, Y, X, A 2) logits, for A anchors per cell of ``anchors`` and K classes."""
         return self.read(self.backbone(bev))
 
     def read(self, features: Float[Tensor, "b c y x"]) -> dict[str, Tensor]:

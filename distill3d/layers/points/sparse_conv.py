@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field, replace
-from typing import Annotated, Any, cast
+from typing import Annotated, Any, Literal, cast
 
 import torch
 import torch.nn.functional as F
@@ -20,7 +20,7 @@ from torch.autograd.function import once_differentiable
 
 from distill3d.errors import UserError
 from distill3d.layers.distributed import world_size
-from distill3d.settings import Between, Channels, Layers, Stride, is_in_range
+from distill3d.settings import Between, Channels, Layers, Stride, added, is_in_range
 
 #: Of every batch norm on rows (spconv_backbone.py).
 EPSILON, MOMENTUM = 1e-3, 0.01
@@ -416,9 +416,12 @@ class SparseResNetConfig:
     channels: tuple[Channels, ...] = (16, 32, 64, 64)  # of each stage
     strides: tuple[Stride, ...] = (2, 2, 2)  # with which the stages after the first begin, along every axis
     padding_z: tuple[Annotated[int, Between(0, 16)], ...] = (1, 1, 0)  # of the same convolutions; along y and x it is 1
-    blocks: Layers = 2  # residual blocks of each stage
+    blocks: Layers = 2  # residual blocks or plain convolutions of each stage
     outputs: Channels = 64  # channels of each of the output's layers
     block_bias: bool = True  # of the residual blocks' convolutions
+    #: ``plain`` stages are single convolutions, as in VoxelBackBone8x of open-mmlab/OpenPCDet; the one that the voxels
+    #: go through counts as the first stage's first.
+    block: Literal["residual", "plain"] = added("residual")
 
     def __post_init__(self) -> None:
         if is_in_range(self) and not len(self.channels) - 1 == len(self.strides) == len(self.padding_z):
@@ -450,9 +453,9 @@ class SparseResNetConfig:
 
 
 class SparseResNet(nn.Module):
-    """SECOND's residual sparse backbone: active voxels -> BEV map.
+    """SECOND's sparse backbone, residual or plain: active voxels -> BEV map.
 
-    Source: VoxelResBackBone8x_c64 (spconv_backbone.py) and HeightCompression
+    Source: VoxelResBackBone8x_c64 and VoxelBackBone8x (spconv_backbone.py) and HeightCompression
     (pcdet/models/backbones_2d/map_to_bev/height_compression.py) of Cc-Hy/CMKD.
     """
 
@@ -465,10 +468,15 @@ class SparseResNet(nn.Module):
         self.stages = [f"conv{i}" for i in range(1, len(config.channels) + 1)]
         for i, (name, channels) in enumerate(zip(self.stages, config.channels, strict=True)):
             begin = [SparseConvNorm(SparseConv3d(width, channels, begins[i - 1]))] if i else []
-            blocks = [SparseBasicBlock(channels, config.block_bias) for _ in range(config.blocks)]
-            self.add_module(name, nn.Sequential(*begin, *blocks))
+            self.add_module(name, nn.Sequential(*begin, *self._blocks(channels, first=i == 0)))
             width = channels
         self.conv_out = SparseConvNorm(SparseConv3d(width, config.outputs, last))
+
+    def _blocks(self, channels: int, first: bool) -> list[nn.Module]:
+        config = self.config
+        if config.block == "residual":
+            return [SparseBasicBlock(channels, config.block_bias) for _ in range(config.blocks)]
+        return [SparseConvNorm(SubMConv3d(channels, channels)) for _ in range(config.blocks - first)]
 
     def maps(self, x: SparseTensor) -> list[SparseTensor]:
         """What every stage gives, and the last convolution."""

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
 from made_up import CAMERA, LIDAR_TO_CAMERA, SIZE
@@ -110,6 +111,17 @@ def test_released_sampling_is_a_little_off() -> None:
     ), dim=-1)  # fmt: skip
     torch.testing.assert_close(shift, expected, rtol=0, atol=1e-6)
     assert len(shift) > 100
+
+
+def test_sampling_between_corners_is_the_released_one_in_the_other_mode() -> None:
+    generator = torch.Generator().manual_seed(2)
+    width, height = CANVAS[0] // STRIDE, CANVAS[1] // STRIDE
+    features = torch.randn(1, 2, height, width, generator=generator)
+    probability = torch.rand(1, BINS.count, height, width, generator=generator)
+    frustum = frustum_volume(features, probability)
+    expected = F.grid_sample(frustum, grid_of("released"), align_corners=True).permute(0, 1, 4, 2, 3)
+    torch.testing.assert_close(lift(features, probability, grid_of("corners")), expected, rtol=1e-3, atol=1e-3)
+    assert expected.abs().amax() > 1
 
 
 def test_mirrored_world_gives_the_mirrored_volume() -> None:

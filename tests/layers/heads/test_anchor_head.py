@@ -38,11 +38,13 @@ POSE = torch.tensor(
      [0, 0, 0, 1]], dtype=torch.float64,
 )  # fmt: skip
 SMALL = BevBackboneConfig((1, 1), (8, 8), (1, 2), (8, 8), (1, 2))
+#: Its levels come out at half the resolution of the map.
+HALVING = BevBackboneConfig((1, 0, 1), (8, 8, 8), (2, 2, 2), (8, 8, 4), (1, 2, 4))
 
 
-def make_head(config: AnchorHeadConfig | None = None, extent=EXTENT, cells=CELLS) -> AnchorHead:
+def make_head(config: AnchorHeadConfig | None = None, extent=EXTENT, cells=CELLS, backbone=SMALL) -> AnchorHead:
     torch.manual_seed(0)
-    return AnchorHead(4, extent, cells, replace(config or AnchorHeadConfig(), backbone=SMALL))
+    return AnchorHead(4, extent, cells, replace(config or AnchorHeadConfig(), backbone=backbone))
 
 
 def objects(rows: list[tuple[str, tuple]]) -> Objects:
@@ -274,12 +276,26 @@ def perfect(head: AnchorHead, targets: AnchorTargets, half_turns: int = 0) -> di
     return {name: v.reshape(batch, *cells, -1) for name, v in (("cls", cls), ("box", box), ("dir", turn))}
 
 
+def test_a_coarser_map_has_the_anchors_of_its_own_cells() -> None:
+    head, batch = make_head(cells=(128, 64), backbone=HALVING), make_batch([objects(SCENE), objects([CAR])])
+    assert HALVING.stride == 2 and SMALL.stride == 1
+    assert torch.equal(head.anchors, make_head(cells=(64, 32)).anchors)
+    predictions = head(torch.randn(2, 4, 128, 64, generator=torch.Generator().manual_seed(0)))
+    assert {m.shape[:3] for m in predictions.values()} == {(2, 64, 32)}
+    losses = head.losses(predictions, head.targets(batch))
+    sum(losses.values()).backward()
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in head.parameters())
+
+
 @pytest.mark.parametrize("half_turns", [0, 1])
+@pytest.mark.parametrize("backbone", [SMALL, HALVING], ids=["as fine", "halved"])
 @pytest.mark.parametrize("mirrored", [(), (0,)], ids=["plain", "mirrored"])
-def test_perfect_maps_give_the_objects_back(mirrored: tuple[int, ...], half_turns: int) -> None:
+def test_perfect_maps_give_the_objects_back(
+    mirrored: tuple[int, ...], backbone: BevBackboneConfig, half_turns: int
+) -> None:
     scene = objects(SCENE)
     batch = make_batch([scene, objects([]), None], mirrored)
-    head = make_head()
+    head = make_head(cells=tuple(side * backbone.stride for side in CELLS), backbone=backbone)
     found = head.detections(perfect(head, head.targets(batch), half_turns), batch)
     assert [len(f) for f in found] == [len(SCENE), 0, 0]
     boxes, truth = found[0], scene.boxes
@@ -367,6 +383,10 @@ def test_impossible_backbones_are_refused() -> None:
         BevBackboneConfig(layers=(5,))
     with pytest.raises(UserError, match="must return to the resolution"):
         BevBackboneConfig(up_strides=(1, 1))
+    with pytest.raises(UserError, match="must return to the resolution"):
+        BevBackboneConfig(up_strides=(2, 4))
+    with pytest.raises(UserError, match="a whole number of times coarser"):
+        BevBackboneConfig(strides=(3, 1), up_strides=(2, 2))
 
 
 @pytest.mark.real

@@ -1,6 +1,8 @@
 """Sparse convolution against dense convolution on the same cells."""
 
 from collections.abc import Callable
+from dataclasses import replace
+from typing import Literal
 
 import pytest
 import torch
@@ -177,13 +179,24 @@ def test_published_size() -> None:
     assert config.stride == 8 and config.bev_channels((41, 1504, 1120)) == 128
 
 
+def test_plain_stages() -> None:
+    """Two convolutions at each resolution after the first of it, as VoxelBackBone8x has them, and no bias."""
+    config = SparseResNetConfig(block="plain", outputs=128)
+    net = SparseResNet(config)
+    assert [len(net.get_submodule(name)) for name in net.stages] == [1, 3, 3, 3]
+    convolutions = [m for m in net.modules() if isinstance(m, SubMConv3d | SparseConv3d)]
+    assert len(convolutions) == 12 and all(m.bias is None for m in convolutions)
+    assert config.bev_channels((41, 1600, 1408)) == 256
+
+
+@pytest.mark.parametrize("block", ["residual", "plain"])
 @pytest.mark.parametrize("active", [[0.2, 0.0], [0.0, 0.2], [0.0, 0.0]], ids=["last empty", "first empty", "all empty"])
 @pytest.mark.parametrize("training", [True, False])
-def test_empty_samples_give_zeros(active: list[float], training: bool) -> None:
+def test_empty_samples_give_zeros(active: list[float], training: bool, block: Literal["residual", "plain"]) -> None:
     torch.manual_seed(0)
     shape = (6, 8, 9)
     x = scattered(shape, active, TINY.inputs, seed=0)
-    net = SparseResNet(TINY).train(training)
+    net = SparseResNet(replace(TINY, block=block)).train(training)
     bev = net(x)
     assert bev.shape == (2, TINY.bev_channels(shape), 4, 5)
     for sample, share in zip(bev, active, strict=True):
