@@ -282,8 +282,7 @@ def test_a_coarser_map_has_the_anchors_of_its_own_cells() -> None:
     assert torch.equal(head.anchors, make_head(cells=(64, 32)).anchors)
     predictions = head(torch.randn(2, 4, 128, 64, generator=torch.Generator().manual_seed(0)))
     assert {m.shape[:3] for m in predictions.values()} == {(2, 64, 32)}
-    losses = head.losses(predictions, head.targets(batch))
-    sum(losses.values()).backward()
+    torch.stack([*head.losses(predictions, head.targets(batch)).values()]).sum().backward()
     assert all(p.grad is not None and p.grad.isfinite().all() for p in head.parameters())
 
 

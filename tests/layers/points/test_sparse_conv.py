@@ -183,7 +183,7 @@ def test_plain_stages() -> None:
     """Two convolutions at each resolution after the first of it, as VoxelBackBone8x has them, and no bias."""
     config = SparseResNetConfig(block="plain", outputs=128)
     net = SparseResNet(config)
-    assert [len(net.get_submodule(name)) for name in net.stages] == [1, 3, 3, 3]
+    assert [len([*net.get_submodule(name).children()]) for name in net.stages] == [1, 3, 3, 3]
     convolutions = [m for m in net.modules() if isinstance(m, SubMConv3d | SparseConv3d)]
     assert len(convolutions) == 12 and all(m.bias is None for m in convolutions)
     assert config.bev_channels((41, 1600, 1408)) == 256
