@@ -15,7 +15,7 @@ from distill3d.train.card import require
 from distill3d.train.checkpoint import load_detector
 from distill3d.train.evaluation import EVALUATION, PREDICTIONS
 from distill3d.train.precision import choose_precision
-from distill3d.train.recipe import DatasetConfig, EvaluationConfig, Recipe, StageConfig, SurroundDatasetConfig
+from distill3d.train.recipe import EvaluationConfig, Recipe, StageConfig
 from distill3d.train.sources import Verdict, source_of
 from distill3d.train.stages import data_of
 from distill3d.train.teachers import refuse_overlap, refuse_own_labels
@@ -45,7 +45,7 @@ def evaluate_run(
     where = find_device(device)
     detector, card = load_detector(run)
     require(card, run, "trained_on.frames")
-    dataset = data_of(run, SurroundDatasetConfig if "version" in card else DatasetConfig)
+    dataset = data_of(run, "version" in card)
     dataset = replace(dataset, root=data_root, eval_split=split)
     stage = StageConfig(card.get("stage", NAMELESS), card.get("role", "student"), detector.config, augment=None)
     recipe = Recipe(card.get("recipe", NAMELESS), (stage,), dataset, EvaluationConfig(batch_size=batch_size))

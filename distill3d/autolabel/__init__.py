@@ -37,7 +37,7 @@ from distill3d.settings import Number, Share, Workers, check_settings
 from distill3d.train.card import require
 from distill3d.train.checkpoint import WEIGHTS, load_detector
 from distill3d.train.progress import ProgressBar
-from distill3d.train.recipe import DatasetConfig, SurroundDatasetConfig
+from distill3d.train.recipe import SurroundDatasetConfig
 from distill3d.train.sources import frame_settings, surround_settings
 from distill3d.train.stages import data_of
 from distill3d.train.teachers import listed
@@ -187,7 +187,7 @@ def _open(run: Path, data: Path, config: AutolabelConfig, detector: Detector, ca
     if surround != (config.layout == "nuscenes"):
         kind = "surround views, expected --layout nuscenes" if surround else "one camera's frames, expected KITTI's"
         raise UserError(f"{run} looks at {kind}")
-    dataset = data_of(run, SurroundDatasetConfig if surround else DatasetConfig)
+    dataset = data_of(run, surround)
     if isinstance(dataset, SurroundDatasetConfig):
         moments = NuScenesDataset(
             NuScenesConfig(root=data, version=config.version, split=config.split,

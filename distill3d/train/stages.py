@@ -8,7 +8,6 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import TypeVar
 
 import torch
 import yaml
@@ -33,8 +32,6 @@ from distill3d.train.loop import CONFIG, METRICS, RECIPE, RunOptions, train_stag
 from distill3d.train.memory import keep_freed_memory
 from distill3d.train.preflight import check_recipe
 from distill3d.train.recipe import DatasetConfig, Recipe, StageConfig, SurroundDatasetConfig
-
-D = TypeVar("D", DatasetConfig, SurroundDatasetConfig)
 
 #: What a training writes into its stage's folder, the settings last.
 STAGE_FILES = (METRICS, STATE, PREVIOUS, WEIGHTS, CARD, EVALUATION, PREDICTIONS, CONFIG)
@@ -114,8 +111,9 @@ def _take(recipe: Recipe, stage: StageConfig, source: Path, folder: Path) -> Non
     save_weights(folder, weights, card)
 
 
-def data_of(run: Path, kind: type[D]) -> D:
-    """The data settings of the recipe that a finished stage is of; ``run`` is its folder or a file in it.
+def data_of(run: Path, surround: bool) -> DatasetConfig | SurroundDatasetConfig:
+    """The data settings of the recipe that a finished stage is of; ``run`` is its folder or a file in it, ``surround``
+    whether it looks at surround views.
 
     Raises:
         UserError: the recipe does not lie where training wrote it, or is none.
@@ -127,6 +125,7 @@ def data_of(run: Path, kind: type[D]) -> D:
     recipe = read_yaml(path)
     if not isinstance(recipe, dict) or "dataset" not in recipe:
         raise UserError(f"{path}: holds no dataset, expected a recipe written by distill3d train")
+    kind = SurroundDatasetConfig if surround else DatasetConfig
     return from_plain(kind, recipe["dataset"], f"{path}: dataset")
 
 
