@@ -11,12 +11,16 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from drives import small_surround_preset, write_drives
 from lightning_fabric.utilities.data import AttributeDict
 from streets import CANVAS, small_recipe
 
 from distill3d.cli import main
 from distill3d.detectors import build_detector, monodle
+from distill3d.detectors.bevdepth import BEVDepthConfig
+from distill3d.detectors.centerpoint import CenterPointConfig
 from distill3d.detectors.released import to_released
+from distill3d.distill.methods.cmkd import CMKDConfig
 from distill3d.errors import UserError
 from distill3d.published import systems
 from distill3d.published.archive import read_archive
@@ -277,3 +281,33 @@ def test_monoskds_teacher_teaches_did_m3d(streets: Path, tmp_path: Path) -> None
     lines = map(json.loads, (run / "student" / "metrics.jsonl").read_text().splitlines())
     steps = [line["terms"] for line in lines if line["kind"] == "train"]
     assert len(steps) == 2 and all(np.isfinite(value) for terms in steps for value in terms.values())
+
+
+def test_a_centerpoint_teaches_bevdepth(tmp_path: Path) -> None:
+    """mmdetection3d's, at the published size; the student, small but for the ground that it shares with its teacher."""
+    drives = write_drives(tmp_path / "drives")
+    of = SYSTEMS["centerpoint"].parts["teacher"]
+    config = of.taken_from()[1].detector
+    assert isinstance(config, CenterPointConfig)
+    torch.manual_seed(0)
+    weights = to_released(build_detector(config).state_dict(), of.form(config), config)
+    torch.save({"meta": {"epoch": 20}, "state_dict": weights}, tmp_path / "centerpoint.pth")
+    split = drives / "splits" / "train.txt"
+    folder = import_checkpoint(tmp_path / "centerpoint.pth", "centerpoint", None, tmp_path / "out", split).folder
+    recipe = small_surround_preset("tiny_surround", drives)
+    baseline, ground = recipe.stage("baseline"), BEVDepthConfig()
+    assert isinstance(baseline.detector, BEVDepthConfig)
+    head = replace(baseline.detector.head, extent=ground.head.extent, cell=ground.head.cell)
+    detector = replace(
+        baseline.detector, grid=ground.grid, head=head, bev_base=32, bev_channels=config.backbone.channels[0]
+    )  # fmt: skip
+    method = CMKDConfig(teacher_tap="bev_0", cls_weight=0.0, loc_weight=0.0, dir_weight=0.0)
+    student = replace(baseline, name="student", role="student", detector=detector, teachers=("teacher",), method=method)
+    recipe = replace(recipe, stages=(replace(recipe.stage("teacher"), taken_from=folder), student))
+    options = RunOptions(
+        out=tmp_path / "runs", progress=False, tensorboard=False, threads=1, accelerator="cpu", log_steps=1
+    )
+    run = run_recipe(recipe, options)
+    lines = map(json.loads, (run / "student" / "metrics.jsonl").read_text().splitlines())
+    steps = [line["terms"] for line in lines if line["kind"] == "train"]
+    assert steps and all(np.isfinite(terms["bev"]) and terms["bev"] > 0 for terms in steps)
