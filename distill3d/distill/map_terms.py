@@ -8,6 +8,7 @@ student's side, thrown away after training).  Holding the gradient's share and l
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
@@ -47,9 +48,10 @@ class MapTermConfig(StyledConfig):
     map_fades: bool = added(False)
 
 
-def adapter_of(config: MapTermConfig, channels: int) -> nn.Module | None:
-    """What the student's map of ``channels`` goes through before it is compared, if anything; it learns with it."""
-    return ConvAdapter(channels) if config.compared == "adapted" else None
+def adapter_of(config: MapTermConfig, tap: str, channels: Mapping[str, int]) -> nn.Module | None:
+    """What the student's map ``tap`` goes through before it is compared, if anything; it learns with it.  ``channels``
+    are those of the student's taps."""
+    return ConvAdapter(channels[tap]) if config.compared == "adapted" else None
 
 
 def as_compared(

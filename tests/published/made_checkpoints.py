@@ -87,12 +87,16 @@ def write_checkpoint(path: Path, weights: dict[str, Tensor], out: Path) -> Path:
 
 
 def as_released(config: Any) -> dict[str, Any]:
-    """Of a detector's settings those in which released code and intention differ, as released."""
+    """Of a detector's settings those in which released code and intention differ, as released; but those that are
+    neither."""
     if not hasattr(config, "styled"):
         return {}
     released, intended = (type(config).styled(style) for style in ("released", "intended"))
     values = {f.name: (getattr(released, f.name), getattr(intended, f.name)) for f in fields(config)}
-    return {name: theirs for name, (theirs, meant) in values.items() if theirs != meant}
+    return {
+        name: theirs for name, (theirs, meant) in values.items()
+        if theirs != meant and getattr(config, name) in (theirs, meant)
+    }  # fmt: skip
 
 
 def imported(path: Path, system: str, part: str, out: Path, **changes: Any) -> Detector:

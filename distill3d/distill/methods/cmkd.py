@@ -114,7 +114,7 @@ def terms(config: CMKDConfig, student_channels: dict[str, int], teacher_channels
     Raises:
         UserError: as ``response_terms``.
     """
-    adapter = adapter_of(config, student_channels[config.tap])
+    adapter = adapter_of(config, config.tap, student_channels)
     return [term for term in (FeatureTerm(config, adapter), *response_terms(config)) if term.weight != 0]
 
 

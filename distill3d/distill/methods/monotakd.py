@@ -79,7 +79,7 @@ def terms(config: MonoTAKDConfig, student_channels: dict[str, int], teacher_chan
     Raises:
         UserError: as CMKD's ``response_terms``.
     """
-    imd = IMDTerm(config, adapter_of(config, student_channels[config.tap]))
+    imd = IMDTerm(config, adapter_of(config, config.tap, student_channels))
     return [term for term in (imd, CMRDTerm(config), *response_terms(config)) if term.weight != 0]
 
 
