@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 
 import distill3d
 from distill3d.boxes import KITTI_CLASSES
@@ -18,14 +17,14 @@ from distill3d.data.splits import read_split
 from distill3d.detectors import build_detector, detector_name
 from distill3d.detectors.released import OTHER_NETWORKS, Taken, Weights, from_released, part_of_file, plain_names
 from distill3d.errors import UserError
-from distill3d.files import read_bytes, write_text
+from distill3d.files import read_bytes
 from distill3d.lock import only_writer
 from distill3d.published.archive import read_archive, state_of
 from distill3d.published.systems import SYSTEMS, Part, named_part
 from distill3d.settings import to_plain
 from distill3d.train.card import CARD
 from distill3d.train.checkpoint import WEIGHTS, save_weights
-from distill3d.train.loop import CONFIG, RECIPE
+from distill3d.train.loop import CONFIG, RECIPE, write_settings
 from distill3d.train.recipe import DatasetConfig, Recipe, StageConfig
 from distill3d.train.teachers import any_frame_of, trained_on
 
@@ -98,8 +97,7 @@ def import_checkpoint(
         if path.exists():
             raise UserError(f"{path}: is there already: give another --out, or remove it")
     with only_writer(folder, "is being written"):
-        write_text(folder.parent / RECIPE, yaml.safe_dump(to_plain(recipe), sort_keys=False))
-        write_text(folder / CONFIG, yaml.safe_dump(to_plain(stage), sort_keys=False))
+        write_settings(recipe, stage, folder)
         save_weights(folder, taken.weights, card)
     return Imported(folder, system, part, parameters, taken.dropped)
 

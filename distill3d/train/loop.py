@@ -123,6 +123,12 @@ def build_step(stage: StageConfig, teachers: dict[str, Teacher]) -> TrainingStep
     return TrainingStep(student, terms, teachers)
 
 
+def write_settings(recipe: Recipe, stage: StageConfig, folder: Path) -> None:
+    """The resolved recipe beside a stage's folder, and the stage's own settings in it."""
+    write_text(folder.parent / RECIPE, yaml.safe_dump(to_plain(recipe), sort_keys=False))
+    write_text(folder / CONFIG, yaml.safe_dump(to_plain(stage), sort_keys=False))
+
+
 def train_stage(
     recipe: Recipe, stage: StageConfig, folder: Path, options: RunOptions, fabric: Fabric
 ) -> dict[str, Any]:
@@ -135,8 +141,7 @@ def train_stage(
     run.resume()
     if run.is_first:
         # Not before now: whatever there was to refuse has been refused.
-        write_text(folder.parent / RECIPE, yaml.safe_dump(to_plain(recipe), sort_keys=False))
-        write_text(folder / CONFIG, yaml.safe_dump(to_plain(stage), sort_keys=False))
+        write_settings(recipe, stage, folder)
     fabric.barrier()
     while run.epoch < stage.schedule.epochs:
         run.train_epoch()

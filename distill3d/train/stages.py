@@ -10,13 +10,12 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
-import yaml
 from lightning_fabric import Fabric
 
 from distill3d.errors import UserError
-from distill3d.files import folder_name, read_text, read_yaml, sweep_below, write_text
+from distill3d.files import folder_name, read_text, read_yaml, sweep_below
 from distill3d.lock import LOCK, forget_dead_writer, only_writer
-from distill3d.settings import check_settings, from_plain, to_plain
+from distill3d.settings import check_settings, from_plain
 from distill3d.train.card import CARD, read_card, require
 from distill3d.train.checkpoint import (
     PREVIOUS,
@@ -28,7 +27,7 @@ from distill3d.train.checkpoint import (
     save_weights,
 )
 from distill3d.train.evaluation import EVALUATION, PREDICTIONS
-from distill3d.train.loop import CONFIG, METRICS, RECIPE, RunOptions, train_stage
+from distill3d.train.loop import CONFIG, METRICS, RECIPE, RunOptions, train_stage, write_settings
 from distill3d.train.memory import keep_freed_memory
 from distill3d.train.preflight import check_recipe
 from distill3d.train.recipe import DatasetConfig, Recipe, StageConfig, SurroundDatasetConfig
@@ -106,8 +105,7 @@ def _take(recipe: Recipe, stage: StageConfig, source: Path, folder: Path) -> Non
     card |= {"recipe": recipe.name, "stage": stage.name, "role": stage.role,
              "fingerprint": recipe.stage_fingerprint(stage),
              "taken_from": {**origin, "folder": str(source.resolve())}}  # fmt: skip
-    write_text(folder.parent / RECIPE, yaml.safe_dump(to_plain(recipe), sort_keys=False))
-    write_text(folder / CONFIG, yaml.safe_dump(to_plain(stage), sort_keys=False))
+    write_settings(recipe, stage, folder)
     save_weights(folder, weights, card)
 
 
