@@ -4,6 +4,8 @@ import argparse
 import hashlib
 import json
 import os
+import struct
+import zipfile
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -23,7 +25,7 @@ from distill3d.detectors.released import to_released
 from distill3d.distill.methods.cmkd import CMKDConfig
 from distill3d.errors import UserError
 from distill3d.published import systems
-from distill3d.published.archive import read_archive
+from distill3d.published.archive import read_archive, state_of
 from distill3d.published.importing import import_checkpoint
 from distill3d.published.systems import SYSTEMS, Part, System
 from distill3d.recipes import RECIPES, get_recipe
@@ -170,6 +172,22 @@ def test_other_files(small: Recipe, tmp_path: Path, capsys: pytest.CaptureFixtur
     }.items():  # fmt: skip
         said = refused("import", tmp_path / name, "--as", SMALL, "--out", tmp_path / "out", capsys=capsys)
         assert told in said and not (tmp_path / "out").exists(), said
+
+
+def test_an_archive_whose_directory_is_damaged(tmp_path: Path) -> None:
+    """PyTorch reads an entry that is marked as a folder as memory that nobody wrote; zipfile overlooks the mark."""
+    file = save(tmp_path / "file.pth", {"a": torch.randn(7), "b": torch.randn(3)})
+    with zipfile.ZipFile(file) as archive:
+        begin, entries = archive.start_dir, len(archive.infolist())
+    whole = file.read_bytes()
+    for _ in range(entries):
+        attributes, lengths = begin + 38, struct.unpack_from("<3H", whole, begin + 28)
+        file.write_bytes(whole[:attributes] + b"\x10" + whole[attributes + 1 :])
+        with pytest.raises(UserError, match="is damaged"):
+            read_archive(file)
+        begin += 46 + sum(lengths)
+    file.write_bytes(whole)
+    assert set(state_of(read_archive(file), file)) == {"a", "b"}
 
 
 def test_other_networks(small: Recipe, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
