@@ -447,7 +447,13 @@ def best_view(batch: SurroundBatch, positions: PixelPositions) -> Int[Tensor, "b
 
 
 def released_form(config: BEVDepthConfig) -> ReleasedForm:
-    """Megvii-BaseDetection/BEVDepth's names, with the grid and the places of the lifted maps among the weights."""
+    """Megvii-BaseDetection/BEVDepth's names, with the grid and the places of the lifted maps among the weights.
+
+    Raises:
+        UserError: the network aligns its map, as none of theirs does.
+    """
+    if config.spatial_alignment:
+        raise UserError("no authors' code has a BEVDepth with spatial_alignment")
     return ReleasedForm(
         renamed={"backbone.img_backbone": "backbone.img_backbone.body",
                  "backbone.depth_aggregation_net": "backbone.aggregation", "head.trunk": "trunk", "head.neck": "neck",

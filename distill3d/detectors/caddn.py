@@ -390,7 +390,15 @@ class CaDDN(Detector):
 
 
 def released_form(config: CaDDNConfig) -> ReleasedForm:
-    """OpenPCDet's names, as Cc-Hy/CMKD saves its image network, and hoiliu-0801/MonoTAKD where maps are aligned."""
+    """OpenPCDet's names, as Cc-Hy/CMKD saves its image network, and hoiliu-0801/MonoTAKD where maps are aligned.
+
+    Raises:
+        UserError: the network fuses maps in a way that none of them knows.
+    """
+    if config.fusion == "skip" or config.fusion != "none" and config.fusion_norm != "shared":
+        raise UserError(
+            f"no authors' code has a network with fusion {config.fusion!r} and fusion_norm {config.fusion_norm!r}"
+        )
     unused = _unused_in_released(config) if config.spatial_alignment else {}
     names = {
         "vfe.ffn.ddn.model": "trunk", "vfe.ffn.channel_reduce": "channel_reduce", "map_to_bev_module": "collapse",

@@ -46,6 +46,8 @@ from distill3d.settings import Channels, Number
 #: Where the networks look (m, key ego frame).
 RANGE = (-51.2, -51.2, -5.0, 51.2, 51.2, 3.0)
 TINY_RANGE = (-38.4, -38.4, -5.0, 38.4, 38.4, 3.0)
+#: Order and sign in which tianweiy/CenterPoint has a box's numbers.
+DET3D_BOXES = {"dim": ((1, 0, 2), 1.0), "rot": ((1, 0), -1.0)}
 #: Values of a point: x, y, z (m), intensity, time before the key frame (s).
 POINT_VALUES, INTENSITY = 5, 3
 #: Intensities are given from 0 to this.
@@ -314,7 +316,11 @@ def released_form(config: CenterPointConfig) -> ReleasedForm:
 
 
 def det3d_form(config: CenterPointConfig) -> ReleasedForm:
-    """tianweiy/CenterPoint's names of the voxel network, whose convolutions have biases in front of batch norms."""
+    """tianweiy/CenterPoint's names of the voxel network, whose convolutions have biases in front of batch norms.
+
+    Its boxes have the size (width, length, height) and the yaw -yaw - 90 degrees, so that its sine is minus our cosine
+    and its cosine minus our sine (det3d/datasets/nuscenes/nusc_common.py there).
+    """
     network, encoder = _network(config), "encoder.network"
     # In a stage that begins with a strided convolution, their list holds its norm and activation beside it.
     begins = {f"backbone.conv{i}.{j}": f"{encoder}.conv{i}.0.{j}"
@@ -328,6 +334,10 @@ def det3d_form(config: CenterPointConfig) -> ReleasedForm:
                  "neck.blocks": "backbone.blocks", "bbox_head.shared_conv": "head.shared",
                  "bbox_head.tasks": "head.tasks", **heat},
         exchanged=plain_convolutions(config.neck),
+        reordered={
+            f"head.tasks.{i}.{branch}.3.{kind}": how
+            for i in range(len(config.head.tasks)) for branch, how in DET3D_BOXES.items() for kind in ("weight", "bias")
+        },
         prepared=lambda theirs: _without_biases(theirs, {bias: norm for bias, (norm, _) in biases.items()}),
         unused={bias: (channels,) for bias, (_, channels) in biases.items()},
     )  # fmt: skip

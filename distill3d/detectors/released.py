@@ -44,6 +44,8 @@ class ReleasedForm:
     dropped: Mapping[str, str] = field(default_factory=dict)
     #: Our names of weights whose first two axes are exchanged in theirs: a 1 x 1 convolution for a transposed one.
     exchanged: tuple[str, ...] = ()
+    #: Our names of weights whose rows have another order and sign in theirs; what is done twice changes nothing.
+    reordered: Mapping[str, tuple[tuple[int, ...], float]] = field(default_factory=dict)
     #: Their name of a tensor whose halves along the last axis are two tensors of ours.
     halved: Mapping[str, tuple[str, str]] = field(default_factory=dict)
     #: Their names of what are settings here.
@@ -108,11 +110,12 @@ def from_released(weights: Weights, form: ReleasedForm, own: Weights, config: An
             mine = _exchanged_beginning(form.renamed, name)
             if value.dim() == 5 and old_sparse:
                 value = value.permute(FROM_SPCONV_1)
-            ours[mine] = value.transpose(0, 1) if mine in form.exchanged and value.dim() > 1 else value
+            ours[mine] = _laid_out(form, mine, value)
     for name, value in own.items():
         if name not in ours and name.endswith(COUNTER):
             ours[name] = torch.zeros((), dtype=value.dtype)
-    _refuse_different(ours, own, {_exchanged_beginning(form.renamed, name): name for name in theirs})
+    read = {_exchanged_beginning(form.renamed, name): name for name in theirs}
+    _refuse_different(ours, own, _their_names(form, own) | read)
     if form.read_settings is not None:
         config = form.read_settings(settings, config)
     return Taken({name: _as(ours[name], value) for name, value in own.items()}, config, dict(dropped))
@@ -121,8 +124,7 @@ def from_released(weights: Weights, form: ReleasedForm, own: Weights, config: An
 def to_released(weights: Weights, form: ReleasedForm, config: Any) -> dict[str, Tensor]:
     """Weights of a detector with the settings ``config`` as the authors' code saves them, those that no forward pass
     uses as zeros."""
-    back = {mine: theirs for theirs, mine in reversed(list(form.renamed.items()))}
-    halves = {mine: theirs for theirs, pair in form.halved.items() for mine in pair}
+    halves, names = _halves(form), _their_names(form, weights)
     found: dict[str, Tensor] = {}
     for name, value in weights.items():
         if name.endswith(COUNTER) and not form.counts_batches:
@@ -131,14 +133,35 @@ def to_released(weights: Weights, form: ReleasedForm, config: Any) -> dict[str, 
             theirs = halves[name]
             found[theirs] = torch.cat([weights[half] for half in form.halved[theirs]], -1)
             continue
-        value = value.transpose(0, 1) if name in form.exchanged and value.dim() > 1 else value
-        found[_exchanged_beginning(back, name)] = value.contiguous()
+        found[names[name]] = _laid_out(form, name, value).contiguous()
     if form.write_settings is not None:
         found |= form.write_settings(config)
     found |= {name: torch.zeros(shape) for name, shape in form.unused.items()}
     for other, first in form.aliases.items():
         found |= {other + name.removeprefix(first): v for name, v in found.items() if _begins(name, first)}
     return found
+
+
+def _halves(form: ReleasedForm) -> dict[str, str]:
+    """Theirs of our names that are halves of one of their tensors."""
+    return {mine: theirs for theirs, pair in form.halved.items() for mine in pair}
+
+
+def _their_names(form: ReleasedForm, names: Iterable[str]) -> dict[str, str]:
+    """The authors' names by ours."""
+    halves = _halves(form)
+    back = {mine: theirs for theirs, mine in reversed(list(form.renamed.items()))}
+    return {name: halves.get(name) or _exchanged_beginning(back, name) for name in names}
+
+
+def _laid_out(form: ReleasedForm, name: str, value: Tensor) -> Tensor:
+    """A tensor of theirs in our layout, or one of ours in theirs; the name is ours."""
+    if name in form.exchanged and value.dim() > 1:
+        return value.transpose(0, 1)
+    if name not in form.reordered:
+        return value
+    order, sign = form.reordered[name]
+    return value[list(order)] * sign if value.shape[:1] == (len(order),) else value
 
 
 def _begins(name: str, beginning: str) -> bool:
@@ -174,7 +197,7 @@ def _refuse_different(ours: Weights, own: Weights, theirs: Mapping[str, str]) ->
     """Refuses weights that are not exactly those of ``own``; ``theirs``: the authors' names by ours."""
     faults = []
     if missing := [name for name in own if name not in ours]:
-        faults.append(f"lacks {_named(missing)}")
+        faults.append(f"lacks {_named(list(dict.fromkeys(theirs.get(name, name) for name in missing)))}")
     if others := [theirs.get(name, name) for name in ours if name not in own]:
         faults.append(f"holds {_named(others)} besides")
     if misshapen := [name for name in own if name in ours and ours[name].shape != own[name].shape]:

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from distill3d.data.nuscenes.dataset import SweepConfig
 from distill3d.detectors import (
     bevdepth,
     caddn,
@@ -27,14 +28,10 @@ from distill3d.recipes import get_recipe
 from distill3d.train.checkpoint import untrained_detector
 from distill3d.train.recipe import Recipe, StageConfig, SurroundDatasetConfig
 
-#: Of networks on scans of nuScenes that were not trained as this library gives them.
+#: Of networks on scans of nuScenes in the LiDAR's own frame.
 OF_SENSOR = (
-    "trained on points in the LiDAR's own frame (x to the right, y ahead), while data sets here give them in the "
-    "vehicle's, turned by a quarter and 1.8 m higher"
-)
-OF_SENSOR_DET3D = (
-    f"{OF_SENSOR}; its sizes are (width, length, height), its yaw is -yaw - 90 degrees, so that decoded boxes are not "
-    "to be trusted"
+    "trained on points in the LiDAR's own frame (x to the right, y ahead), as its recipe says; where it teaches, a "
+    "recipe needs --dataset.ego-frame lidar_sensor"
 )
 
 
@@ -100,8 +97,15 @@ def named_part(system: str, part: str | None, command: str) -> tuple[System, str
     return SYSTEMS[system], part, parts[part]
 
 
-#: Of CMKD and of MonoTAKD, which takes it over.
+#: Of CMKD and of MonoTAKD, which takes them over: as it teaches, where the student looks, and as it was trained, on all
+#: that KITTI labels.  The weights are the same.
 SECOND_TEACHER = Part("cmkd_second", "teacher", second.released_form)
+WIDE_TEACHER = Part("pseudo_labels_monodle", "teacher", second.released_form)
+
+
+def _of_sensor(data: SurroundDatasetConfig, config: Any, weights: Weights) -> SurroundDatasetConfig:
+    """Ten scans in the LiDAR's own frame."""
+    return replace(data, ego_frame="lidar_sensor", sweeps=SweepConfig.devkit())
 
 
 def _bevdepth_data(
@@ -175,6 +179,7 @@ SYSTEMS: dict[str, System] = {
             "student": Part("cmkd_second", "cmkd", caddn.released_form,
                             "moderate 15.80, with raw drives 21.61 (of SECOND); 16.44, 21.47 (of PointPillars)"),
             "teacher": SECOND_TEACHER,
+            "teacher_wide": WIDE_TEACHER,
             "pointpillars_teacher": Part("cmkd_pointpillars", "teacher", pointpillars.released_form),
         },
     ),
@@ -188,6 +193,7 @@ SYSTEMS: dict[str, System] = {
             "assistant": Part("cmkd_second", "cmkd", caddn.released_form, "21.61 moderate, by the name of its file",
                               settings=caddn.released_settings),
             "teacher": SECOND_TEACHER,
+            "teacher_wide": WIDE_TEACHER,
         },
     ),
     "bevdepth": System(
@@ -216,13 +222,13 @@ SYSTEMS: dict[str, System] = {
     "centerpoint": System(
         "CenterPoint on voxels of 0.1 m", "open-mmlab/mmdetection3d",
         {"teacher": Part("centerpoint_voxels", "teacher", centerpoint.released_form, "56.11 mAP / 64.61 NDS",
-                         caveat=OF_SENSOR)},
+                         data=_of_sensor, caveat=OF_SENSOR)},
         state="state_dict",
     ),
     "centerpoint_det3d": System(
         "CenterPoint on voxels of 0.1 m", "tianweiy/CenterPoint",
         {"teacher": Part("centerpoint_voxels", "teacher", centerpoint.det3d_form, "56.4 mAP / 64.8 NDS",
-                         caveat=OF_SENSOR_DET3D)},
+                         data=_of_sensor, caveat=OF_SENSOR)},
         state="state_dict",
     ),
     "openpcdet_second": System(
@@ -235,7 +241,7 @@ SYSTEMS: dict[str, System] = {
     ),
     "openpcdet_caddn": System(
         "CaDDN", "open-mmlab/OpenPCDet",
-        {"student": Part("caddn_openpcdet", "baseline", caddn.released_form, 
+        {"student": Part("caddn_openpcdet", "baseline", caddn.released_form,
                          "moderate AP|R11: car 21.38, pedestrian 13.02, cyclist 9.76")},
     ),
 }  # fmt: skip

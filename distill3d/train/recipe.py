@@ -12,7 +12,7 @@ from distill3d.data.augment.image import AugmentConfig, Placement
 from distill3d.data.augment.lidar import LidarAugmentConfig
 from distill3d.data.augment.surround import BevAugmentConfig, ImageAugmentConfig
 from distill3d.data.kitti.scans import VELODYNE_COLUMNS
-from distill3d.data.nuscenes.dataset import SCAN_COLUMNS, SweepConfig
+from distill3d.data.nuscenes.dataset import SCAN_COLUMNS, EgoFrame, SweepConfig
 from distill3d.data.scans import ScanColumns
 from distill3d.detectors import DetectorConfig
 from distill3d.distill.methods import MethodConfig, method_name, objects_rule, unlabelled_use
@@ -75,7 +75,7 @@ class SurroundDatasetConfig:
     missing_past: Literal["nearest", "current"] = "nearest"
     sweeps: SweepConfig = field(default_factory=SweepConfig)
     scan_columns: ScanColumns = added(SCAN_COLUMNS)  # float32 of each point of the scans' files
-    ego_frame: Literal["mean_camera", "lidar"] = "mean_camera"
+    ego_frame: EgoFrame = "mean_camera"
     in_memory: bool = False
 
 

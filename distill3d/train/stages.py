@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from lightning_fabric import Fabric
@@ -32,6 +33,8 @@ from distill3d.train.memory import keep_freed_memory
 from distill3d.train.preflight import check_recipe
 from distill3d.train.recipe import DatasetConfig, Recipe, StageConfig, SurroundDatasetConfig
 
+#: The ego frame that is not the vehicle's.
+SENSOR_FRAME = "lidar_sensor"
 #: What a training writes into its stage's folder, the settings last.
 STAGE_FILES = (METRICS, STATE, PREVIOUS, WEIGHTS, CARD, EVALUATION, PREDICTIONS, CONFIG)
 #: The settings that ours begin with, by which they are told from other files of these names.
@@ -51,11 +54,11 @@ def run_recipe(recipe: Recipe, options: RunOptions, only: tuple[str, ...] = ()) 
     """
     check_settings(recipe)
     check_settings(options)
-    recipe = with_taken(recipe)
-    chosen = [recipe.stage(name) for name in only] if only else list(recipe.stages)
     folder = options.out / folder_name(recipe.name, "the recipe's name")
     for stage in recipe.stages:
         folder_name(stage.name, "a stage's name")
+    recipe = with_taken(recipe, folder)
+    chosen = [recipe.stage(name) for name in only] if only else list(recipe.stages)
     unfinished = []
     for stage in chosen:
         if is_finished(recipe, stage, folder):
@@ -82,20 +85,35 @@ def run_recipe(recipe: Recipe, options: RunOptions, only: tuple[str, ...] = ()) 
     return folder
 
 
-def with_taken(recipe: Recipe) -> Recipe:
-    """The recipe, with the detectors that its stages taken from elsewhere really are.
+def with_taken(recipe: Recipe, folder: Path) -> Recipe:
+    """The recipe, with the detectors that its stages taken from elsewhere really are; those that were taken into the
+    run's folder already are read there, wherever their sources are by now.
 
     Raises:
-        UserError: one of them is no finished stage.
+        UserError: one of them is no finished stage, or sees the ground in another frame than the recipe gives it.
     """
     stages = []
     for stage in recipe.stages:
         if stage.taken_from is not None:
-            detector, card = load_detector(stage.taken_from)
-            require(card, stage.taken_from, "trained_on.frames")
+            taken = folder / stage.name
+            source = taken if (taken / CARD).exists() else stage.taken_from
+            detector, card = load_detector(source)
+            require(card, source, "trained_on.frames")
+            _refuse_other_frame(recipe, card, source)
             stage = replace(stage, detector=detector.config)
         stages.append(stage)
     return replace(recipe, stages=tuple(stages))
+
+
+def _refuse_other_frame(recipe: Recipe, card: dict[str, Any], source: Path) -> None:
+    """Between the vehicle's frame and the LiDAR's own lie a quarter turn and 1.8 m."""
+    if isinstance(recipe.dataset, SurroundDatasetConfig):
+        given, seen = recipe.dataset.ego_frame, card.get("ego_frame", SurroundDatasetConfig.ego_frame)
+        if given != seen and SENSOR_FRAME in (given, seen):
+            raise UserError(
+                f"{source}: was trained in the ego frame {seen!r}, the recipe gives {given!r}: "
+                f"add --dataset.ego-frame {seen}"
+            )
 
 
 def _take(recipe: Recipe, stage: StageConfig, source: Path, folder: Path) -> None:

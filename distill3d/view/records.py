@@ -13,6 +13,7 @@ from msgspec import Meta
 
 from distill3d.camera import Divide
 from distill3d.data.augment.image import Placement
+from distill3d.data.nuscenes.dataset import EgoFrame
 
 Number = Annotated[float, Meta(ge=-1e30, le=1e30)]
 Count = Annotated[int, Meta(ge=0, le=2**53)]
@@ -70,7 +71,7 @@ class DatasetSettings(TypedDict, total=False):
     classes: list[str] | None
     past: list[Count]
     sweeps: Sweeps
-    ego_frame: Literal["mean_camera", "lidar"]
+    ego_frame: EgoFrame
     in_memory: bool
 
 

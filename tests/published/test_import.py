@@ -267,8 +267,10 @@ def test_an_import_teaches(small: Recipe, streets: Path, tmp_path: Path) -> None
     before = (run / "teacher" / "card.json").read_bytes()
     run_recipe(replace(small, stages=stages), options)  # finished: nothing is done again
     assert (run / "teacher" / "card.json").read_bytes() == before
+    folder.rename(tmp_path / "elsewhere")  # what was taken is in the run
+    run_recipe(replace(small, stages=stages), options)
     with pytest.raises(UserError, match="no such file"):
-        run_recipe(replace(small, stages=(replace(stages[0], taken_from=tmp_path / "x"),)), options)
+        run_recipe(replace(small, name="other", stages=(replace(stages[0], taken_from=tmp_path / "x"),)), options)
 
 
 def test_monoskds_teacher_teaches_did_m3d(streets: Path, tmp_path: Path) -> None:
@@ -325,7 +327,9 @@ def test_a_centerpoint_teaches_bevdepth(tmp_path: Path) -> None:
     options = RunOptions(
         out=tmp_path / "runs", progress=False, tensorboard=False, threads=1, accelerator="cpu", log_steps=1
     )
-    run = run_recipe(recipe, options)
+    with pytest.raises(UserError, match="add --dataset.ego-frame lidar_sensor"):
+        run_recipe(recipe, options)
+    run = run_recipe(replace(recipe, dataset=replace(recipe.dataset, ego_frame="lidar_sensor")), options)
     lines = map(json.loads, (run / "student" / "metrics.jsonl").read_text().splitlines())
     steps = [line["terms"] for line in lines if line["kind"] == "train"]
     assert steps and all(np.isfinite(terms["bev"]) and terms["bev"] > 0 for terms in steps)

@@ -86,6 +86,16 @@ def test_round_trip(path: Path) -> None:
     check_round_trip(path, "monodetr", "student")
 
 
+def test_the_code_of_2022_is_another_network() -> None:
+    """It had one group of queries, and plain self-attention without projections of content and position."""
+    config = monodetr.tiny()
+    own, form = build_detector(config).state_dict(), monodetr.released_form(config)
+    old = {name: value for name, value in to_released(own, form, config).items() if ".sa_" not in name}
+    old["query_embed.weight"] = old["query_embed.weight"][: config.queries]
+    with pytest.raises(UserError, match="lacks .*decoder.layers.0.sa_.* more; query_embed.weight has the shape"):
+        from_released(old, form, own, config)
+
+
 def test_other_bins_are_refused() -> None:
     config = monodetr.tiny()
     own, form = build_detector(config).state_dict(), monodetr.released_form(config)

@@ -1,5 +1,6 @@
 """CenterPoint's, BEVDepth's and LabelDistill's names there and back, and what their files tell beside the weights."""
 
+import math
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -10,7 +11,7 @@ import torch
 from torch import Tensor
 
 from distill3d.camera import DepthBins
-from distill3d.detectors import bevdepth, build_detector, centerpoint, label_encoder
+from distill3d.detectors import bevdepth, build_detector, caddn, centerpoint, label_encoder
 from distill3d.detectors.bevdepth import FRUSTUM_BUFFER, GRID_BUFFERS, STRIDE, BEVDepthConfig
 from distill3d.detectors.centerpoint import TINY_VOXELS, CenterPointConfig
 from distill3d.detectors.label_encoder import LabelEncoderConfig
@@ -64,6 +65,37 @@ def test_biases_move_into_the_norms_behind_them() -> None:
     assert torch.equal(taken[mean], own[mean] - theirs[bias])
 
 
+def test_det3ds_boxes_turn_into_ours() -> None:
+    """A head whose last biases alone speak: a car of 4 x 2 x 1.5 m at 30 degrees, told as that code tells it."""
+    form, own = centerpoint.det3d_form(POINTS), weights_of(POINTS)
+    theirs, yaw = to_released(own, form, POINTS), math.radians(30)
+    rot, dim = ("bbox_head.tasks.0.rot.3", "bbox_head.tasks.0.dim.3")
+    turn = -yaw - math.pi / 2
+    theirs[f"{rot}.bias"] = torch.tensor([math.sin(turn), math.cos(turn)])
+    theirs[f"{dim}.bias"] = torch.tensor([2.0, 4.0, 1.5]).log()
+    theirs |= {f"{name}.weight": torch.zeros_like(theirs[f"{name}.weight"]) for name in (rot, dim)}
+    taken = from_released(theirs, form, own, POINTS).weights
+    sine, cosine = taken["head.tasks.0.rot.3.bias"]
+    assert math.atan2(sine, cosine) == pytest.approx(yaw)
+    torch.testing.assert_close(taken["head.tasks.0.dim.3.bias"].exp(), torch.tensor([4.0, 2.0, 1.5]))
+    assert all(torch.equal(taken[f"head.tasks.0.{name}.3.weight"], own[f"head.tasks.0.{name}.3.weight"] * 0)
+               for name in ("rot", "dim"))  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        caddn.tiny(spatial_alignment=True, fusion="skip"),
+        caddn.tiny(spatial_alignment=True, fusion="ffm", fusion_norm="separate"),
+        bevdepth.tiny(spatial_alignment=True),
+    ],
+)
+def test_networks_that_no_authors_code_has(config: Any) -> None:
+    form = caddn.released_form if isinstance(config, caddn.CaDDNConfig) else bevdepth.released_form
+    with pytest.raises(UserError, match="no authors' code has"):
+        form(config)
+
+
 @pytest.mark.parametrize("system", ["centerpoint", "centerpoint_det3d"])
 def test_files_of_older_sparse_convolutions(system: str, tmp_path: Path) -> None:
     """spconv 1 saved kernels in another layout: the weights are the same."""
@@ -72,8 +104,9 @@ def test_files_of_older_sparse_convolutions(system: str, tmp_path: Path) -> None
     old = {name: v.permute(TO_SPCONV_1).contiguous() if v.dim() == 5 else v for name, v in theirs.items()}
     torch.save({"meta": {}, "state_dict": old}, tmp_path / "old.pth")
     found = import_checkpoint(tmp_path / "old.pth", system, out=tmp_path)
-    assert "LiDAR's own frame" in found.text()
-    written = load_detector(found.folder)[0].state_dict()
+    detector, card = load_detector(found.folder)
+    assert "LiDAR's own frame" in found.text() and card["ego_frame"] == "lidar_sensor"
+    written = detector.state_dict()
     assert all(torch.equal(written[name], own[name]) for name in own)
 
 

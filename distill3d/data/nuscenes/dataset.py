@@ -78,6 +78,8 @@ SECONDS = 1e-6  # of a timestamp's unit
 #: points (nuscenes-devkit python-sdk/nuscenes/nuscenes.py, ``map_pointcloud_to_image``).
 IMAGE_MARGIN = 1.0
 
+#: Whose frame and moment points, boxes and cameras are told in.
+EgoFrame = Literal["mean_camera", "lidar", "lidar_sensor"]
 #: Which of several points on one pixel of a depth map is kept.
 Collision = Literal["last", "nearest"]
 
@@ -145,8 +147,9 @@ class NuScenesConfig:
     depth: bool = False  # of the key scan, in the key frame's pictures
     sweeps: SweepConfig = field(default_factory=SweepConfig)  # of ``points``
     scan_columns: ScanColumns = SCAN_COLUMNS  # float32 of each point of the scans' files
-    #: The vehicle's pose at the key frame: the mean over the cameras' exposures (BEVDepth), or that of the key scan.
-    ego_frame: Literal["mean_camera", "lidar"] = "mean_camera"
+    #: What counts as the ego frame: the vehicle's at the key frame, in the mean over the cameras' exposures (BEVDepth)
+    #: or at the key scan, or the LiDAR's own at the key scan, x to the right and y ahead (mmdetection3d, det3d).
+    ego_frame: EgoFrame = "mean_camera"
     #: ``neglected``: every camera's own pose at its key exposure stands for the key ego frame, as the released code of
     #: BEVDepth has it; pictures and objects are then up to half a metre apart.
     camera_motion: Literal["exact", "neglected"] = "exact"
@@ -167,6 +170,10 @@ class NuScenesConfig:
             raise UserError(f"classes are {self.classes}, expected some of {', '.join(NUSCENES_CLASSES)}")
         if list(self.past) != sorted(set(self.past)):
             raise UserError(f"past is {self.past}, expected key frames back in ascending order, e.g. (2, 4)")
+        if self.camera_motion == "neglected" and self.ego_frame == "lidar_sensor":
+            raise UserError(
+                "camera_motion is 'neglected', which takes the vehicle's poses: no ego_frame 'lidar_sensor'"
+            )
 
 
 # ------------------------------------------------------------------------------------------------------------- geometry
@@ -491,6 +498,8 @@ class NuScenesDataset:
         return [rows[channel] for channel in channels]
 
     def _ego_to_global(self, sample: int) -> Float[Tensor, "4 4"]:
+        if self.config.ego_frame == "lidar_sensor":
+            return torch.from_numpy(self._sensor_to_global(*self._key_data(sample, (LIDAR,))))
         rows = self._key_data(sample, (LIDAR,) if self.config.ego_frame == "lidar" else CAMERAS)
         moments, poses = self.tables.sample_data.ego_pose[rows], self.tables.ego_poses
         return torch.from_numpy(mean_pose(poses.translation[moments], poses.rotation[moments]))

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from distill3d.boxes import NUSCENES_CLASSES, Boxes3D
 from distill3d.data.augment.image import frame_generator
+from distill3d.data.augment.lidar import carry
 from distill3d.data.augment.surround import BevAugmentConfig, ImageAugmentConfig, ImagePlacement
 from distill3d.data.collate import batches
 from distill3d.data.nuscenes.class_balance import ClassBalanced
@@ -581,6 +582,23 @@ def test_the_ego_frame_is_the_cameras_mean_or_the_scans(made: Path) -> None:
     exposures = np.stack([drive(time - 0.03 + 0.009 * c) for c in range(6)])
     assert np.allclose(mean.ego_to_global[:3, 3].numpy(), exposures[:, :3, 3].mean(0), atol=1e-9, rtol=0)
     assert np.allclose(mean.ego_to_global.numpy(), drive(time - 0.0075), atol=1e-4, rtol=0)
+
+
+def test_the_ego_frame_can_be_the_lidars_own(made: Path) -> None:
+    """Everything is turned and moved alike: seen from the globe, nothing is elsewhere."""
+    here, there = (configured(made, ego_frame=f, points=True, past=(1,)).get(2) for f in ("lidar", "lidar_sensor"))
+    sensor = Made(made).sensors()["LIDAR_TOP"]
+    assert np.allclose(there.ego_to_global.numpy(), drive(1.0) @ sensor, atol=1e-9, rtol=0)
+    assert there.points is not None and here.points is not None and here.objects is not None
+    found = (carry(s.points[:, :3].double(), s.ego_to_global) for s in (here, there) if s.points is not None)
+    torch.testing.assert_close(*found, rtol=0, atol=1e-3)
+    cameras = (s.ego_to_global @ s.camera_to_ego for s in (here, there))
+    torch.testing.assert_close(*cameras, rtol=0, atol=1e-9)
+    assert there.objects is not None
+    centres = (carry(s.objects.boxes.centre.double(), s.ego_to_global) for s in (here, there) if s.objects is not None)
+    torch.testing.assert_close(*centres, rtol=0, atol=1e-4)
+    with pytest.raises(UserError, match="no ego_frame 'lidar_sensor'"):
+        configured(made, ego_frame="lidar_sensor", camera_motion="neglected")
 
 
 def test_neglected_motion_takes_each_cameras_own_ego_frame(made: Path) -> None:
