@@ -56,9 +56,14 @@ STUDENTS = {
     "did_m3d": did_m3d.tiny(**ALL),
     "monodetr": monodetr.tiny(**ALL),
     "caddn of monotakd": all_anchors(spatial_alignment=True, fusion="ffm"),
-    "bevdepth with two frames": bevdepth.tiny(**GROUND, frames=2),
     "bevdepth of monotakd": bevdepth.tiny(
-        **GROUND, bev_channels=32, spatial_alignment=True, fusion="ffm", depth_aggregation=True, context_channels=8
+        **GROUND,
+        frames=2,
+        bev_channels=32,
+        spatial_alignment=True,
+        fusion="ffm",
+        depth_aggregation=True,
+        context_channels=8,
     ),
 }
 

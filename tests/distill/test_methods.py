@@ -387,6 +387,20 @@ def test_spearman_modes_see_what_they_claim() -> None:
     assert loss("both_rank", -teacher, teacher) == pytest.approx(2, abs=1e-6)
 
 
-@pytest.mark.parametrize("module", ["methods", "methods.mixed", "methods.monostl", "context", "responses"])
-def test_each_module_can_be_imported_first(module: str) -> None:
-    subprocess.run([sys.executable, "-c", f"import distill3d.distill.{module}"], check=True)
+#: Imports each module in a process of its own, which has torch alone from its parent.
+IMPORT_FIRST = """
+import importlib, os, sys
+import numpy, torch
+for module in sys.argv[1:]:
+    if not os.fork():
+        importlib.import_module(module)
+        os._exit(0)
+    assert os.waitstatus_to_exitcode(os.wait()[1]) == 0, module
+"""
+
+
+def test_each_module_can_be_imported_first() -> None:
+    modules = [
+        f"distill3d.distill.{name}" for name in ("methods", "methods.mixed", "methods.monostl", "context", "responses")
+    ]
+    subprocess.run([sys.executable, "-c", IMPORT_FIRST, *modules], check=True)

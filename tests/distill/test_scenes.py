@@ -39,8 +39,11 @@ def recipe(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
     return replace(small, stages=stages)
 
 
-@pytest.mark.parametrize("bf16", [False, True], ids=["fp32", "bf16"])
-@pytest.mark.parametrize("scene", SCENES)
+@pytest.mark.parametrize(
+    ("scene", "bf16"),
+    [*((scene, False) for scene in SCENES), ("one of two", True), ("two hundred", True)],
+    ids=lambda value: {False: "fp32", True: "bf16"}.get(value, value),
+)
 @pytest.mark.parametrize("method", METHODS)
 def test_all_terms_are_finite(recipe: Recipe, method: str, scene: str, bf16: bool) -> None:
     """Also their gradients; with batches of one image, and classes that the batch lacks."""

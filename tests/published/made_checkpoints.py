@@ -99,14 +99,17 @@ def as_released(config: Any) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def imported(path: Path, system: str, part: str, out: Path, **changes: Any) -> Detector:
+def imported(path: Path, system: str, part: str, out: Path, named: bool = True, **changes: Any) -> Detector:
     """The recorded network in evaluation mode, float64, as the import maps it; what the import wrote is the same in
     float32.  All options are as released; ``changes`` are of settings that no weight depends on, such as the ground's
-    extent, which recordings have smaller.
+    extent, which recordings have smaller.  Without ``named`` the import is not told which network the file is of.
     """
     weights = weights_of(path)
     out.mkdir(parents=True, exist_ok=True)
-    folder = import_checkpoint(write_checkpoint(path, weights, out), system, part, out / "runs").folder
+    told = (system, part) if named else (None, None)
+    found = import_checkpoint(write_checkpoint(path, weights, out), *told, out / "runs")
+    assert (found.system, found.part) == (system, part)
+    folder = found.folder
     written, card = load_detector(folder)
     assert card["imported"]["system"] == system and len(card["imported"]["sha256"]) == 64
     _, _, taken = fitted(plain_names(weights), SYSTEMS[system].parts[part], torch.float64)

@@ -147,13 +147,13 @@ def test_teachers(path: Path, tmp_path: Path) -> None:
 
 
 @torch.no_grad()
-def check_teacher(path: Path, system: str, part: str, tmp_path: Path) -> None:
-    """A network that sees points."""
+def check_teacher(path: Path, system: str, part: str, tmp_path: Path, named: bool = True) -> None:
+    """A network that sees points; ``named``: the import is told which it is."""
     g, about = recorded(path), constants(path)
     config = SYSTEMS[system].parts[part].taken_from()[1].detector
     grid = "pillars" if isinstance(config, PointPillarsConfig) else "voxels"
     changes = {grid: ground(path, "voxel_size"), "max_points": about["max_points_per_voxel"]}
-    detector = imported(path, system, part, tmp_path, head=head_as_recorded(path, system, part), **changes)
+    detector = imported(path, system, part, tmp_path, named, head=head_as_recorded(path, system, part), **changes)
     assert isinstance(detector, SECOND | PointPillars)
     batch, seen = batch_of_points(g, about["B"]), results_of(detector.head.backbone)
     outputs = detector(batch)
@@ -174,13 +174,13 @@ def test_students(path: Path, tmp_path: Path) -> None:
 
 
 @torch.no_grad()
-def check_student(path: Path, system: str, part: str, tmp_path: Path) -> None:
-    """A network that sees the image."""
+def check_student(path: Path, system: str, part: str, tmp_path: Path, named: bool = True) -> None:
+    """A network that sees the image; ``named``: the import is told which it is."""
     g, about = recorded(path), constants(path)
     b = about["depth_bins"]
     detector = imported(
-        path, system, part, tmp_path, head=head_as_recorded(path, system, part), voxels=ground(path, "voxel_size_img"),
-        bins=DepthBins(float(b["depth_min"]), float(b["depth_max"]), b["num_bins"], b["mode"]),
+        path, system, part, tmp_path, named, head=head_as_recorded(path, system, part),
+        voxels=ground(path, "voxel_size_img"), bins=DepthBins(float(b["depth_min"]), float(b["depth_max"]), b["num_bins"], b["mode"]),
     )  # fmt: skip
     assert isinstance(detector, CaDDN)
     image = input_of(path, (about["B"], 3, about["H"], about["W"]), scale=1.0) + 0.5
