@@ -301,7 +301,7 @@ def test_published_replica_size_makes_styles_agree() -> None:
         values = []
         for config in (kind(), kind.styled("released")):
             terms = make_terms(replace(config, **({"fusion_channels": 8} if kind is MonoDistillConfig else {})))
-            values.append({t.name: float(t(context)) for t in terms if t.name in names})
+            values.append({t.name: float(t(context).detach()) for t in terms if t.name in names})
         assert values[0] == pytest.approx(values[1], rel=1e-6)
         assert set(values[0]) == set(names)
 

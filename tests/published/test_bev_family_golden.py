@@ -180,7 +180,8 @@ def check_student(path: Path, system: str, part: str, tmp_path: Path, named: boo
     b = about["depth_bins"]
     detector = imported(
         path, system, part, tmp_path, named, head=head_as_recorded(path, system, part),
-        voxels=ground(path, "voxel_size_img"), bins=DepthBins(float(b["depth_min"]), float(b["depth_max"]), b["num_bins"], b["mode"]),
+        voxels=ground(path, "voxel_size_img"),
+        bins=DepthBins(float(b["depth_min"]), float(b["depth_max"]), b["num_bins"], b["mode"]),
     )  # fmt: skip
     assert isinstance(detector, CaDDN)
     image = input_of(path, (about["B"], 3, about["H"], about["W"]), scale=1.0) + 0.5
