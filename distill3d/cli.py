@@ -355,14 +355,14 @@ def _evaluate_run(arguments: list[str]) -> None:
         data_root: Path  # the data set's folder
         split: str = "val"
         out: Path | None = None  # folder of predictions and numbers; by default RUN
-        device: str = "cpu"
+        device: str = "auto"
         batch_size: Number = 8
         allow_overlap: bool = False  # with frames that the detector was trained on
 
     o = _parse(Options, "eval run", arguments)
-    from distill3d.evaluate_run import evaluate_run, show
+    from distill3d.evaluate_run import evaluate_stage, show
 
-    show(evaluate_run(o.run, o.data_root, o.split, o.out, o.device, o.batch_size, o.allow_overlap))
+    show(evaluate_stage(o.run, o.data_root, o.split, o.out, o.device, o.batch_size, o.allow_overlap))
 
 
 EVALUATIONS: dict[str, Callable[[list[str]], None]] = {
@@ -382,7 +382,7 @@ def predict(arguments: list[str]) -> None:
         intrinsics: str | None = None  # fx,fy,cx,cy in px
         out: Path = Path("predictions")
         score: Share | None = None  # least score; by default the detector's own
-        device: str = "cpu"
+        device: str = "auto"
 
     o = _parse(Options, "predict", arguments)
     from distill3d.predict import predict_images
@@ -529,7 +529,7 @@ def diagnose(arguments: list[str]) -> None:
         student: str | None = None  # stage to judge; by default all of role student
         out: Path | None = None  # page, with .json and .csv beside it; by default RUN/diagnosis.html
         margin: Annotated[float, Between(0, 100)] = 0.02  # of the depth, by which depth errors must differ to count
-        device: str = "cpu"  # where networks are asked for their uncertainty and their maps of the ground
+        device: str = "auto"  # where networks are asked for their uncertainty and their maps of the ground
 
     o = _parse(Options, "diagnose", arguments)
     from rich.console import Console

@@ -11,11 +11,13 @@ KINDS = ("cpu", "cuda", "mps", "xpu")
 
 
 def find_device(name: str) -> torch.device:
-    """The device of this name, such as ``cpu``, ``cuda`` or ``cuda:1``.
+    """The device of this name, such as ``cpu`` or ``cuda:1``; ``auto`` is the first CUDA device, else the CPU.
 
     Raises:
         UserError: there is no such device on this machine.
     """
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
     try:
         device = torch.device(name)
         if device.type in KINDS:
@@ -25,5 +27,5 @@ def find_device(name: str) -> torch.device:
     except (RuntimeError, AssertionError, NotImplementedError, ValueError):  # AssertionError: PyTorch without CUDA
         pass
     cards = torch.cuda.device_count() if torch.cuda.is_available() else 0
-    known = ", ".join(["cpu", *(f"cuda:{i}" for i in range(cards))])
+    known = ", ".join(["auto", "cpu", *(f"cuda:{i}" for i in range(cards))])
     raise UserError(f"--device is {name!r}, which this machine does not have: expected one of {known}")

@@ -91,7 +91,7 @@ def _short(estimate: Estimate | None) -> str:
 
 def diagnose(
     run: Path, data_root: Path | None = None, baseline: str | None = None, student: str | None = None,
-    out: Path | None = None, margin: float = TransferSettings.margin, device: str = "cpu",
+    out: Path | None = None, margin: float = TransferSettings.margin, device: str = "auto",
 ) -> Diagnosis:  # fmt: skip
     """Compares the students of a run with its baseline, object by object, and writes the page, a JSON file and a CSV.
 

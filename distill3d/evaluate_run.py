@@ -24,7 +24,7 @@ from distill3d.train.teachers import refuse_overlap, refuse_own_labels
 NAMELESS = "stage"
 
 
-def evaluate_run(
+def evaluate_stage(
     run: Path, data_root: Path, split: str = "val", out: Path | None = None, device: str = "auto", batch_size: int = 8,
     allow_overlap: bool = False, progress: bool = True,
 ) -> Verdict:  # fmt: skip

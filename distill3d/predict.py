@@ -37,7 +37,7 @@ GREATEST_CANVAS = 16
 
 def predict_images(
     checkpoint: Path, images: tuple[Path, ...], calib: Path | None, intrinsics: str | None, out: Path,
-    least_score: float | None = None, device: str = "cpu",
+    least_score: float | None = None, device: str = "auto",
 ) -> Iterator[Path]:  # fmt: skip
     """Detects in each picture and writes ``<out>/<name>.txt`` (KITTI result lines) and ``<out>/<name>.png`` (drawing),
     named as ``result_names`` says; yields the drawings' paths.  All pictures are looked at before one is computed.
@@ -55,17 +55,7 @@ def predict_images(
     for path, name in names.items():
         for ending in (".txt", ".png"):
             refuse_foreign(out / f"{name}{ending}", of=path)
-    detector, card = load_detector(checkpoint)
-    if "version" in card:  # of a data set in nuScenes' layout
-        raise UserError(
-            f"{checkpoint} looks at surround views, predict needs a detector of one camera trained on KITTI's layout: "
-            "distill3d report shows what it found"
-        )
-    if detector.config.input != "rgb":
-        raise UserError(
-            f"{checkpoint} looks at {detector.config.input}, predict needs a detector that looks at pictures alone"
-        )
-    require(card, checkpoint, "canvas", "focal", "file_focal")
+    detector, card = pictures_detector(checkpoint)
     for path in names:
         size = picture_size(path)
         refuse_misfit(path, size, camera, calib)
@@ -84,16 +74,36 @@ def predict_images(
         yield out / f"{name}.png"
 
 
+def pictures_detector(checkpoint: Path) -> tuple[Detector, dict[str, Any]]:
+    """A trained detector of pictures in eval mode and its card, from a stage folder or a ``model.safetensors``.
+
+    Raises:
+        UserError: the file is none of ours, or its detector looks at something else than one picture.
+    """
+    detector, card = load_detector(checkpoint)
+    if "version" in card:  # of a data set in nuScenes' layout
+        raise UserError(
+            f"{checkpoint} looks at surround views, predict needs a detector of one camera trained on KITTI's layout: "
+            "distill3d report shows what it found"
+        )
+    if detector.config.input != "rgb":
+        raise UserError(
+            f"{checkpoint} looks at {detector.config.input}, predict needs a detector that looks at pictures alone"
+        )
+    require(card, checkpoint, "canvas", "focal", "file_focal")
+    return detector, card
+
+
 def _write(place: Path, picture: Path, image: torch.Tensor, camera: Camera, boxes: Boxes3D) -> None:
     """The two results of a picture (3, H, W) in 0..1: ``place`` and an ending."""
-    from distill3d.view.draw import save_prediction
+    from distill3d.view.draw import prediction_picture
 
     write_output(
         place.with_name(f"{place.name}.txt"), lambda part: write_results(part, boxes, KITTI_CLASSES),
         of=picture, flush=False,
     )  # fmt: skip
     write_output(
-        place.with_name(f"{place.name}.png"), lambda part: save_prediction(part, image, camera, boxes),
+        place.with_name(f"{place.name}.png"), lambda part: prediction_picture(image, camera, boxes).save(part, "PNG"),
         of=picture, flush=False,
     )  # fmt: skip
 
@@ -229,6 +239,15 @@ def read_camera(calib: Path | None, intrinsics: str | None) -> Camera:
         fx, fy, cx, cy = (float(v) for v in intrinsics.split(","))
     except ValueError:
         raise UserError(f"--intrinsics is {intrinsics!r}, expected four numbers fx,fy,cx,cy in px") from None
+    return camera_of_intrinsics(fx, fy, cx, cy, f"--intrinsics is {intrinsics!r}")
+
+
+def camera_of_intrinsics(fx: float, fy: float, cx: float, cy: float, told: str) -> Camera:
+    """The camera with these focal lengths and this principal point (px).
+
+    Raises:
+        UserError: there is none; the sentence begins with ``told``.
+    """
     if not (fx > 0 and fy > 0 and all(map(math.isfinite, (fx, fy, cx, cy)))):
-        raise UserError(f"--intrinsics is {intrinsics!r}, expected positive focal lengths and finite numbers")
+        raise UserError(f"{told}, expected positive focal lengths and finite numbers")
     return Camera.from_intrinsics(fx, fy, cx, cy)

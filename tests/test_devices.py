@@ -18,7 +18,7 @@ def test_the_cpu_is_there() -> None:
 def test_devices_that_are_not_there(name: str) -> None:
     with pytest.raises(UserError) as error:
         find_device(name)
-    assert "which this machine does not have: expected one of cpu" in str(error.value)
+    assert "which this machine does not have: expected one of auto, cpu" in str(error.value)
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is one")

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 from streets import CANVAS, write_streets
 
 from distill3d.detectors import build_detector
@@ -31,6 +32,8 @@ def test_python_block(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: p
     monkeypatch.chdir(tmp_path)
     names: dict = {}
     exec(compile(block, "README.md", "exec"), names)
-    boxes = names["boxes"]
-    assert len(boxes) and boxes.frame == "camera" and bool(torch.isfinite(boxes.centre).all())
-    assert "tensor(" in capsys.readouterr().out
+    found = names["found"]
+    assert len(found) and found.boxes.frame == "camera" and bool(torch.isfinite(found.boxes.centre).all())
+    assert len(capsys.readouterr().out.splitlines()) == len(found)
+    with Image.open("street.png") as drawn:
+        assert drawn.width > CANVAS[0]

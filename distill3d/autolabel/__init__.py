@@ -60,7 +60,7 @@ class AutolabelConfig:
     score: Share = 0.5  # boxes of a lower one are left out
     max_frames: Number | None = None  # the first ones alone
     workers: Workers = 0  # processes that load frames
-    device: str = "cpu"
+    device: str = "auto"
 
 
 @dataclass(frozen=True)

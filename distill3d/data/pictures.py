@@ -56,12 +56,22 @@ def read_picture(path: Path) -> Image.Image:
         deep = any(
             ";16" in str(tile[3]) for tile in image.tile
         )  # colours of 16 bits, of which Pillow keeps the upper 8
-        picture = upright(image)
-        if picture.mode[0] in "IF":
-            picture = Image.fromarray(_eight_bits(np.asarray(picture), path))
-        elif deep:
-            _refuse_unfilled(int(np.asarray(picture.convert("RGB")).max()) * 257, path)
-        return picture.convert("RGB")
+        picture = rgb(image, path)
+        if deep and image.mode[0] not in "IF":
+            _refuse_unfilled(int(np.asarray(picture).max()) * 257, path)
+        return picture
+
+
+def rgb(image: Image.Image, where: Path | str) -> Image.Image:
+    """An open image, turned upright, in mode RGB.
+
+    Raises:
+        UserError: its values have no known range; the sentence begins with ``where``.
+    """
+    picture = upright(image)
+    if picture.mode[0] in "IF":
+        picture = Image.fromarray(_eight_bits(np.asarray(picture), where))
+    return picture.convert("RGB")
 
 
 def picture_size(path: Path) -> tuple[int, int]:
@@ -130,7 +140,7 @@ def upright(image: Image.Image) -> Image.Image:
     return image if turn is None else image.transpose(turn)
 
 
-def _eight_bits(values: np.ndarray, path: Path) -> UInt8[np.ndarray, "h w"]:
+def _eight_bits(values: np.ndarray, path: Path | str) -> UInt8[np.ndarray, "h w"]:
     """Integers of 16 bits or numbers in 0..1 as bytes."""
     low, high = values.min(), values.max()
     if values.dtype.kind == "f":
@@ -143,7 +153,7 @@ def _eight_bits(values: np.ndarray, path: Path) -> UInt8[np.ndarray, "h w"]:
     return ((values.astype(np.int32) + 128) // 257).astype(np.uint8)
 
 
-def _refuse_unfilled(greatest: int, path: Path) -> None:
+def _refuse_unfilled(greatest: int, path: Path | str) -> None:
     if 0 < greatest < DEEP_FILLED:
         raise UserError(
             f"{path}: has 16 bits but no value above {greatest}, so that how bright it is cannot be told: "

@@ -9,7 +9,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -404,10 +403,8 @@ def frame_figure(sample: Sample, sets: dict[str, Boxes3D]) -> Image.Image:
     return _compose(panels, bird, names, f"frame {sample.frame_id}")
 
 
-def save_prediction(path: Path, image: Float[Tensor, "3 h w"], camera: Camera, boxes: Boxes3D) -> None:
-    """Write a picture of one detector's boxes: in the image (3, H, W), RGB in 0..1, and seen from above.
-
-    A PNG, whatever its name.
+def prediction_picture(image: Float[Tensor, "3 h w"], camera: Camera, boxes: Boxes3D) -> Image.Image:
+    """A picture of one detector's boxes: in the image (3, H, W), RGB in 0..1, and seen from above.
 
     Raises:
         ValueError: boxes that are not in the camera frame.
@@ -415,7 +412,7 @@ def save_prediction(path: Path, image: Float[Tensor, "3 h w"], camera: Camera, b
     sets = {"student": boxes}
     panel = image_panel(image, camera, sets, labels=True)
     bird = bird_view(None, sets, fitting_extent(sets), field_of_view(camera, image.shape[-1]), panel.height)
-    _compose([panel], bird, [], "").save(path, "PNG")
+    return _compose([panel], bird, [], "")
 
 
 def _compose(panels: list[Image.Image], bird: Image.Image, names: list[str], title: str) -> Image.Image:

@@ -29,7 +29,7 @@ from distill3d.view.draw import (
     fitting_extent,
     frame_figure,
     frame_panels,
-    save_prediction,
+    prediction_picture,
 )
 from distill3d.view.palette import LOOKS, looks
 
@@ -251,7 +251,7 @@ def test_figure_shows_all_parts_and_the_truth() -> None:
 
 def test_prediction_is_written(tmp_path: Path) -> None:
     path = tmp_path / "000007.png"
-    save_prediction(path, torch.rand(3, HEIGHT, WIDTH), CAMERA, boxes([(0.0, 0.5, 9.0)]))
+    prediction_picture(torch.rand(3, HEIGHT, WIDTH), CAMERA, boxes([(0.0, 0.5, 9.0)])).save(path, "PNG")
     with Image.open(path) as picture:
         assert picture.width > FIGURE_WIDTH and nearest_to(picture, LOOKS["student"].colour).min() < 10
 
