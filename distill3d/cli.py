@@ -377,17 +377,19 @@ def predict(arguments: list[str]) -> None:
     @dataclass(frozen=True)
     class Options:
         checkpoint: tyro.conf.Positional[Path]  # a stage folder or a model.safetensors
-        images: tyro.conf.Positional[tuple[Path, ...]]
-        calib: Path | None = None  # KITTI calibration file
+        images: tyro.conf.Positional[tuple[Path, ...]]  # pictures, folders of pictures, patterns such as 'drive/*.jpg'
+        calib: Path | None = None  # KITTI calibration file, or a folder with one for each picture, of its name
         intrinsics: str | None = None  # fx,fy,cx,cy in px
         out: Path = Path("predictions")
-        score: Share | None = None  # least score; by default the detector's own
+        score: Share | None = None  # least score, 0..1; by default the detector's own
         device: str = "auto"
+        draw: bool = True  # also write drawings
 
     o = _parse(Options, "predict", arguments)
     from distill3d.predict import predict_images
 
-    for path in predict_images(o.checkpoint, o.images, o.calib, o.intrinsics, o.out, o.score, o.device):
+    given = (o.checkpoint, o.images, o.calib, o.intrinsics, o.out, o.score, o.device, o.draw)
+    for path in predict_images(*given, progress=True):
         print(path)
 
 

@@ -28,7 +28,7 @@ from distill3d.detectors.base import Detector
 from distill3d.devices import find_device
 from distill3d.errors import UserError
 from distill3d.files import refuse_foreign, write_output
-from distill3d.predict import camera_of_intrinsics, pictures_detector, predict_image
+from distill3d.picture import camera_of_intrinsics, pictures_detector, predict_image
 from distill3d.train.card import CARD
 
 #: A picture: a file, a Pillow image, an array (H, W, 3) or a tensor (3, H, W), of bytes or of numbers in 0..1, RGB.
@@ -152,14 +152,22 @@ class Model:
         """
         seen = as_camera(camera)
         if isinstance(picture, list | tuple):
-            return [self._predict(one, seen, least_score) for one in picture]
-        return self._predict(picture, seen, least_score)
+            return [self.predict_one(one, seen, least_score) for one in picture]
+        return self.predict_one(picture, seen, least_score)
 
-    def _predict(self, picture: Picture, camera: Camera, least_score: float | None) -> Prediction:
+    def predict_one(
+        self, picture: Picture, camera: Camera, least_score: float | None = None,
+        around: tuple[str, str] = ("camera: ", ""),
+    ) -> Prediction:  # fmt: skip
+        """``predict`` of one picture; ``around`` the reason is what is said of a camera that cannot have taken it.
+
+        Raises:
+            UserError: as ``predict``.
+        """
         pixels = as_pixels(picture)
         fault = misfit(camera, (pixels.shape[-1], pixels.shape[-2]))
         if fault is not None:
-            raise UserError(f"camera: {fault}")
+            raise UserError(f"{around[0]}{fault}{around[1]}")
         boxes = predict_image(self.detector, self.card, pixels, camera, self.device)
         boxes = boxes[boxes.label != IGNORE]
         assert boxes.score is not None

@@ -1,111 +1,133 @@
-"""From any picture and its camera to boxes and a drawing."""
+"""``distill3d predict``: any pictures and their cameras become result files and drawings."""
 
 from __future__ import annotations
 
-import math
+import glob
+import json
 import os
 from collections import Counter
 from collections.abc import Iterable, Iterator
-from dataclasses import replace
 from pathlib import Path
-from typing import Any, NamedTuple
 
-import torch
+from PIL import Image
 
-from distill3d.boxes import KITTI_CLASSES, Boxes3D
-from distill3d.camera import Camera, ImageAffine, misfit
-from distill3d.data.augment.image import place, resample
-from distill3d.data.collate import collate
+from distill3d.camera import Camera, misfit
 from distill3d.data.kitti.calibration import read_calibration
-from distill3d.data.kitti.labels import write_results
-from distill3d.data.pictures import picture_size, read_image
-from distill3d.data.sample import Sample
-from distill3d.detectors.base import Detector
-from distill3d.devices import find_device
+from distill3d.data.pictures import FORMATS, picture_size
 from distill3d.errors import UserError
-from distill3d.files import refuse_foreign, write_output
-from distill3d.train.card import require
-from distill3d.train.checkpoint import load_detector
+from distill3d.files import refuse_foreign, write_output, write_output_text
+from distill3d.model import Prediction, load
+from distill3d.picture import camera_of_intrinsics, placed
+from distill3d.train.progress import ProgressBar
 
-#: Canvases are multiples of the trunk's last stride.
-CANVAS_STEP = 32
-#: A picture whose focal length on the training canvas is this near to training's (relative) is placed as in training.
-FOCAL_TOLERANCE = 0.05
-#: A picture may be looked at on at most so many times the training canvas's area: memory grows with it.
-GREATEST_CANVAS = 16
+#: All that was found, a line of JSON for each picture.
+LINES = "predictions.jsonl"
 
 
 def predict_images(
     checkpoint: Path, images: tuple[Path, ...], calib: Path | None, intrinsics: str | None, out: Path,
-    least_score: float | None = None, device: str = "auto",
+    least_score: float | None = None, device: str = "auto", draw: bool = True, progress: bool = False,
 ) -> Iterator[Path]:  # fmt: skip
     """Detects in each picture and writes ``<out>/<name>.txt`` (KITTI result lines) and ``<out>/<name>.png`` (drawing),
-    named as ``result_names`` says; yields the drawings' paths.  All pictures are looked at before one is computed.
+    named as ``result_names`` says, and at the end ``LINES``; yields of each picture what was written last.  All
+    pictures are looked at before one is computed.
+
+    Args:
+        images: pictures, folders of pictures, and patterns such as ``drive/*.jpg``.
+        calib: a KITTI calibration file, or a folder with one for each picture, of the picture's name.
+        draw: also write drawings.
+        progress: show a bar on stderr, where there are several pictures.
 
     Raises:
         UserError: no picture or no camera is given, a file cannot be read or is not what it should be, the camera
             cannot have taken a picture, the device is not there, or a result would replace a file that this library did
             not write, or that is the result of another picture.
     """
-    if not images:
-        raise UserError("predict: give at least one picture after the checkpoint")
-    camera = read_camera(calib, intrinsics)
-    where = find_device(device)
-    names = result_names(images)
+    names = result_names(pictures_of(images))
+    cameras = cameras_of(names, calib, intrinsics)
+    endings = (".txt", ".png") if draw else (".txt",)
     for path, name in names.items():
-        for ending in (".txt", ".png"):
+        for ending in endings:
             refuse_foreign(out / f"{name}{ending}", of=path)
-    detector, card = pictures_detector(checkpoint)
+    refuse_foreign(out / LINES)
+    model = load(checkpoint, device)
     for path in names:
+        camera, told = cameras[path]
         size = picture_size(path)
-        refuse_misfit(path, size, camera, calib)
+        refuse_misfit(path, size, camera, told)
         try:
-            placed(card, size, camera)
+            placed(model.card, size, camera)
         except UserError as error:
             raise UserError(f"{path}: {error}") from None
-    detector.to(where)
-    for path, name in names.items():
-        image = read_image(path)
-        refuse_misfit(path, (image.shape[-1], image.shape[-2]), camera, calib)
-        boxes = predict_image(detector, card, image.float() / 255, camera, where)
-        if least_score is not None and boxes.score is not None:
-            boxes = boxes[boxes.score >= least_score]
-        _write(out / name, path, image.float() / 255, camera, boxes)
-        yield out / f"{name}.png"
+    lines = []
+    with ProgressBar("pictures", len(names), visible=progress and len(names) > 1) as bar:
+        for path, name in names.items():
+            camera, told = cameras[path]
+            found = model.predict_one(path, camera, least_score, (f"{told}: ", f", the size of {path}"))
+            lines.append(json.dumps({"picture": str(path), "result": name, "objects": found.to_dict()}))
+            _write(out / name, path, found, draw)
+            bar.advance()
+            yield out / f"{name}{endings[-1]}"
+    write_output_text(out / LINES, "".join(f"{line}\n" for line in lines))
 
 
-def pictures_detector(checkpoint: Path) -> tuple[Detector, dict[str, Any]]:
-    """A trained detector of pictures in eval mode and its card, from a stage folder or a ``model.safetensors``.
+def _write(place: Path, picture: Path, found: Prediction, draw: bool) -> None:
+    """The results of a picture: ``place`` and an ending."""
+    text = "".join(f"{line}\n" for line in found.to_kitti())
+    write_output(
+        place.with_name(f"{place.name}.txt"), lambda part: part.write_text(text, encoding="utf-8"),
+        of=picture, flush=False,
+    )  # fmt: skip
+    if draw:
+        write_output(
+            place.with_name(f"{place.name}.png"), lambda part: found.draw().save(part, "PNG"), of=picture, flush=False
+        )
+
+
+def pictures_of(given: Iterable[Path]) -> list[Path]:
+    """The pictures that paths, folders and patterns stand for; those of a folder or pattern by name.
 
     Raises:
-        UserError: the file is none of ours, or its detector looks at something else than one picture.
+        UserError: there are none.
     """
-    detector, card = load_detector(checkpoint)
-    if "version" in card:  # of a data set in nuScenes' layout
-        raise UserError(
-            f"{checkpoint} looks at surround views, predict needs a detector of one camera trained on KITTI's layout: "
-            "distill3d report shows what it found"
-        )
-    if detector.config.input != "rgb":
-        raise UserError(
-            f"{checkpoint} looks at {detector.config.input}, predict needs a detector that looks at pictures alone"
-        )
-    require(card, checkpoint, "canvas", "focal", "file_focal")
-    return detector, card
+    found: list[Path] = []
+    for path in given:
+        if path.is_dir():
+            Image.init()
+            endings = {ending for ending, kind in Image.EXTENSION.items() if kind in FORMATS}
+            inside = sorted(p for p in path.iterdir() if p.suffix.lower() in endings and p.is_file())
+            if not inside:
+                raise UserError(f"{path}: holds no picture ({', '.join(FORMATS)})")
+            found += inside
+        elif glob.has_magic(str(path)) and not path.exists():
+            matching = sorted(p for p in map(Path, glob.glob(str(path), recursive=True)) if p.is_file())
+            if not matching:
+                raise UserError(f"{path}: no file has a name of this pattern")
+            found += matching
+        else:
+            found.append(path)
+    if not found:
+        raise UserError("predict: give at least one picture, or a folder of pictures, after the checkpoint")
+    return found
 
 
-def _write(place: Path, picture: Path, image: torch.Tensor, camera: Camera, boxes: Boxes3D) -> None:
-    """The two results of a picture (3, H, W) in 0..1: ``place`` and an ending."""
-    from distill3d.view.draw import prediction_picture
+def cameras_of(
+    pictures: Iterable[Path], calib: Path | None, intrinsics: str | None
+) -> dict[Path, tuple[Camera, Path | str]]:
+    """The camera of each picture, and where it is told: one for all, or from a folder that file of the picture's name.
 
-    write_output(
-        place.with_name(f"{place.name}.txt"), lambda part: write_results(part, boxes, KITTI_CLASSES),
-        of=picture, flush=False,
-    )  # fmt: skip
-    write_output(
-        place.with_name(f"{place.name}.png"), lambda part: prediction_picture(image, camera, boxes).save(part, "PNG"),
-        of=picture, flush=False,
-    )  # fmt: skip
+    Raises:
+        UserError: as ``read_camera``, or the folder lacks a picture's file.
+    """
+    if calib is None or not calib.is_dir() or intrinsics is not None:
+        return dict.fromkeys(pictures, (read_camera(calib, intrinsics), calib or "--intrinsics"))
+    files = {path: calib / f"{path.stem}.txt" for path in pictures}
+    absent = [(path, file) for path, file in files.items() if not file.is_file()]
+    if absent:
+        path, file = absent[0]
+        more = f" ({len(absent)} pictures have none)" if len(absent) > 1 else ""
+        raise UserError(f"{file}: no such file, expected the calibration of {path}{more}")
+    return {path: (read_calibration(file).camera, file) for path, file in files.items()}
 
 
 def result_names(images: Iterable[Path]) -> dict[Path, str]:
@@ -140,88 +162,15 @@ def result_names(images: Iterable[Path]) -> dict[Path, str]:
     return found
 
 
-def refuse_misfit(path: Path, size: tuple[int, int], camera: Camera, calib: Path | None) -> None:
+def refuse_misfit(path: Path, size: tuple[int, int], camera: Camera, told: Path | str) -> None:
     """Keeps a picture of ``size`` (width, height) px from being taken for another camera's.
 
     Raises:
-        UserError: the camera, of the file ``calib`` or of --intrinsics, cannot have taken it.
+        UserError: the camera, which ``told`` tells, cannot have taken it.
     """
     fault = misfit(camera, size)
     if fault is not None:
-        raise UserError(f"{calib or '--intrinsics'}: {fault}, the size of {path}")
-
-
-class PlacedPicture(NamedTuple):
-    """How a picture comes before a detector."""
-
-    pixels: ImageAffine  # how the picture is resampled
-    affine: ImageAffine  # the same as the detector is told of it
-    camera: Camera  # of the picture as the detector is told of it
-    enlarged: float  # how many times larger than it is the picture is said to be
-
-
-def placed(card: dict[str, Any], size: tuple[int, int], camera: Camera) -> PlacedPicture:
-    """Where a picture of ``size`` (width, height) px goes.
-
-    A detector has learned depth at one focal length.  The picture is scaled so that objects at the same distance have
-    the size that they had in training; it may be larger or smaller than the training canvas, and nothing is cut off.
-
-    Raises:
-        UserError: it would be more than ``GREATEST_CANVAS`` times as large.
-    """
-    width, height = size
-    (canvas_width, canvas_height), focal = card["canvas"], card["focal"]
-    placement = card.get("placement", "fit")
-    fx = float(camera.projection[0, 0])
-    projection = camera.projection.clone()
-    projection[2, 3] = 0  # the data sets that detectors learn from divide by z itself
-    as_trained = 1.0 if placement == "corner" else canvas_width / width
-    fits = width * as_trained <= canvas_width and height * as_trained <= canvas_height * (
-        1.0 if placement == "corner" else 1 + FOCAL_TOLERANCE
-    )
-    if fits and abs(fx * as_trained / focal - 1) <= FOCAL_TOLERANCE:
-        affine = place(size, (canvas_width, canvas_height), placement)
-        return PlacedPicture(affine, affine, Camera(projection), 1.0)
-    scale = focal / fx
-    canvas = (_fit(width * scale), _fit(height * scale))
-    if canvas[0] * canvas[1] > GREATEST_CANVAS * canvas_width * canvas_height:
-        raise UserError(
-            f"{width} x {height} px with a focal length of {fx:g} px would be looked at on {canvas[0]} x "
-            f"{canvas[1]} px, more than {GREATEST_CANVAS} times the {canvas_width} x {canvas_height} px of training: "
-            "cut off what need not be looked at"
-        )
-    pixels = ImageAffine.crop(size, canvas, zoom=canvas[0] / (width * scale))
-    # To the detector the picture is one that training's camera took: the same canvas, from a file of another size.
-    enlarged = card["file_focal"] / fx
-    projection[:2] *= enlarged
-    window = ImageAffine.crop((width * enlarged, height * enlarged), canvas, zoom=canvas[0] / (width * scale))
-    affine = replace(window, zoom=torch.ones_like(window.zoom))  # its focal length is training's: depths are true
-    return PlacedPicture(pixels, affine, Camera(projection), enlarged)
-
-
-def predict_image(
-    detector: Detector, card: dict[str, Any], image: torch.Tensor, camera: Camera, device: torch.device | str = "cpu"
-) -> Boxes3D:
-    """Boxes in the camera frame of one picture (3, H, W) with values in 0..1; ``placed`` says what becomes of it.
-
-    Raises:
-        UserError: as ``placed``.
-    """
-    pixels, affine, camera, enlarged = placed(card, (image.shape[-1], image.shape[-2]), camera)
-    mounted = card.get("lidar_to_camera")  # for detectors that answer in a LiDAR's frame: as it was in training
-    sample = Sample(
-        "picture", resample(image, pixels), affine.camera(camera), affine,
-        lidar_to_camera=None if mounted is None else torch.tensor(mounted, dtype=torch.float64),
-    )  # fmt: skip
-    batch = collate([sample]).to(device)
-    with torch.no_grad():
-        (boxes,) = detector.decode(detector(batch), batch)
-    boxes = boxes.to("cpu")
-    return boxes if boxes.box2d is None else replace(boxes, box2d=boxes.box2d / enlarged)
-
-
-def _fit(pixels: float) -> int:
-    return math.ceil(pixels / CANVAS_STEP - 1e-6) * CANVAS_STEP
+        raise UserError(f"{told}: {fault}, the size of {path}")
 
 
 def read_camera(calib: Path | None, intrinsics: str | None) -> Camera:
@@ -240,14 +189,3 @@ def read_camera(calib: Path | None, intrinsics: str | None) -> Camera:
     except ValueError:
         raise UserError(f"--intrinsics is {intrinsics!r}, expected four numbers fx,fy,cx,cy in px") from None
     return camera_of_intrinsics(fx, fy, cx, cy, f"--intrinsics is {intrinsics!r}")
-
-
-def camera_of_intrinsics(fx: float, fy: float, cx: float, cy: float, told: str) -> Camera:
-    """The camera with these focal lengths and this principal point (px).
-
-    Raises:
-        UserError: there is none; the sentence begins with ``told``.
-    """
-    if not (fx > 0 and fy > 0 and all(map(math.isfinite, (fx, fy, cx, cy)))):
-        raise UserError(f"{told}, expected positive focal lengths and finite numbers")
-    return Camera.from_intrinsics(fx, fy, cx, cy)

@@ -1,5 +1,6 @@
 """Pictures of any camera: what a detector says depends on the scene, not on how many pixels it was taken with."""
 
+import json
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -15,7 +16,8 @@ from distill3d.detectors import bevdepth, build_detector, caddn, pointpillars, s
 from distill3d.detectors.base import Detector
 from distill3d.detectors.monodle import HEAT_CLASSES
 from distill3d.errors import UserError
-from distill3d.predict import predict_image, predict_images, result_names
+from distill3d.picture import predict_image
+from distill3d.predict import pictures_of, predict_images, result_names
 from distill3d.recipes.synthetic import TINY
 from distill3d.settings import to_plain
 from distill3d.train.checkpoint import save_weights
@@ -283,3 +285,60 @@ def test_odd_pictures_are_drawn(model: Path, tmp_path: Path, size: tuple[int, in
     (drawing,) = predict_images(model, (tmp_path / "a.png",), None, camera, tmp_path / "out")
     with Image.open(drawing) as image:
         assert max(image.size) < 8000
+
+
+# ------------------------------------------------------------------------------------------- folders and patterns
+
+
+@pytest.fixture
+def drive(tmp_path: Path) -> Path:
+    """Three pictures of two kinds beside what is none, and a calibration for each."""
+    folder, calib = tmp_path / "drive", tmp_path / "calib"
+    folder.mkdir(), calib.mkdir()
+    pixels = np.random.default_rng(0).integers(0, 255, (3, 96, 320, 3), dtype=np.uint8)
+    for image, name in zip(pixels, ("b.png", "a.JPG", "c.png"), strict=True):
+        Image.fromarray(image).save(folder / name)
+        (calib / name).with_suffix(".txt").write_text(f"P2: 186 0 {ord(name[0]) + 60} 0 0 186 40 0 0 0 1 0\n")
+    (folder / "notes.txt").write_text("no picture")
+    return folder
+
+
+def test_a_folder_with_a_folder_of_calibrations(model: Path, drive: Path, tmp_path: Path) -> None:
+    out, calib = tmp_path / "out", tmp_path / "calib"
+    written = list(predict_images(model, (drive,), calib, None, out, draw=False))
+    assert [path.name for path in written] == ["a.txt", "b.txt", "c.txt"] and not list(out.glob("*.png"))
+    lines = [json.loads(line) for line in (out / "predictions.jsonl").read_text().splitlines()]
+    assert [line["picture"] for line in lines] == [str(drive / name) for name in ("a.JPG", "b.png", "c.png")]
+    for line in lines:
+        kitti = (out / f"{line['result']}.txt").read_text().splitlines()
+        assert [o["name"] for o in line["objects"]] == [row.split()[0] for row in kitti] and kitti
+    alone = tmp_path / "alone"
+    list(predict_images(model, (drive / "c.png",), calib / "c.txt", None, alone))
+    assert (alone / "c.txt").read_text() == (out / "c.txt").read_text()
+    (calib / "b.txt").unlink()
+    assert "b.txt: no such file, expected the calibration of" in refused(model, (drive,), calib, None, tmp_path / "no")
+
+
+def test_patterns(model: Path, drive: Path, tmp_path: Path) -> None:
+    found = pictures_of([drive / "*.png", drive])
+    assert [path.name for path in found] == ["b.png", "c.png", "a.JPG", "b.png", "c.png"]
+    assert [path.name for path in pictures_of([tmp_path / "**" / "c.*"])] == ["c.txt", "c.png"]
+    (drive / "[x].png").write_bytes((drive / "b.png").read_bytes())
+    assert pictures_of([drive / "[x].png"]) == [drive / "[x].png"]
+    (tmp_path / "empty").mkdir()
+    for given, told in ((drive / "*.webp", "no file has a name of this pattern"), (tmp_path / "empty", "no picture")):
+        assert told in refused(model, (given,), None, CAMERA, tmp_path / "out")
+
+
+def test_the_lines_of_others_are_kept(model: Path, picture: Path, tmp_path: Path) -> None:
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "predictions.jsonl").write_text("mine")
+    with pytest.raises(UserError, match="predictions.jsonl: is there already"):
+        list(predict_images(model, (picture,), None, CAMERA, tmp_path / "out"))
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["predictions.jsonl"]
+
+
+def test_a_runs_folder_lists_its_stages(model: Path, picture: Path, tmp_path: Path) -> None:
+    assert "holds the stages model, give one of them" in refused(
+        model.parent, (picture,), None, CAMERA, tmp_path / "out"
+    )

@@ -32,7 +32,7 @@ from distill3d.devices import find_device
 from distill3d.errors import UserError
 from distill3d.files import PART_BEGIN, read_bytes, read_json, sweep_below, write_text
 from distill3d.lock import LOCK, only_writer
-from distill3d.predict import FOCAL_TOLERANCE
+from distill3d.picture import FOCAL_TOLERANCE
 from distill3d.settings import Number, Share, Workers, check_settings
 from distill3d.train.card import require
 from distill3d.train.checkpoint import WEIGHTS, load_detector
