@@ -358,11 +358,13 @@ def _evaluate_run(arguments: list[str]) -> None:
         device: str = "auto"
         batch_size: Number = 8
         allow_overlap: bool = False  # with frames that the detector was trained on
+        version: str | None = None  # folder of nuScenes' tables; by default the recipe's, or the only one that is there
 
     o = _parse(Options, "eval run", arguments)
     from distill3d.evaluate_run import evaluate_stage, show
 
-    show(evaluate_stage(o.run, o.data_root, o.split, o.out, o.device, o.batch_size, o.allow_overlap))
+    given = (o.run, o.data_root, o.split, o.out, o.device, o.batch_size, o.allow_overlap)
+    show(evaluate_stage(*given, version=o.version))
 
 
 EVALUATIONS: dict[str, Callable[[list[str]], None]] = {
@@ -427,9 +429,10 @@ def import_(arguments: list[str]) -> None:
     class Options:
         file: tyro.conf.Positional[Path]  # the checkpoint as its authors publish it
         system: Annotated[str | None, tyro.conf.arg(name="as")] = None  # by default told by the file's names
-        part: str | None = None  # of the system; by default the first that is listed
+        part: str | None = None  # of the system; by default the first that fits the file
         out: Path = Path("imported")
-        trained_on: Path | None = None  # file of the frames it was trained on, such as ImageSets/train.txt
+        #: File of the frames it was trained on, such as ImageSets/train.txt; of nuScenes scenes or sample tokens.
+        trained_on: Path | None = None
 
     if any(a in ("-h", "--help") for a in arguments):
         from distill3d.published.systems import SYSTEMS

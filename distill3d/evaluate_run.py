@@ -15,7 +15,7 @@ from distill3d.train.card import require
 from distill3d.train.checkpoint import load_detector
 from distill3d.train.evaluation import EVALUATION, PREDICTIONS
 from distill3d.train.precision import choose_precision
-from distill3d.train.recipe import EvaluationConfig, Recipe, StageConfig
+from distill3d.train.recipe import EvaluationConfig, Recipe, StageConfig, SurroundDatasetConfig
 from distill3d.train.sources import Verdict, source_of
 from distill3d.train.stages import data_of
 from distill3d.train.teachers import refuse_overlap, refuse_own_labels
@@ -26,10 +26,11 @@ NAMELESS = "stage"
 
 def evaluate_stage(
     run: Path, data_root: Path, split: str = "val", out: Path | None = None, device: str = "auto", batch_size: int = 8,
-    allow_overlap: bool = False, progress: bool = True,
+    allow_overlap: bool = False, progress: bool = True, version: str | None = None,
 ) -> Verdict:  # fmt: skip
     """Detects on a split of the data set that the stage's recipe names and evaluates that officially.
 
+    ``version`` is the folder of nuScenes' tables: by default the recipe's or, where that is absent, the only one.
     Predictions and evaluation.json go to ``out``, by default the stage's own folder, where the report finds them.
 
     Raises:
@@ -47,16 +48,28 @@ def evaluate_stage(
     require(card, run, "trained_on.frames")
     dataset = data_of(run, "version" in card)
     dataset = replace(dataset, root=data_root, eval_split=split)
+    if isinstance(dataset, SurroundDatasetConfig):
+        dataset = replace(dataset, version=version or _version_in(data_root, dataset.version))
+    elif version is not None:
+        raise UserError(f"--version is {version!r}, but {run} looks at KITTI's layout, which has no versions")
     stage = StageConfig(card.get("stage", NAMELESS), card.get("role", "student"), detector.config, augment=None)
     recipe = Recipe(card.get("recipe", NAMELESS), (stage,), dataset, EvaluationConfig(batch_size=batch_size))
     source = source_of(recipe)
     data = source.evaluation(stage, split)
-    refuse_overlap(card, str(run), dataset.identity, data.frame_ids, allow_overlap)
+    refuse_overlap(card, str(run), dataset.identity, data.frame_ids, allow_overlap, scenes=source.scenes(data))
     refuse_own_labels(data_root, data.frame_ids, allow_overlap)
     with only_writer(folder, "is being evaluated"):
         return source.judge(
             detector.to(where), data, where, choose_precision(recipe.precision, where), folder, progress
         )
+
+
+def _version_in(root: Path, named: str) -> str:
+    """The folder of tables that is meant: the one named by a recipe, else the only one that there is."""
+    there = sorted(path.parent.name for path in root.glob("*/sample.json"))
+    if named in there or len(there) != 1:
+        return named
+    return there[0]
 
 
 def show(verdict: Verdict) -> None:

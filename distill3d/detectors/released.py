@@ -108,6 +108,8 @@ def from_released(weights: Weights, form: ReleasedForm, own: Weights, config: An
             ours |= zip(form.halved[name], value.chunk(2, -1), strict=True)
         else:
             mine = _exchanged_beginning(form.renamed, name)
+            if mine in ours:
+                raise UserError(f"holds {mine} twice, once as {name}")
             if value.dim() == 5 and old_sparse:
                 value = value.permute(FROM_SPCONV_1)
             ours[mine] = _laid_out(form, mine, value)
@@ -205,8 +207,19 @@ def _refuse_different(ours: Weights, own: Weights, theirs: Mapping[str, str]) ->
         shapes = tuple(ours[name].shape), tuple(own[name].shape)
         more = f" ({len(misshapen)} such entries)" if len(misshapen) > 1 else ""
         faults.append(f"{theirs.get(name, name)} has the shape {shapes[0]}, expected {shapes[1]}{more}")
+    if not faults and (odd := [name for name in own if _kind(ours[name]) != _kind(own[name])]):
+        name = odd[0]
+        kinds = ours[name].dtype, own[name].dtype
+        faults.append(f"{theirs.get(name, name)} holds values of {kinds[0]}, expected {kinds[1]} or alike")
     if faults:
         raise UserError("; ".join(faults))
+
+
+def _kind(value: Tensor) -> str:
+    """Fractions, whole numbers, or what networks do not have, such as truth values and complex numbers."""
+    if value.is_floating_point():
+        return "fractions" if value.element_size() > 1 else "eight bits"
+    return str(value.dtype) if value.is_complex() or value.dtype == torch.bool else "whole numbers"
 
 
 def _named(names: list[str]) -> str:

@@ -7,6 +7,7 @@ types, numpy's numbers and the dictionaries of argparse and Lightning; these are
 from __future__ import annotations
 
 import re
+import warnings
 import zipfile
 import zlib
 from collections import OrderedDict
@@ -40,19 +41,32 @@ DICTIONARIES = (
     "pytorch_lightning.utilities.parsing.AttributeDict", "lightning_fabric.utilities.data.AttributeDict",
     "lightning.fabric.utilities.data.AttributeDict",
 )  # fmt: skip
-#: Numpy's numbers, by the two names of their module.
-SCALARS = ("numpy.core.multiarray.scalar", "numpy._core.multiarray.scalar")
-#: The kinds of numbers that those are.
-NUMBERS = ("bool", "int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64", "float16", "float32",
-           "float64")  # fmt: skip
+#: Numpy's numbers, by the two names of their module, and their types.
+SCALARS, DTYPE = ("numpy.core.multiarray.scalar", "numpy._core.multiarray.scalar"), "numpy.dtype"
+#: The kinds of numbers that those are: letter and bytes.
+NUMBERS = ("b1", "i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8", "f2", "f4", "f8")
+
+
+class NumberType(Data):
+    """The type of one of numpy's numbers, of which nothing but the kind is read."""
+
+    def __init__(self, kind: str, *_: Any) -> None:
+        super().__init__()
+        if kind not in NUMBERS:
+            raise ValueError(f"holds values of numpy's type {kind}")
+        self.kind = kind
+
+    def __setstate__(self, state: Any) -> None:
+        """What else numpy says of the type is its own."""
+
+
+def _number(kind: NumberType, data: bytes) -> np.generic:
+    return np.frombuffer(data, np.dtype(kind.kind).newbyteorder("<"), count=1)[0]
 
 
 def _allowed() -> list[Callable[..., Any] | tuple[Callable[..., Any], str]]:
-    from numpy._core.multiarray import scalar
-
     allowed: list[Any] = [(Data, NAMESPACE), *((OrderedDict, name) for name in DICTIONARIES)]
-    allowed += [(scalar, name) for name in SCALARS] + [np.dtype]
-    return allowed + sorted({type(np.dtype(number)) for number in NUMBERS}, key=lambda kind: kind.__name__)
+    return allowed + [(_number, name) for name in SCALARS] + [(NumberType, DTYPE)]
 
 
 def read_archive(path: Path) -> Any:
@@ -66,7 +80,8 @@ def read_archive(path: Path) -> Any:
         file = open(path, "rb", opener=at_once)  # noqa: SIM115 (closed below)
     except (OSError, ValueError) as error:
         raise UserError(f"{path}: {reason_of(error)}") from None
-    with file, torch.serialization.safe_globals(_allowed()):
+    with file, torch.serialization.safe_globals(_allowed()), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of old and odd files; what matters becomes a sentence
         try:
             _test_sums(file)
             return torch.load(file, map_location="cpu", weights_only=True)
@@ -113,6 +128,10 @@ def state_of(archive: Any, path: Path) -> dict[str, Tensor]:
         raise UserError(f"{path}: holds a {type(archive).__name__}, expected a dictionary with a network's weights")
     state = {str(name): value for name, value in archive.items() if isinstance(value, Tensor)}
     if not state:
-        there = ", ".join(map(str, list(archive)[:6])) or "nothing"
+        there = ", ".join(map(str, list(archive)[:6])) or "no entry"
         raise UserError(f"{path}: holds no weights but {there}, expected a state dict, or one as {' or '.join(STATES)}")
+    for name, value in state.items():
+        if value.layout != torch.strided or value.is_quantized or value.is_meta:
+            kind = "a quantised" if value.is_quantized else "an empty" if value.is_meta else "a sparse"
+            raise UserError(f"{path}: {name} is {kind} tensor, expected one that holds all of its numbers")
     return state

@@ -8,11 +8,14 @@ from pathlib import Path
 import torch
 
 from distill3d.detectors import detector_name
-from distill3d.detectors.released import from_released, to_released
+from distill3d.detectors.released import to_released
 from distill3d.errors import UserError
 from distill3d.files import refuse_foreign, write_output
+from distill3d.published.importing import fitted
 from distill3d.published.systems import named_part
 from distill3d.train.checkpoint import load_detector
+from distill3d.train.recipe import SurroundDatasetConfig
+from distill3d.train.stages import SENSOR_FRAME
 
 
 @dataclass(frozen=True)
@@ -42,11 +45,22 @@ def export_released(checkpoint: Path, system: str, part: str | None = None, out:
     if detector_name(stage.detector) != card["detector"]:
         theirs = detector_name(stage.detector)
         raise UserError(f"{checkpoint}: is of detector {card['detector']!r}, {about.title} ({part}) of {theirs!r}")
-    form, weights = of.form(detector.config), detector.state_dict()
-    theirs = to_released(weights, form, detector.config)
-    back = from_released(theirs, form, weights, detector.config).weights
-    if any(not torch.equal(back[name], value) for name, value in weights.items()):
+    weights = detector.state_dict()
+    theirs = to_released(weights, of.form(detector.config), detector.config)
+    try:
+        recipe, _, back = fitted(theirs, of)
+    except UserError as error:
+        raise UserError(f"{checkpoint}: is not {about.title} ({part}) as its code has it: {error}") from None
+    if any(not torch.equal(back.weights[name], value) for name, value in weights.items()):
         raise UserError(f"{checkpoint}: {about.title} has no form for all of its weights")
+    if back.config.input != detector.config.input:
+        raise UserError(
+            f"{checkpoint}: looks at {detector.config.input}, {about.title} ({part}) at {back.config.input}"
+        )
+    if isinstance(recipe.dataset, SurroundDatasetConfig):
+        frames = card.get("ego_frame", SurroundDatasetConfig.ego_frame), recipe.dataset.ego_frame
+        if frames[0] != frames[1] and SENSOR_FRAME in frames:
+            raise UserError(f"{checkpoint}: sees the ego frame {frames[0]!r}, {about.title} ({part}) {frames[1]!r}")
     state = {about.prefix + name: value for name, value in theirs.items()}
     write_output(out, lambda part: torch.save({"epoch": 0, about.state: state}, part))
     return Exported(out, about.title, len(state))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -13,6 +14,7 @@ import torch
 import distill3d
 from distill3d.boxes import KITTI_CLASSES
 from distill3d.data.augment.image import place
+from distill3d.data.kitti.raw import OBJECT_ID
 from distill3d.data.splits import read_split
 from distill3d.detectors import build_detector, detector_name
 from distill3d.detectors.released import OTHER_NETWORKS, Taken, Weights, from_released, part_of_file, plain_names
@@ -22,10 +24,10 @@ from distill3d.lock import only_writer
 from distill3d.published.archive import read_archive, state_of
 from distill3d.published.systems import SYSTEMS, Part, named_part
 from distill3d.settings import to_plain
-from distill3d.train.card import CARD
-from distill3d.train.checkpoint import WEIGHTS, save_weights
-from distill3d.train.loop import CONFIG, RECIPE, write_settings
+from distill3d.train.checkpoint import refuse_not_finite, save_weights
+from distill3d.train.loop import CONFIG, write_settings
 from distill3d.train.recipe import DatasetConfig, Recipe, StageConfig
+from distill3d.train.stages import STAGE_FILES, refuse_others_files
 from distill3d.train.teachers import any_frame_of, trained_on
 
 #: What cards of imported weights say of them.
@@ -45,12 +47,15 @@ class Imported:
     part: str
     parameters: int
     dropped: dict[str, list[str]]
+    others: tuple[str, ...] = ()  # parts of the system that the file fits as well, where none was named
 
     def text(self) -> str:
         system = SYSTEMS[self.system]
         claimed, caveat = system.parts[self.part].claimed, system.parts[self.part].caveat
         lines = [f"{self.folder}: {system.title}, {self.part}, {self.parameters:,} parameters ({UNVERIFIED})"]
         lines += [f"left out, {reason}: {_grouped(names)}" for reason, names in self.dropped.items()]
+        if self.others:
+            lines.append(f"fits {', '.join(self.others)} as well: --part says which it is")
         if claimed:
             lines.append(f"claimed by {system.repository}: {claimed}")
         if caveat:
@@ -74,12 +79,13 @@ def import_checkpoint(
     """
     if system is not None:
         named_part(system, part, "import")  # before a large file is read
-    frames = None if split is None else read_split(split)
+    frames = None if split is None else _frames_of(split)
     state = plain_names(state_of(read_archive(file), file))
     if system is None:
         system, part = _recognised(state, part, file)
+    others: list[str] = []
     if part is None:
-        part = _meant(named_part(system, None, "import")[0].parts, state)
+        part, *others = _meant(named_part(system, None, "import")[0].parts, state)
     about, part, of = named_part(system, part, "import")
     try:
         recipe, stage, taken = fitted(state, of)
@@ -92,14 +98,33 @@ def import_checkpoint(
     card["trained_on"] = (
         any_frame_of(recipe.dataset.identity) if frames is None else trained_on(recipe.dataset.identity, frames, [])
     )
+    refuse_not_finite(taken.weights, str(file))
     folder = out / recipe.name / part
-    for path in (folder.parent / RECIPE, *(folder / name for name in (WEIGHTS, CARD, CONFIG))):
-        if path.exists():
+    for path in (folder / name for name in STAGE_FILES if name != CONFIG):
+        if path.exists() or path.is_symlink():
             raise UserError(f"{path}: is there already: give another --out, or remove it")
+    refuse_others_files(folder.parent, [stage])
     with only_writer(folder, "is being written"):
         write_settings(recipe, stage, folder)
         save_weights(folder, taken.weights, card)
-    return Imported(folder, system, part, parameters, taken.dropped)
+    return Imported(folder, system, part, parameters, taken.dropped, tuple(others))
+
+
+def _frames_of(split: Path) -> list[str]:
+    """The names in the file of a training split.
+
+    Raises:
+        UserError: one of them can be none of a frame or scene.
+    """
+    frames = read_split(split)
+    for name in frames:
+        numbered = name.isdigit() and not OBJECT_ID.fullmatch(name)
+        if numbered or re.search(r"[\s#]", name) or Path(name).suffix:
+            raise UserError(
+                f"{split}: {name!r} is no name of a frame, expected lines such as 000006, or scenes or sample tokens "
+                "of nuScenes"
+            )
+    return frames
 
 
 def fitted(state: Weights, part: Part, dtype: torch.dtype = torch.float32) -> tuple[Recipe, StageConfig, Taken]:
@@ -140,12 +165,14 @@ def _fitting(state: Weights) -> Iterator[tuple[str, str]]:
         yield from ((system, part) for part, of in about.parts.items() if _fits(state, of))
 
 
-def _meant(parts: dict[str, Part], state: Weights) -> str:
-    """The first part that the file fits; if there is none, the first, whose differences are then told."""
-    return next((name for name, part in parts.items() if _fits(state, part)), next(iter(parts)))
+def _meant(parts: dict[str, Part], state: Weights) -> list[str]:
+    """The parts that the file fits, in their order; if there is none, the first, whose differences are then told."""
+    return [name for name, part in parts.items() if _fits(state, part)] or [next(iter(parts))]
 
 
 def _recognised(state: Weights, part: str | None, file: Path) -> tuple[str, str]:
+    if part is not None and not any(part in system.parts for system in SYSTEMS.values()):
+        raise UserError(f"import: no system has a part {part!r}, distill3d import --help lists them")
     found = [pair for pair in _fitting(state) if part in (None, pair[1])]
     if not found:
         raise UserError(

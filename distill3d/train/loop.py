@@ -86,13 +86,13 @@ class TrainingStep(nn.Module):
     answers of its teachers; ``teachers`` are asked for nothing but how sure they are of what they answered.
     """
 
-    def __init__(self, student: Detector, terms: Iterable[Term], teachers: dict[str, Teacher] | None = None) -> None:
+    def __init__(self, student: Detector, terms: Iterable[Term], teachers: dict[str, Detector] | None = None) -> None:
         super().__init__()
         self.student = student
         self.terms = nn.ModuleList(terms)
         self.progress = 0.0  # share of the stage's steps that are done, for terms that look at it
         # In a tuple, which hides them from parameters() and state_dict().
-        self._teachers = tuple((name, teacher.detector) for name, teacher in (teachers or {}).items())
+        self._teachers = tuple((teachers or {}).items())
 
     def forward(self, batch: Batch | SurroundBatch, targets: Any, answers: dict[str, Outputs]) -> dict[str, Tensor]:
         outputs = self.student.forward_at(batch, targets)
@@ -120,7 +120,7 @@ def build_step(stage: StageConfig, teachers: dict[str, Teacher]) -> TrainingStep
         return TrainingStep(student, [])
     taught_by = teachers[stage.teachers[0]].detector.tap_channels if teachers else {}
     terms = build_terms(stage.method, student.tap_channels, taught_by)
-    return TrainingStep(student, terms, teachers)
+    return TrainingStep(student, terms, {name: teacher.detector for name, teacher in teachers.items()})
 
 
 def write_settings(recipe: Recipe, stage: StageConfig, folder: Path) -> None:
@@ -174,7 +174,8 @@ class _Run:
                  *([self.labelled_by] if self.labelled_by is not None else [])]  # fmt: skip
         self.seen = trained_on(recipe.dataset.identity, self.data.frame_ids, [card["trained_on"] for card in cards])
         refuse_overlap({"trained_on": self.seen}, f"stage {stage.name!r}", recipe.dataset.identity,
-                       self.eval_data.frame_ids, options.allow_overlap, mapping)  # fmt: skip
+                       self.eval_data.frame_ids, options.allow_overlap, mapping,
+                       self.source.scenes(self.eval_data))  # fmt: skip
         refuse_own_labels(root_of(recipe), self.eval_data.frame_ids, options.allow_overlap)
 
         torch.manual_seed(self.seed)
@@ -215,7 +216,7 @@ class _Run:
         teacher = Teacher(path, self.stage.method.teacher_bn, repeatable, len(self.data))
         require(teacher.card, path, "trained_on.frames")
         refuse_overlap(teacher.card, f"teacher {path}", self.recipe.dataset.identity, self.eval_data.frame_ids,
-                       self.options.allow_overlap, mapping)  # fmt: skip
+                       self.options.allow_overlap, mapping, self.source.scenes(self.eval_data))  # fmt: skip
         return teacher.to(self.fabric.device, memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
 
     def _inherit(self, student: Detector, name: str, weights: dict[str, Tensor]) -> dict[str, Any]:

@@ -22,7 +22,7 @@ import numpy as np
 import torch
 
 from distill3d.data.cache import cache_folder, cache_key
-from distill3d.data.collate import EpochSampler
+from distill3d.data.collate import EpochSampler, batches
 from distill3d.data.kitti.check import FRAME_FILES, frame_problems, quick
 from distill3d.data.kitti.dataset import KittiDataset
 from distill3d.data.kitti.inventory import Inventory
@@ -33,8 +33,9 @@ from distill3d.data.nuscenes.class_balance import ClassBalanced
 from distill3d.data.nuscenes.dataset import NuScenesDataset
 from distill3d.data.pictures import picture_size
 from distill3d.data.sample import Dataset, JointDataset
-from distill3d.detectors import build_detector
+from distill3d.detectors import build_detector, detector_name
 from distill3d.detectors.base import Detector
+from distill3d.distill.context import detached
 from distill3d.distill.methods import build_terms
 from distill3d.distill.term import Term
 from distill3d.errors import UserError
@@ -115,6 +116,30 @@ def _check_networks(recipe: Recipe, stages: Sequence[StageConfig]) -> None:
                 except ValueError as error:
                     raise UserError(f"the method of stage {stage.name!r} does not fit its detectors: {error}") from None
             build_optimiser(TrainingStep(student, terms), stage.schedule)
+            taken = [name for name in stage.teachers if recipe.stage(name).taken_from is not None]
+            if taken:
+                _try_one_frame(recipe, stage, student, terms, taken)
+
+
+def _try_one_frame(recipe: Recipe, stage: StageConfig, student: Detector, terms: list[Term], taken: list[str]) -> None:
+    """A step's losses on one frame, for teachers from elsewhere may be any detectors.
+
+    Raises:
+        UserError: the method cannot learn from them.
+    """
+    (batch,) = batches(source_of(recipe).training(stage), [0], 1, None, 0)
+    detectors = {name: _untrained(recipe.stage(name)).eval() for name in stage.teachers}
+    losses = TrainingStep(student, terms, detectors)
+    try:
+        with torch.no_grad():
+            targets = student.encode(batch)
+            losses(batch, targets, {name: detached(d.forward_at(batch, targets)) for name, d in detectors.items()})
+    except (ArithmeticError, AssertionError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
+        named = ", ".join(f"{name} ({detector_name(recipe.stage(name).detector)})" for name in taken)
+        raise UserError(
+            f"stage {stage.name!r} cannot learn from what stands in place of its teachers {named}: "
+            f"{type(error).__name__}: {error}"
+        ) from error
 
 
 def _untrained(stage: StageConfig) -> Detector:

@@ -106,6 +106,7 @@ class StageConfig:
     class_balanced: bool = False  # frames of rare classes are seen more often (CBGS)
     #: The folder of a finished stage, of another run or imported, that stands in place of this one's training.
     taken_from: Path | None = added(None)
+    taken_sha256: str | None = added(None)  # of its weights' file, found when the recipe runs
 
     def __post_init__(self) -> None:
         if not is_in_range(self):
@@ -213,4 +214,5 @@ class Recipe:
             unlabelled = dataset.unlabelled if stage.unlabelled else None
             dataset = replace(dataset, unlabelled=unlabelled and replace(unlabelled, root=None))
         earlier = [self.stage_fingerprint(self.stage(n)) for n in stage.needs]
+        stage = replace(stage, taken_from=None)  # wherever it lies: what it holds has a sum of its own
         return fingerprint([stage, dataset, self.evaluation.keep, self.seed, earlier])

@@ -87,6 +87,10 @@ class Source(ABC):
     ) -> Verdict:  # fmt: skip
         """The official metric on frames from ``evaluation``; with ``folder``, predictions and numbers go there."""
 
+    def scenes(self, data: Any) -> dict[str, str]:
+        """The scene of each frame, where data sets have such."""
+        return {}
+
     @abstractmethod
     def card(self, data: Any) -> dict[str, Any]:
         """What someone who is handed the weights needs to know of the images and sensors."""
@@ -261,6 +265,9 @@ class NuScenesSource(Source):
         found = surround_summary(result)
         scalars = {name: value for name, value in found.items() if isinstance(value, float)}
         return Verdict({"nuscenes": found}, scalars, result.nds, result)
+
+    def scenes(self, data: NuScenesDataset) -> dict[str, str]:
+        return data.scene_names()
 
     def card(self, data: NuScenesDataset) -> dict[str, Any]:
         config = data.config

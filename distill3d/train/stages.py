@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 import warnings
 from collections.abc import Iterator
@@ -14,7 +15,7 @@ import torch
 from lightning_fabric import Fabric
 
 from distill3d.errors import UserError
-from distill3d.files import folder_name, read_text, read_yaml, sweep_below
+from distill3d.files import folder_name, read_bytes, read_text, read_yaml, sweep_below
 from distill3d.lock import LOCK, forget_dead_writer, only_writer
 from distill3d.settings import check_settings, from_plain
 from distill3d.train.card import CARD, read_card, require
@@ -32,6 +33,8 @@ from distill3d.train.loop import CONFIG, METRICS, RECIPE, RunOptions, train_stag
 from distill3d.train.memory import keep_freed_memory
 from distill3d.train.preflight import check_recipe
 from distill3d.train.recipe import DatasetConfig, Recipe, StageConfig, SurroundDatasetConfig
+from distill3d.train.sources import source_of
+from distill3d.train.teachers import refuse_overlap
 
 #: The ego frame that is not the vehicle's.
 SENSOR_FRAME = "lidar_sensor"
@@ -68,8 +71,9 @@ def run_recipe(recipe: Recipe, options: RunOptions, only: tuple[str, ...] = ()) 
     for stage in unfinished:
         _refuse_unmet(recipe, stage, folder, [other.name for other in unfinished])
         _refuse_begun_otherwise(recipe, stage, folder)
-    _refuse_others_files(folder, unfinished)
+    refuse_others_files(folder, unfinished)
     check_recipe(recipe, [stage for stage in unfinished if stage.taken_from is None], options)
+    _refuse_seen(recipe, [stage for stage in unfinished if stage.taken_from is not None], options)
     fabric = launch(options)
     if options.threads is not None:
         torch.set_num_threads(options.threads)
@@ -95,14 +99,30 @@ def with_taken(recipe: Recipe, folder: Path) -> Recipe:
     stages = []
     for stage in recipe.stages:
         if stage.taken_from is not None:
-            taken = folder / stage.name
-            source = taken if (taken / CARD).exists() else stage.taken_from
-            detector, card = load_detector(source)
+            taken, source = folder / stage.name, stage.taken_from
+            moved = not source.exists() and (taken / CARD).exists()
+            detector, card = load_detector(taken if moved else source)
             require(card, source, "trained_on.frames")
             _refuse_other_frame(recipe, card, source)
-            stage = replace(stage, detector=detector.config)
+            origin = card.get("taken_from", {}) if moved else {"sha256": _sum_of(source)}
+            stage = replace(stage, detector=detector.config, taken_sha256=origin.get("sha256"))
         stages.append(stage)
     return replace(recipe, stages=tuple(stages))
+
+
+def _sum_of(source: Path) -> str:
+    return hashlib.sha256(read_bytes(source / WEIGHTS if source.is_dir() else source)).hexdigest()
+
+
+def _refuse_seen(recipe: Recipe, taken: list[StageConfig], options: RunOptions) -> None:
+    """Refuses finished stages from elsewhere that saw the evaluation's frames, before any file is written."""
+    source = source_of(recipe)
+    for stage in taken:
+        assert stage.taken_from is not None
+        _, card = load_weights(stage.taken_from)
+        data = source.evaluation(stage, recipe.dataset.eval_split)
+        refuse_overlap(card, str(stage.taken_from), recipe.dataset.identity, data.frame_ids, options.allow_overlap,
+                       source.mapping, source.scenes(data))  # fmt: skip
 
 
 def _refuse_other_frame(recipe: Recipe, card: dict[str, Any], source: Path) -> None:
@@ -122,7 +142,7 @@ def _take(recipe: Recipe, stage: StageConfig, source: Path, folder: Path) -> Non
     origin = {name: card[name] for name in ("recipe", "stage") if name in card}
     card |= {"recipe": recipe.name, "stage": stage.name, "role": stage.role,
              "fingerprint": recipe.stage_fingerprint(stage),
-             "taken_from": {**origin, "folder": str(source.resolve())}}  # fmt: skip
+             "taken_from": {**origin, "folder": str(source.resolve()), "sha256": stage.taken_sha256}}  # fmt: skip
     write_settings(recipe, stage, folder)
     save_weights(folder, weights, card)
 
@@ -201,14 +221,14 @@ def begun_with(path: Path) -> str | None:
     return begun if isinstance(begun, str) else None
 
 
-def _refuse_others_files(folder: Path, stages: list[StageConfig]) -> None:
+def refuse_others_files(folder: Path, stages: list[StageConfig]) -> None:
     """Keeps files that no training wrote from being replaced by one."""
     written = {folder / RECIPE: RECIPE}
     for stage in stages:
         if any((folder / stage.name / name).exists() for name in STAGE_FILES):
             written[folder / stage.name / CONFIG] = CONFIG
     for path, kind in written.items():
-        if not path.exists() and kind == RECIPE:
+        if not path.exists() and not path.is_symlink() and kind == RECIPE:
             continue
         try:
             begins = tuple(re.findall(r"^(\w+):", read_text(path), re.MULTILINE)[: len(BEGINS[kind])])

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -49,9 +51,11 @@ def any_frame_of(identity: str) -> dict:
 
 
 def refuse_overlap(
-    card: dict, where: str, identity: str, eval_ids: list[str], allowed: bool, mapping: RawMapping | None = None
-) -> None:
-    """Refuses weights whose training frames are among those to be evaluated.
+    card: dict, where: str, identity: str, eval_ids: list[str], allowed: bool, mapping: RawMapping | None = None,
+    scenes: Mapping[str, str] = MappingProxyType({}),
+) -> None:  # fmt: skip
+    """Refuses weights whose training frames are among those to be evaluated; ``scenes`` are those of the latter, by
+    which cards of imported weights may list their frames.
 
     Training frames of KITTI's raw drives are refused where an evaluation frame comes from the same drive: its
     neighbours are near copies.  What the evaluation frames are among the raw ones only ``mapping`` can tell, so without
@@ -68,7 +72,11 @@ def refuse_overlap(
             f"{where} may have been trained on any frame of {identity}, for nothing tells on which: import it with "
             "--trained-on and the file of its training split, or allow it with --allow-overlap"
         )
-    overlap = sorted({listed(identity, frame) for frame in eval_ids} & seen)
+    overlap = sorted(
+        listed(identity, frame)
+        for frame in eval_ids
+        if listed(identity, frame) in seen or listed(identity, scenes.get(frame, frame)) in seen
+    )
     if overlap:
         raise UserError(
             f"{where} was trained on {len(overlap)} of the {len(eval_ids)} evaluation frames ({overlap[0]}, ...): "

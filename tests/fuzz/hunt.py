@@ -91,6 +91,8 @@ class Hunter:
             before = self.box.look()
             answer = self._call(variant, ())
             fault = fault_of(answer, self.surface.lists) or self._changed(before, additions=True)
+            if fault is None and not answer.accepted and not self.surface.lists:
+                fault = Fault("fuzzer", "the sound input is refused", answer.err[-300:])
             self.box.restore()
             different = answer.same_as(self._call(variant, ())) if self.thorough and fault is None else None
             self.box.restore()
@@ -139,7 +141,7 @@ class Hunter:
         neutral = bool(mutations) and all(m.neutral for m in mutations)
         guarded = bool(mutations) and all(surface.guarded(m) for m in mutations)
         try:
-            sound = self.baseline(given.variant) if neutral or guarded or self.thorough else None
+            sound = self.baseline(given.variant)  # also where nothing is compared: of what it refuses nothing is tried
         except Unsound as unsound:
             return Verdict(*unsound.args)
         self._put(mutations)

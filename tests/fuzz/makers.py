@@ -49,7 +49,9 @@ def _two_epochs() -> Recipe:
 def _points() -> Recipe:
     """A detector of points, very small."""
     recipe = small_bev_preset(Path())
-    return replace(recipe, name="fuzz_points", stages=recipe.stages[:1])
+    (stage, *_) = recipe.stages
+    stage = replace(stage, schedule=replace(stage.schedule, batch_size=len(TRAIN)))
+    return replace(recipe, name="fuzz_points", stages=(stage,))
 
 
 def _surround() -> Recipe:

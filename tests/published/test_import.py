@@ -15,13 +15,14 @@ import pytest
 import torch
 from drives import small_surround_preset, write_drives
 from lightning_fabric.utilities.data import AttributeDict
-from streets import CANVAS, small_recipe
+from streets import CANVAS, TRUNK, small_recipe
 
 from distill3d.cli import main
-from distill3d.detectors import build_detector, monodle
+from distill3d.data.nuscenes.dataset import NuScenesConfig, NuScenesDataset
+from distill3d.detectors import build_detector, gupnet, monodle
 from distill3d.detectors.bevdepth import BEVDepthConfig
 from distill3d.detectors.centerpoint import CenterPointConfig
-from distill3d.detectors.released import to_released
+from distill3d.detectors.released import ReleasedForm, from_released, to_released
 from distill3d.distill.methods.cmkd import CMKDConfig
 from distill3d.errors import UserError
 from distill3d.published import systems
@@ -29,10 +30,12 @@ from distill3d.published.archive import read_archive, state_of
 from distill3d.published.importing import import_checkpoint
 from distill3d.published.systems import SYSTEMS, Part, System
 from distill3d.recipes import RECIPES, get_recipe
-from distill3d.train.checkpoint import load_detector, load_weights, untrained_detector
+from distill3d.settings import to_plain
+from distill3d.train.checkpoint import load_detector, load_weights, save_weights, untrained_detector
 from distill3d.train.loop import RunOptions
 from distill3d.train.recipe import Recipe
 from distill3d.train.stages import run_recipe
+from distill3d.train.teachers import refuse_overlap, trained_on
 
 SMALL = "small"
 
@@ -209,6 +212,108 @@ def test_other_networks(small: Recipe, tmp_path: Path, capsys: pytest.CaptureFix
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize(
+    ("changed", "told"),
+    [
+        (lambda value: value.to_sparse(), "is a sparse tensor"),
+        (lambda value: torch.quantize_per_tensor(value, 0.1, 0, torch.qint8), "is a quantised tensor"),
+        (lambda value: value.to("meta"), "is an empty tensor"),
+        (lambda value: value.to(torch.int8), "holds values of torch.int8"),
+        (lambda value: value > 0, "holds values of torch.bool"),
+        (lambda value: value.to(torch.complex64), "holds values of torch.complex64"),
+        (lambda value: value.to(torch.float8_e4m3fn), "holds values of torch.float8_e4m3fn"),
+        (lambda value: value * float("nan"), "holds values that are not finite"),
+        (lambda value: value.double() + 1e300, "holds values that are not finite"),
+    ],
+    ids=["sparse", "quantised", "meta", "int8", "bool", "complex", "float8", "nan", "too large"],
+)
+@pytest.mark.filterwarnings("ignore")
+def test_other_numbers(small: Recipe, tmp_path: Path, changed: Any, told: str, capsys) -> None:
+    """Refused before anything is written: the sound file that follows finds the place empty."""
+    weights, name = theirs(small), "heatmap.2.weight"
+    file = save(tmp_path / "odd.pth", weights | {name: changed(weights[name])})
+    said = refused("import", file, "--as", SMALL, "--out", tmp_path / "out", capsys=capsys)
+    assert told in said and str(file) in said and not (tmp_path / "out").exists()
+    halves = {name: v.half() if v.is_floating_point() else v for name, v in weights.items()}
+    accepted("import", save(tmp_path / "half.pth", halves), "--as", SMALL, "--out", tmp_path / "out")
+
+
+def test_one_weight_under_two_names() -> None:
+    form = ReleasedForm(renamed={"theirs": "ours"})
+    with pytest.raises(UserError, match=r"holds ours.weight twice, once as ours.weight"):
+        weight = torch.ones(2)
+        from_released({"theirs.weight": weight, "ours.weight": weight}, form, {"ours.weight": weight}, None)
+
+
+class OddNumber:
+    """What pickles as one of numpy's numbers whose type is no number's."""
+
+    def __reduce__(self) -> Any:
+        from numpy._core.multiarray import scalar
+
+        return scalar, (np.dtype("V64"), b"x" * 64)
+
+
+def test_numpys_numbers_alone(tmp_path: Path) -> None:
+    torch.save({"a": OddNumber()}, tmp_path / "file.pth")
+    with pytest.raises(UserError, match="is no checkpoint"):
+        read_archive(tmp_path / "file.pth")
+    for number in (np.float64(20.5), np.int32(-3), np.float16(0.5), np.bool_(True)):
+        torch.save({"a": number}, tmp_path / "file.pth")
+        assert read_archive(tmp_path / "file.pth")["a"] == number
+
+
+@pytest.mark.parametrize("line", ["0.png", "1", "training/image_2/000000.png", "# train", "000000 1", "a b c"])
+def test_what_is_no_split(small: Recipe, tmp_path: Path, line: str, capsys: pytest.CaptureFixture) -> None:
+    file, split = save(tmp_path / "file.pth", theirs(small)), tmp_path / "split.txt"
+    split.write_text(f"000003\n{line}\n")
+    words = ("--as", SMALL, "--trained-on", split, "--out", tmp_path / "out")
+    assert "is no name of a frame" in refused("import", file, *words, capsys=capsys)
+
+
+def test_frames_of_known_scenes_are_not_evaluated(tmp_path: Path) -> None:
+    """Cards of imported weights may list scenes; samples are evaluated."""
+    data = NuScenesDataset(NuScenesConfig(root=write_drives(tmp_path), version="v1.0-synth", split="val"))
+    scenes = data.scene_names()
+    (scene,) = set(scenes.values())
+    assert list(scenes) == data.frame_ids and f"{scene}\n" == (tmp_path / "splits" / "val.txt").read_text()
+    for seen, told in (([scene], "on 4 of the 4"), ([data.frame_ids[1]], "on 1 of the 4"), (["scene-0001"], None)):
+        card = {"trained_on": trained_on("nuscenes", seen, [])}
+        if told is None:
+            refuse_overlap(card, "x", "nuscenes", data.frame_ids, False, scenes=scenes)
+        else:
+            with pytest.raises(UserError, match=told):
+                refuse_overlap(card, "x", "nuscenes", data.frame_ids, False, scenes=scenes)
+
+
+def test_a_stage_of_the_users_is_no_place(small: Recipe, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    file = save(tmp_path / "file.pth", theirs(small))
+    folder = tmp_path / "out" / "small_student" / "student"
+    folder.mkdir(parents=True)
+    for name, content in {"last.ckpt": b"mine", "evaluation.json": b"{}", "config.yaml": b"mine: 1"}.items():
+        (folder / name).write_bytes(content)
+        said = refused("import", file, "--as", SMALL, "--out", tmp_path / "out", capsys=capsys)
+        assert f"{name}: is there already" in said
+        assert {path.name for path in folder.iterdir()} == {name} and (folder / name).read_bytes() == content
+        (folder / name).unlink()
+    (tmp_path / "out" / "small_student" / "recipe.yaml").symlink_to(tmp_path / "nowhere")
+    assert "recipe.yaml: is there already" in refused(
+        "import", file, "--as", SMALL, "--out", tmp_path / "out", capsys=capsys
+    )
+
+
+def test_other_networks_are_not_exported(small: Recipe, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    student = import_checkpoint(save(tmp_path / "file.pth", theirs(small)), SMALL, out=tmp_path / "out")
+    assert "fits teacher as well: --part says which it is" in student.text()
+    said = refused("export", student.folder, "--as", SMALL, "--part", "teacher", capsys=capsys)
+    assert "looks at rgb, Small (teacher) at depth" in said
+    config = replace(small.stage("monoskd").detector, head_channels=16)
+    detector, card = build_detector(config), load_weights(student.folder)[1]
+    save_weights(tmp_path / "wide", detector.state_dict(), card | {"config": to_plain(config)})
+    said = refused("export", tmp_path / "wide", "--as", SMALL, capsys=capsys)
+    assert "is not Small (student) as its code has it" in said and "has the shape" in said
+
+
 def test_nothing_is_replaced(small: Recipe, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     file = save(tmp_path / "file.pth", theirs(small))
     done = import_checkpoint(file, SMALL, out=tmp_path / "out")
@@ -271,6 +376,35 @@ def test_an_import_teaches(small: Recipe, streets: Path, tmp_path: Path) -> None
     run_recipe(replace(small, stages=stages), options)
     with pytest.raises(UserError, match="no such file"):
         run_recipe(replace(small, name="other", stages=(replace(stages[0], taken_from=tmp_path / "x"),)), options)
+
+
+def test_what_stands_for_a_teacher(small: Recipe, streets: Path, tmp_path: Path, monkeypatch) -> None:
+    """Its contents count, not how its path is spelt; what the method cannot learn from is refused at the start."""
+    split = streets / "ImageSets" / "train.txt"
+    file = save(tmp_path / "teacher.pth", theirs(small, "teacher"))
+    folder = import_checkpoint(file, SMALL, "teacher", tmp_path / "out", split).folder
+    options = RunOptions(out=tmp_path / "runs", progress=False, tensorboard=False, threads=1, accelerator="cpu")
+
+    def run(source: Path, *only: str) -> Path:
+        stages = (replace(small.stage("teacher"), taken_from=source), small.stage("monoskd"))
+        return run_recipe(replace(small, stages=stages), options, only)
+
+    unknown = import_checkpoint(file, SMALL, "teacher", tmp_path / "unknown").folder
+    with pytest.raises(UserError, match="may have been trained on any frame"):
+        run(unknown)
+    other = build_detector(gupnet.tiny(input="depth", trunk=TRUNK, head_channels=8))
+    card = load_weights(folder)[1] | {"detector": other.name, "config": to_plain(other.config)}
+    save_weights(tmp_path / "gupnet", other.state_dict(), card)
+    with pytest.raises(UserError, match=r"'monoskd' cannot learn from what stands in place of .* teacher \(gupnet\)"):
+        run(tmp_path / "gupnet")
+    assert not (tmp_path / "runs").exists()
+    run(folder, "teacher")
+    monkeypatch.chdir(tmp_path)
+    run(folder.relative_to(tmp_path), "teacher")
+    weights, card = load_weights(folder)
+    save_weights(folder, {name: value + 1 for name, value in weights.items()}, card)
+    with pytest.raises(UserError, match="other settings"):
+        run(folder, "teacher")
 
 
 def test_monoskds_teacher_teaches_did_m3d(streets: Path, tmp_path: Path) -> None:

@@ -483,6 +483,11 @@ class NuScenesDataset:
         """The number of the LiDAR's channel."""
         return self.tables.channels.index(LIDAR) if LIDAR in self.tables.channels else -1
 
+    def scene_names(self) -> dict[str, str]:
+        """The scene of each frame of the split, by the frame's id."""
+        scenes = self.tables.samples.scene[self._samples].tolist()
+        return {frame: self.tables.scene_name(scene) for frame, scene in zip(self.frame_ids, scenes, strict=True)}
+
     def _table(self, name: str) -> Path:
         return table_file(self.tables.folder, name)
 
