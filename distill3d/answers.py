@@ -49,7 +49,7 @@ def open_inputs(stage: Stage, inputs: Collection[str]) -> KittiDataset:
 
 
 @torch.no_grad()
-def depth_log_scales(teacher: Stage, frames: Sequence[str], device: str) -> dict[str, Float[np.ndarray, " k"]]:
+def depth_log_scales(teacher: Stage, frames: Sequence[str], device: torch.device) -> dict[str, Float[np.ndarray, " k"]]:
     """The log scale of depth that a trained detector gives each label line of each frame; NaN where it says nothing.
 
     Raises:
@@ -84,7 +84,7 @@ def depth_log_scales(teacher: Stage, frames: Sequence[str], device: str) -> dict
 
 @torch.no_grad()
 def ground_maps(
-    student: Stage, stages: Sequence[Stage], frames: dict[str, str], classes: Sequence[str], device: str
+    student: Stage, stages: Sequence[Stage], frames: dict[str, str], classes: Sequence[str], device: torch.device
 ) -> tuple[BevMaps | None, list[str]]:
     """What a student and its teachers see of the ground, None where its method compares no such maps; and what had to
     be left out, a sentence each.

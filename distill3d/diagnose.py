@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import torch
 from jaxtyping import Float
 
 from distill3d.answers import depth_log_scales, ground_maps
@@ -112,7 +113,7 @@ def diagnose(
         raise UserError(f"--out is {str(page)!r}, expected a name that ends in .html")
     if not 0 < margin < 1:
         raise UserError(f"--margin is {margin:g}, expected a share of the depth between 0 and 1, such as 0.02")
-    find_device(device)
+    where = find_device(device)
     files = (page, page.with_suffix(".json"), page.with_suffix(".csv"))
     for file in files:
         refuse_foreign(file)
@@ -128,7 +129,7 @@ def diagnose(
     ]
 
     work = _Work(reference, students[0], margin)
-    sections = [work.section(one, stages, device) for one in students]
+    sections = [work.section(one, stages, where) for one in students]
     dataset = work.pictures()
     if dataset is None:
         lacks.append(work.no_data)
@@ -272,7 +273,7 @@ class _Work:
             self._found[stage.folder] = find(self.labels, detections, self.objects, self.settings.least_overlap)
         return self._found[stage.folder]
 
-    def section(self, student: Stage, stages: Sequence[Stage], device: str) -> Section:
+    def section(self, student: Stage, stages: Sequence[Stage], device: torch.device) -> Section:
         """The analysis of one student.
 
         Raises:
@@ -312,7 +313,7 @@ class _Work:
             return None
         return dataset
 
-    def log_scale(self, teacher: Stage, device: str) -> tuple[Float[np.ndarray, " g"] | None, str]:
+    def log_scale(self, teacher: Stage, device: torch.device) -> tuple[Float[np.ndarray, " g"] | None, str]:
         """The teacher's log scale of the depth of each object, NaN where it has none; or None and the reason."""
         if teacher.name not in self._scales:
             try:
@@ -321,7 +322,7 @@ class _Work:
                 self._scales[teacher.name] = (None, f"Nothing is told about the teacher's uncertainty: {error}.")
         return self._scales[teacher.name]
 
-    def _ask(self, teacher: Stage, device: str) -> Float[np.ndarray, " g"]:
+    def _ask(self, teacher: Stage, device: torch.device) -> Float[np.ndarray, " g"]:
         by_frame = depth_log_scales(teacher, self.objects.frames, device)
         frames = [self.objects.frames[frame] for frame in self.objects.frame]
         missing = next((frame for frame in frames if frame not in by_frame), None)

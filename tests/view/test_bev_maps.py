@@ -192,7 +192,7 @@ def run(trained: tuple[Recipe, Path], tmp_path: Path) -> Path:
 def maps_of(run: Path, student: str) -> tuple[BevMaps | None, list[str]]:
     stages = read_runs([run])
     (stage,) = (stage for stage in stages if stage.name == student)
-    return ground_maps(stage, stages, {frame_of(stage): "largest gain"}, ("car",), "cpu")
+    return ground_maps(stage, stages, {frame_of(stage): "largest gain"}, ("car",), torch.device("cpu"))
 
 
 def frame_of(stage: Stage) -> str:

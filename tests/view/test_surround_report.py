@@ -307,9 +307,9 @@ def test_what_is_made_for_kitti_refuses(surround_original: Path, tmp_path: Path)
     with pytest.raises(UserError, match=sentence):
         open_dataset(student)
     with pytest.raises(UserError, match=sentence):
-        depth_log_scales(student, [], "cpu")
+        depth_log_scales(student, [], torch.device("cpu"))
     with pytest.raises(UserError, match=sentence):
-        ground_maps(student, [student], {}, ["car"], "cpu")
+        ground_maps(student, [student], {}, ["car"], torch.device("cpu"))
 
 
 # ------------------------------------------------------------------------------------------------------------- cautions
