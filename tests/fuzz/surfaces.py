@@ -295,7 +295,8 @@ SURFACES = (
     ),
     Surface(
         "eval nuscenes", makers.drives,
-        ((*_EVAL_NUSCENES, "--split", "val"), (*_EVAL_NUSCENES, "--split", "../in/splits/val.txt"), _EVAL_NUSCENES),
+        ((*_EVAL_NUSCENES, "--split", "val"), (*_EVAL_NUSCENES, "--split", "../in/splits/val.txt"),
+         (*_EVAL_NUSCENES, "--split", "val", "--classes", "car", "pedestrian")),
         (TABLES, TABLES, "in/run/baseline/predictions/submission.json", "in/run/baseline/predictions/submission.json",
          "in/splits/*"),
         checked=(Checked("nuscenes", rf"{VERSION}/sample_annotation\.json"),) * 3, few=12, share=2,
