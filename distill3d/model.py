@@ -35,6 +35,7 @@ from distill3d.train.card import CARD
 Picture = str | Path | Image.Image | np.ndarray | Tensor
 #: A camera: the path of a KITTI calibration file, (fx, fy, cx, cy) in px, or a matrix (3, 3) or (3, 4).
 CameraLike = Camera | str | Path | Sequence[float] | np.ndarray | Tensor
+EXPECTED_CAMERA = "expected a calibration file, (fx, fy, cx, cy) in px, or a matrix (3, 3) or (3, 4)"
 
 
 class Detection(NamedTuple):
@@ -152,22 +153,18 @@ class Model:
         """
         seen = as_camera(camera)
         if isinstance(picture, list | tuple):
-            return [self.predict_one(one, seen, least_score) for one in picture]
-        return self.predict_one(picture, seen, least_score)
+            return [self._predict(one, seen, least_score) for one in picture]
+        return self._predict(picture, seen, least_score)
 
-    def predict_one(
-        self, picture: Picture, camera: Camera, least_score: float | None = None,
-        around: tuple[str, str] = ("camera: ", ""),
-    ) -> Prediction:  # fmt: skip
-        """``predict`` of one picture; ``around`` the reason is what is said of a camera that cannot have taken it.
-
-        Raises:
-            UserError: as ``predict``.
-        """
+    def _predict(self, picture: Picture, camera: Camera, least_score: float | None) -> Prediction:
         pixels = as_pixels(picture)
         fault = misfit(camera, (pixels.shape[-1], pixels.shape[-2]))
         if fault is not None:
-            raise UserError(f"{around[0]}{fault}{around[1]}")
+            raise UserError(f"camera: {fault}")
+        return self.detect(pixels, camera, least_score)
+
+    def detect(self, pixels: Float[Tensor, "3 h w"], camera: Camera, least_score: float | None = None) -> Prediction:
+        """``predict`` of one picture, RGB in 0..1, that the camera is known to fit."""
         boxes = predict_image(self.detector, self.card, pixels, camera, self.device)
         boxes = boxes[boxes.label != IGNORE]
         assert boxes.score is not None
@@ -227,9 +224,6 @@ def as_camera(camera: CameraLike) -> Camera:
     if not matrix.isfinite().all() or not (matrix[0, 0] > 0 and matrix[1, 1] > 0):
         raise UserError("camera is a matrix whose focal lengths are not positive, or that holds values not finite")
     return Camera(matrix)
-
-
-EXPECTED_CAMERA = "expected a calibration file, (fx, fy, cx, cy) in px, or a matrix (3, 3) or (3, 4)"
 
 
 def as_pixels(picture: Picture) -> Float[Tensor, "3 h w"]:

@@ -13,10 +13,11 @@ from PIL import Image
 
 from distill3d.camera import Camera, misfit
 from distill3d.data.kitti.calibration import read_calibration
+from distill3d.data.kitti.labels import write_results
 from distill3d.data.pictures import FORMATS, picture_size
 from distill3d.errors import UserError
 from distill3d.files import refuse_foreign, write_output, write_output_text
-from distill3d.model import Prediction, load
+from distill3d.model import Prediction, as_pixels, load
 from distill3d.picture import camera_of_intrinsics, placed
 from distill3d.train.progress import ProgressBar
 
@@ -63,7 +64,9 @@ def predict_images(
     with ProgressBar("pictures", len(names), visible=progress and len(names) > 1) as bar:
         for path, name in names.items():
             camera, told = cameras[path]
-            found = model.predict_one(path, camera, least_score, (f"{told}: ", f", the size of {path}"))
+            pixels = as_pixels(path)
+            refuse_misfit(path, (pixels.shape[-1], pixels.shape[-2]), camera, told)
+            found = model.detect(pixels, camera, least_score)
             lines.append(json.dumps({"picture": str(path), "result": name, "objects": found.to_dict()}))
             _write(out / name, path, found, draw)
             bar.advance()
@@ -73,9 +76,8 @@ def predict_images(
 
 def _write(place: Path, picture: Path, found: Prediction, draw: bool) -> None:
     """The results of a picture: ``place`` and an ending."""
-    text = "".join(f"{line}\n" for line in found.to_kitti())
     write_output(
-        place.with_name(f"{place.name}.txt"), lambda part: part.write_text(text, encoding="utf-8"),
+        place.with_name(f"{place.name}.txt"), lambda part: write_results(part, found.boxes, found.classes),
         of=picture, flush=False,
     )  # fmt: skip
     if draw:

@@ -7,7 +7,6 @@ looked at one by one, so that a command that was ended and called again writes t
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -30,12 +29,12 @@ from distill3d.data.nuscenes.dataset import NuScenesConfig, NuScenesDataset
 from distill3d.detectors.base import Detector
 from distill3d.devices import find_device
 from distill3d.errors import UserError
-from distill3d.files import PART_BEGIN, read_bytes, read_json, sweep_below, write_text
+from distill3d.files import PART_BEGIN, read_json, sweep_below, write_text
 from distill3d.lock import LOCK, only_writer
 from distill3d.picture import FOCAL_TOLERANCE
 from distill3d.settings import Number, Share, Workers, check_settings
 from distill3d.train.card import require
-from distill3d.train.checkpoint import WEIGHTS, load_detector
+from distill3d.train.checkpoint import load_detector, weights_sum
 from distill3d.train.progress import ProgressBar
 from distill3d.train.recipe import SurroundDatasetConfig
 from distill3d.train.sources import frame_settings, surround_settings
@@ -147,9 +146,8 @@ def _settings(data: Path, config: AutolabelConfig) -> dict[str, Any]:
 
 
 def _labeller(run: Path, card: dict[str, Any]) -> dict[str, Any]:
-    weights = run / WEIGHTS if run.is_dir() else run
     named = {name: card[name] for name in ("stage", "recipe", "role", "detector", "input") if name in card}
-    return {**named, "sha256": hashlib.sha256(read_bytes(weights)).hexdigest(), "trained_on": card["trained_on"]}
+    return {**named, "sha256": weights_sum(run), "trained_on": card["trained_on"]}
 
 
 def _remarks(config: AutolabelConfig, card: dict[str, Any], own: int) -> list[str]:

@@ -116,8 +116,7 @@ def from_released(weights: Weights, form: ReleasedForm, own: Weights, config: An
     for name, value in own.items():
         if name not in ours and name.endswith(COUNTER):
             ours[name] = torch.zeros((), dtype=value.dtype)
-    read = {_exchanged_beginning(form.renamed, name): name for name in theirs}
-    _refuse_different(ours, own, _their_names(form, own) | read)
+    _refuse_different(ours, own, form, theirs)
     if form.read_settings is not None:
         config = form.read_settings(settings, config)
     return Taken({name: _as(ours[name], value) for name, value in own.items()}, config, dict(dropped))
@@ -195,24 +194,30 @@ def _as(value: Tensor, own: Tensor) -> Tensor:
     return value.to(own.dtype).contiguous()
 
 
-def _refuse_different(ours: Weights, own: Weights, theirs: Mapping[str, str]) -> None:
-    """Refuses weights that are not exactly those of ``own``; ``theirs``: the authors' names by ours."""
+def _refuse_different(ours: Weights, own: Weights, form: ReleasedForm, theirs: Iterable[str]) -> None:
+    """Refuses weights that are not exactly those of ``own``; the sentence has the authors' names."""
+    missing = [name for name in own if name not in ours]
+    others = [name for name in ours if name not in own]
+    misshapen = [name for name in own if name in ours and ours[name].shape != own[name].shape]
+    odd = [name for name in own if name in ours and _kind(ours[name]) != _kind(own[name])]
+    if not (missing or others or misshapen or odd):
+        return
+    names = _their_names(form, own) | {_exchanged_beginning(form.renamed, name): name for name in theirs}
     faults = []
-    if missing := [name for name in own if name not in ours]:
-        faults.append(f"lacks {_named(list(dict.fromkeys(theirs.get(name, name) for name in missing)))}")
-    if others := [theirs.get(name, name) for name in ours if name not in own]:
-        faults.append(f"holds {_named(others)} besides")
-    if misshapen := [name for name in own if name in ours and ours[name].shape != own[name].shape]:
+    if missing:
+        faults.append(f"lacks {_named(list(dict.fromkeys(names[name] for name in missing)))}")
+    if others:
+        faults.append(f"holds {_named([names.get(name, name) for name in others])} besides")
+    if misshapen:
         name = misshapen[0]
         shapes = tuple(ours[name].shape), tuple(own[name].shape)
         more = f" ({len(misshapen)} such entries)" if len(misshapen) > 1 else ""
-        faults.append(f"{theirs.get(name, name)} has the shape {shapes[0]}, expected {shapes[1]}{more}")
-    if not faults and (odd := [name for name in own if _kind(ours[name]) != _kind(own[name])]):
+        faults.append(f"{names[name]} has the shape {shapes[0]}, expected {shapes[1]}{more}")
+    if odd and not faults:
         name = odd[0]
         kinds = ours[name].dtype, own[name].dtype
-        faults.append(f"{theirs.get(name, name)} holds values of {kinds[0]}, expected {kinds[1]} or alike")
-    if faults:
-        raise UserError("; ".join(faults))
+        faults.append(f"{names[name]} holds values of {kinds[0]}, expected {kinds[1]} or alike")
+    raise UserError("; ".join(faults))
 
 
 def _kind(value: Tensor) -> str:

@@ -14,8 +14,7 @@ from distill3d.files import refuse_foreign, write_output
 from distill3d.published.importing import fitted
 from distill3d.published.systems import named_part
 from distill3d.train.checkpoint import load_detector
-from distill3d.train.recipe import SurroundDatasetConfig
-from distill3d.train.stages import SENSOR_FRAME
+from distill3d.train.stages import other_frame
 
 
 @dataclass(frozen=True)
@@ -57,10 +56,9 @@ def export_released(checkpoint: Path, system: str, part: str | None = None, out:
         raise UserError(
             f"{checkpoint}: looks at {detector.config.input}, {about.title} ({part}) at {back.config.input}"
         )
-    if isinstance(recipe.dataset, SurroundDatasetConfig):
-        frames = card.get("ego_frame", SurroundDatasetConfig.ego_frame), recipe.dataset.ego_frame
-        if frames[0] != frames[1] and SENSOR_FRAME in frames:
-            raise UserError(f"{checkpoint}: sees the ego frame {frames[0]!r}, {about.title} ({part}) {frames[1]!r}")
+    frames = other_frame(recipe, card)
+    if frames is not None:
+        raise UserError(f"{checkpoint}: sees the ego frame {frames[0]!r}, {about.title} ({part}) {frames[1]!r}")
     state = {about.prefix + name: value for name, value in theirs.items()}
     write_output(out, lambda part: torch.save({"epoch": 0, about.state: state}, part))
     return Exported(out, about.title, len(state))

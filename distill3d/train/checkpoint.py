@@ -7,6 +7,7 @@ checksum of all that they hold, which is tested before anything in them is used 
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 from collections.abc import Mapping
@@ -148,6 +149,11 @@ def load_weights(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     card = parse_json(decoded(seal.header(data), path), path)["__metadata__"].get("card", "")
     refuse_not_finite(weights, str(path))
     return weights, parse_card(card, f"{path}: the card in its header")
+
+
+def weights_sum(path: Path) -> str:
+    """SHA-256 of a stage folder's weights, or of a ``model.safetensors``."""
+    return hashlib.sha256(read_bytes(path / WEIGHTS if path.is_dir() else path)).hexdigest()
 
 
 def refuse_not_finite(weights: Mapping[str, Tensor], where: str) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import re
 import warnings
 from collections.abc import Iterator
@@ -15,7 +14,7 @@ import torch
 from lightning_fabric import Fabric
 
 from distill3d.errors import UserError
-from distill3d.files import folder_name, read_bytes, read_text, read_yaml, sweep_below
+from distill3d.files import folder_name, read_text, read_yaml, sweep_below
 from distill3d.lock import LOCK, forget_dead_writer, only_writer
 from distill3d.settings import check_settings, from_plain
 from distill3d.train.card import CARD, read_card, require
@@ -27,6 +26,7 @@ from distill3d.train.checkpoint import (
     load_detector,
     load_weights,
     save_weights,
+    weights_sum,
 )
 from distill3d.train.evaluation import EVALUATION, PREDICTIONS
 from distill3d.train.loop import CONFIG, METRICS, RECIPE, RunOptions, train_stage, write_settings
@@ -104,14 +104,10 @@ def with_taken(recipe: Recipe, folder: Path) -> Recipe:
             detector, card = load_detector(taken if moved else source)
             require(card, source, "trained_on.frames")
             _refuse_other_frame(recipe, card, source)
-            origin = card.get("taken_from", {}) if moved else {"sha256": _sum_of(source)}
+            origin = card.get("taken_from", {}) if moved else {"sha256": weights_sum(source)}
             stage = replace(stage, detector=detector.config, taken_sha256=origin.get("sha256"))
         stages.append(stage)
     return replace(recipe, stages=tuple(stages))
-
-
-def _sum_of(source: Path) -> str:
-    return hashlib.sha256(read_bytes(source / WEIGHTS if source.is_dir() else source)).hexdigest()
 
 
 def _refuse_seen(recipe: Recipe, taken: list[StageConfig], options: RunOptions) -> None:
@@ -126,14 +122,21 @@ def _refuse_seen(recipe: Recipe, taken: list[StageConfig], options: RunOptions) 
 
 
 def _refuse_other_frame(recipe: Recipe, card: dict[str, Any], source: Path) -> None:
-    """Between the vehicle's frame and the LiDAR's own lie a quarter turn and 1.8 m."""
-    if isinstance(recipe.dataset, SurroundDatasetConfig):
-        given, seen = recipe.dataset.ego_frame, card.get("ego_frame", SurroundDatasetConfig.ego_frame)
-        if given != seen and SENSOR_FRAME in (given, seen):
-            raise UserError(
-                f"{source}: was trained in the ego frame {seen!r}, the recipe gives {given!r}: "
-                f"add --dataset.ego-frame {seen}"
-            )
+    seen = other_frame(recipe, card)
+    if seen is not None:
+        raise UserError(
+            f"{source}: was trained in the ego frame {seen[0]!r}, the recipe gives {seen[1]!r}: "
+            f"add --dataset.ego-frame {seen[0]}"
+        )
+
+
+def other_frame(recipe: Recipe, card: dict[str, Any]) -> tuple[str, str] | None:
+    """The ego frames of a card and of a recipe, if one is the vehicle's and one the LiDAR's own: a quarter turn and
+    1.8 m lie between them."""
+    if not isinstance(recipe.dataset, SurroundDatasetConfig):
+        return None
+    frames = card.get("ego_frame", SurroundDatasetConfig.ego_frame), recipe.dataset.ego_frame
+    return frames if frames[0] != frames[1] and SENSOR_FRAME in frames else None
 
 
 def _take(recipe: Recipe, stage: StageConfig, source: Path, folder: Path) -> None:
