@@ -383,7 +383,7 @@ def predict(arguments: list[str]) -> None:
         calib: Path | None = None  # KITTI calibration file, or a folder with one for each picture, of its name
         intrinsics: str | None = None  # fx,fy,cx,cy in px
         out: Path = Path("predictions")
-        score: Share | None = None  # least score, 0..1; by default the detector's own
+        score: Share | None = None  # least score; by default the detector's own
         device: str = "auto"
         draw: bool = True  # also write drawings
 

@@ -42,7 +42,7 @@ class Detection(NamedTuple):
     """One object: where it is in the camera's frame (x to the right, y down, z ahead, m)."""
 
     name: str  # of its class
-    score: float  # how sure the detector is, 0..1
+    score: float  # larger is surer; of some detectors above 1 where they are sure of the depth
     centre: tuple[float, float, float]  # m, of the box
     size: tuple[float, float, float]  # m, (length, width, height)
     yaw: float  # rad, about the up axis; 0: its length points to the right
@@ -146,7 +146,7 @@ class Model:
         Args:
             picture: a file, a Pillow image, an array (H, W, 3) or a tensor (3, H, W), RGB, or a list of such.
             camera: a KITTI calibration file, (fx, fy, cx, cy) in px, or a matrix (3, 3) or (3, 4).
-            least_score: of what is returned, 0..1; by default the detector's own.
+            least_score: of what is returned; by default the detector's own.
 
         Raises:
             UserError: a picture or the camera cannot be read, or the camera cannot have taken the picture.
