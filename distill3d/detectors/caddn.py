@@ -16,7 +16,6 @@ import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
-from torchvision.models import segmentation
 
 from distill3d.boxes import Boxes3D, BoxSlots
 from distill3d.camera import DepthBins, ImageAffine
@@ -158,6 +157,8 @@ class DeepLabTrunk(nn.Module):
 
     def __init__(self, config: DepthTrunkConfig, depth_classes: int | None) -> None:
         super().__init__()
+        from torchvision.models import segmentation
+
         build = getattr(segmentation, config.network)
         network: Any = build(weights="DEFAULT" if config.pretrained else None, weights_backbone=None)
         stages = dict(network.backbone.items())

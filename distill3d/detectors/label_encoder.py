@@ -15,8 +15,6 @@ from typing import Any, Literal
 
 import torch.nn.functional as F
 from jaxtyping import Float
-from timm.layers.mlp import Mlp
-from timm.models.resnet import BasicBlock
 from torch import Tensor, nn
 
 from distill3d.boxes import NUSCENES_CLASSES
@@ -103,6 +101,9 @@ class LabelBackbone(nn.Module):
         self, classes: int, hidden: int, channels: tuple[int, ...], strides: tuple[int, ...], cells: tuple[int, int]
     ) -> None:
         super().__init__()
+        from timm.layers.mlp import Mlp
+        from timm.models.resnet import BasicBlock
+
         self.mlp_box = Mlp(BOX_NUMBERS, hidden, hidden, act_layer=nn.ReLU)
         self.mlp_label = Mlp(classes, hidden, hidden, act_layer=nn.ReLU)
         self.mlp2 = Mlp(hidden, hidden, hidden, act_layer=nn.ReLU)

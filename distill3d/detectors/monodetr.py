@@ -18,7 +18,6 @@ import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
-from torchvision.ops import sigmoid_focal_loss
 
 from distill3d.boxes import Boxes3D, BoxSlots, kitti_rows, wrap_angle
 from distill3d.camera import Camera, DepthBins
@@ -446,6 +445,8 @@ def set_losses(
     query, the rest at matched ones: L1 of centre and sides, 1 - generalised IoU, dimension-aware L1, cross entropy of
     the heading bin plus L1 of the true bin's residual, Laplace likelihood of the depth.
     """
+    from torchvision.ops import sigmoid_focal_loss
+
     image, group, slot = (matched != UNMATCHED).nonzero(as_tuple=True)
     query = matched[image, group, slot]
     at = {head: values[image, query] for head, values in predictions.items()}

@@ -10,7 +10,6 @@ import torch
 from jaxtyping import Float
 from PIL import Image
 from torch import Tensor
-from torchvision.transforms.functional import to_pil_image
 
 from distill3d.boxes import Boxes3D
 from distill3d.data.sample import Sample
@@ -83,6 +82,8 @@ def _window(sample: Sample, closeup: Closeup) -> Float[Tensor, "4"]:
 
 def _panel(sample: Sample, window: Float[Tensor, "4"], sets: dict[str, Boxes3D]) -> Image.Image:
     """The window of the image, enlarged, with boxes."""
+    from torchvision.transforms.functional import to_pil_image
+
     size = (PANEL_SIZE[0] * SUPERSAMPLE, PANEL_SIZE[1] * SUPERSAMPLE)
     picture = to_pil_image(sample.image.clamp(0, 1)).resize(size, Image.Resampling.BICUBIC, tuple(window.tolist()))
     zoom = size[0] / float(window[2] - window[0])

@@ -25,7 +25,6 @@ from typing import Annotated, ClassVar, Literal
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
-from timm.models.resnet import BasicBlock
 from torch import Tensor, nn
 
 from distill3d.distill.adapters import in_dtype_of
@@ -80,6 +79,10 @@ class LabelDistillConfig(StyledConfig):
     #: Batch norm of teacher and label encoder; for the train loop.
     teacher_bn: Literal["eval", "train"] = option(released="train", intended="eval", default="eval")
 
+    @property
+    def follows_progress(self) -> bool:
+        return self.warm_up > 0
+
 
 def terms(config: LabelDistillConfig, student_channels: dict[str, int], teacher_channels: dict[str, int]) -> list[Term]:
     """The two feature terms, with an adaptor each, and the response term, as far as their weights are not 0.
@@ -108,6 +111,8 @@ class DistillAdaptor(nn.Module):
 
     def __init__(self, channels_in: tuple[int, ...], channels: tuple[int, ...]) -> None:
         super().__init__()
+        from timm.models.resnet import BasicBlock
+
         self.blocks = nn.ModuleList(
             nn.Sequential(
                 nn.Conv2d(c_in, c, 3, padding=1, padding_mode="replicate"), nn.BatchNorm2d(c), nn.ReLU(inplace=True),

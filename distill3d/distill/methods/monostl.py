@@ -29,7 +29,6 @@ import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
-from torchvision.ops import roi_align
 
 from distill3d.data.surround import SurroundBatch
 from distill3d.detectors.base import FeatureMap
@@ -319,6 +318,8 @@ def _roi_gram(
     maps: Float[Tensor, "b c h w"], boxes: Float[Tensor, "n 4"], image: Int[Tensor, " n"], norm: RelationNorm
 ) -> Float[Tensor, "n n"]:
     """Inner products of the objects' RoI features; boxes in cells."""
+    from torchvision.ops import roi_align
+
     rows = torch.cat((image[:, None].to(maps), boxes.to(maps)), dim=1)
     features = roi_align(maps, rows, ROI_CELLS, aligned=True).flatten(1)
     if norm == "cosine":

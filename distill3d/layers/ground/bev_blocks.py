@@ -13,7 +13,6 @@ import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
-from torchvision.ops import DeformConv2d
 
 from distill3d.layers.distributed import WholeBatchNorm, world_size
 from distill3d.layers.ground.lift import read_cells, surrounding_cells
@@ -194,6 +193,8 @@ class SelfOffsetConv(nn.Module):
     def __init__(self, channels: int) -> None:
         super().__init__()
         self.conv1 = nn.Conv2d(channels, 2 * TAPS, 3, padding=1, bias=False)
+        from torchvision.ops import DeformConv2d
+
         self.conv2 = DeformConv2d(channels, channels, 3, padding=1, bias=False)
 
     def forward(self, x: Float[Tensor, "b c y x"]) -> Float[Tensor, "b c y x"]:

@@ -7,7 +7,6 @@ weights.
 from __future__ import annotations
 
 from jaxtyping import Float
-from timm.models.resnet import BasicBlock
 from torch import Tensor, nn
 
 #: Strides of stem and stages, and of the stages' maps in cells of the input.
@@ -30,6 +29,8 @@ class BevTrunk(nn.Module):
 
     def __init__(self, channels_in: int, base: int, layers: tuple[int, ...] = (2, 2, 2)) -> None:
         super().__init__()
+        from timm.models.resnet import BasicBlock
+
         self.conv1 = nn.Conv2d(channels_in, base, 7, STEM_STRIDE, padding=3, bias=False)
         self.bn1 = nn.BatchNorm2d(base)
         self.channels = tuple(factor * base for factor in WIDTHS)
@@ -53,6 +54,8 @@ class BevTrunk(nn.Module):
 
 
 def _stage(channels_in: int, channels: int, stride: int, blocks: int) -> nn.Sequential:
+    from timm.models.resnet import BasicBlock
+
     shortcut = None
     if stride != 1 or channels_in != channels:
         shortcut = nn.Sequential(nn.Conv2d(channels_in, channels, 1, stride, bias=False), nn.BatchNorm2d(channels))

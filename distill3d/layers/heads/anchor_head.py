@@ -15,7 +15,6 @@ import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
-from torchvision.ops import sigmoid_focal_loss
 
 from distill3d.boxes import (
     IGNORE,
@@ -250,6 +249,8 @@ class AnchorHead(nn.Module):
     def _focal(
         self, scores: Float[Tensor, "b n k"], codes: Float[Tensor, "b n 7"], targets: AnchorTargets
     ) -> Float[Tensor, ""]:
+        from torchvision.ops import sigmoid_focal_loss
+
         number = torch.arange(1, scores.shape[-1] + 1, device=scores.device)
         wanted = (targets.labels[..., None] == number).to(scores)
         loss = sigmoid_focal_loss(scores, wanted, FOCAL_ALPHA, FOCAL_GAMMA).sum(-1)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int
-from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
 #: In place of a query's number: no query was left for the object.
@@ -19,6 +18,8 @@ def assign(cost: Float[Tensor, "s q k"], present: Bool[Tensor, "s k"]) -> Int[Te
     Objects that are not ``present`` get ``UNMATCHED``, and so do the dearest ones where there are more than q.  Costs
     that are not finite are avoided but do no harm: the loss they come from is where they should show.
     """
+    from scipy.optimize import linear_sum_assignment
+
     costs = cost.nan_to_num(nan=torch.finfo(cost.dtype).max).cpu().numpy()  # once: each transfer waits for the device
     columns = present.cpu().numpy()
     matched = np.full(columns.shape, UNMATCHED, dtype=np.int64)

@@ -10,9 +10,7 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int
-from timm.models.resnet import BasicBlock
 from torch import Tensor, nn
-from torchvision.ops import deform_conv2d
 
 from distill3d.camera import DepthBins
 from distill3d.layers.distributed import across_processes, world_size
@@ -134,6 +132,8 @@ class GroupedDeformConv(nn.Module):
             if exact.is_cpu:
                 whole = torch.block_diag(*self.weight.flatten(1).chunk(self.groups))
                 return deform_conv3(exact, offset, whole.unflatten(1, (-1, 3, 3)))
+            from torchvision.ops import deform_conv2d
+
             return deform_conv2d(exact, offset, self.weight, padding=(1, 1))
 
 
@@ -151,6 +151,8 @@ class DepthNet(nn.Module):
 
     def __init__(self, channels_in: int, mid: int, context: int, depth: int) -> None:
         super().__init__()
+        from timm.models.resnet import BasicBlock
+
         self.reduce_conv = nn.Sequential(
             nn.Conv2d(channels_in, mid, 3, padding=1), nn.BatchNorm2d(mid), nn.ReLU(inplace=True)
         )

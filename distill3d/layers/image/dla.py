@@ -9,7 +9,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-import timm
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -50,6 +49,8 @@ def unused_in_released(config: DLAConfig) -> dict[str, tuple[int, ...]]:
 
 def dla_trunk(config: DLAConfig) -> nn.Module:
     """The trunk: (B, 3, H, W) -> six maps at ``STRIDES``."""
+    import timm
+
     trunk: Any = timm.create_model(
         "dla34", features_only=True, out_indices=tuple(range(len(STRIDES))), pretrained=config.pretrained,
         levels=config.levels, channels=config.channels,

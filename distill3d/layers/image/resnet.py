@@ -5,9 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Literal
 
-import timm
 from jaxtyping import Float
-from timm.models.resnet import BasicBlock, Bottleneck
 from torch import Tensor, nn
 
 from distill3d.errors import UserError
@@ -35,7 +33,7 @@ class ResNetConfig:
     @property
     def outputs(self) -> tuple[int, ...]:
         """Channels of the maps, from fine to coarse."""
-        return tuple(self.block_type.expansion * width for width in self.channels[self.stages[0] - 1 :])
+        return tuple(self.expansion * width for width in self.channels[self.stages[0] - 1 :])
 
     @property
     def stages(self) -> tuple[int, ...]:
@@ -43,8 +41,9 @@ class ResNetConfig:
         return (1, 2, 3, 4) if self.finest == 4 else (2, 3, 4)
 
     @property
-    def block_type(self) -> type[BasicBlock] | type[Bottleneck]:
-        return Bottleneck if self.block == "bottleneck" else BasicBlock
+    def expansion(self) -> int:
+        """Channels that a block gives, as a multiple of those inside."""
+        return 4 if self.block == "bottleneck" else 1
 
 
 class ResNet(nn.Module):
@@ -52,13 +51,17 @@ class ResNet(nn.Module):
 
     def __init__(self, config: ResNetConfig) -> None:
         super().__init__()
+        import timm
+        from timm.models.resnet import BasicBlock, Bottleneck
+
         self.config = config
         if config.pretrained and config.layers not in RELEASED_WEIGHTS:
             raise UserError(f"there are no ImageNet weights for a trunk of {config.layers} layers")
         name = RELEASED_WEIGHTS.get(config.layers, RELEASED_WEIGHTS[RESNET50])
         self.body: Any = timm.create_model(
             name, features_only=True, out_indices=config.stages, pretrained=config.pretrained,
-            block=config.block_type, layers=config.layers, channels=config.channels,
+            block=Bottleneck if config.block == "bottleneck" else BasicBlock, layers=config.layers,
+            channels=config.channels,
         )  # fmt: skip
         if config.frozen:
             norms = [m for m in self.body.modules() if isinstance(m, nn.BatchNorm2d)]

@@ -12,7 +12,6 @@ import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
-from torchvision.ops import roi_align
 
 from distill3d.camera import Camera, ImageAffine
 from distill3d.layers.image.heatmap import clamped_sigmoid, find_peaks
@@ -151,6 +150,8 @@ def sample_boxes(
 
     A bfloat16 cannot tell neighbouring cells of a wide map apart.
     """
+    from torchvision.ops import roi_align
+
     with torch.autocast(maps.device.type, enabled=False):
         exact = maps.to(torch.promote_types(maps.dtype, box.dtype))
         rows = torch.cat((image[:, None].to(exact.dtype), box.detach().to(exact.dtype)), -1)
