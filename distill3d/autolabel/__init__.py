@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -187,6 +187,7 @@ def _open(run: Path, data: Path, config: AutolabelConfig, detector: Detector, ca
         raise UserError(f"{run} looks at {kind}")
     dataset = data_of(run, surround)
     if isinstance(dataset, SurroundDatasetConfig):
+        dataset = replace(dataset, classes=getattr(detector.config, "classes", dataset.classes))  # that it names
         moments = NuScenesDataset(
             NuScenesConfig(root=data, version=config.version, split=config.split,
                            **surround_settings(dataset, inputs))

@@ -24,6 +24,8 @@ from distill3d.files import at_once, reason_of
 
 #: How PyTorch tells an archive from its older files.
 ZIP = b"PK\x03\x04"
+#: What helps where a file holds more than its reader takes.
+ALONE = 'save its weights alone, as torch.save({"state_dict": ...}, FILE)'
 #: Where state dicts stand in a file; else the file is one.
 STATES = ("model_state", "state_dict")
 
@@ -54,14 +56,16 @@ class NumberType(Data):
         super().__init__()
         if kind not in NUMBERS:
             raise ValueError(f"holds values of numpy's type {kind}")
-        self.kind = kind
+        self.kind, self.order = kind, "<"
 
     def __setstate__(self, state: Any) -> None:
-        """What else numpy says of the type is its own."""
+        """Of what else numpy says of the type, the order of bytes alone counts here."""
+        if state[1] == ">":
+            self.order = ">"
 
 
 def _number(kind: NumberType, data: bytes) -> np.generic:
-    return np.frombuffer(data, np.dtype(kind.kind).newbyteorder("<"), count=1)[0]
+    return np.frombuffer(data, f"{kind.order}{kind.kind}", count=1).astype(kind.kind)[0]
 
 
 def _allowed() -> list[Callable[..., Any] | tuple[Callable[..., Any], str]]:
@@ -91,8 +95,8 @@ def read_archive(path: Path) -> Any:
     if found is None:
         raise UserError(f"{path}: is no checkpoint that PyTorch wrote, or is damaged")
     raise UserError(
-        f"{path}: holds a {found[1]}, which could execute code, and was not loaded: where you trust the file, save its "
-        'weights alone, as torch.save({"state_dict": ...}, FILE)'
+        f"{path}: holds a {found[1]}, no type that is known to execute nothing, and was not loaded: where you trust "
+        f"the file, {ALONE}"
     )
 
 
@@ -129,7 +133,10 @@ def state_of(archive: Any, path: Path) -> dict[str, Tensor]:
     state = {str(name): value for name, value in archive.items() if isinstance(value, Tensor)}
     if not state:
         there = ", ".join(map(str, list(archive)[:6])) or "no entry"
-        raise UserError(f"{path}: holds no weights but {there}, expected a state dict, or one as {' or '.join(STATES)}")
+        raise UserError(
+            f"{path}: no weights stand where they are looked for, on the first level or below {' or '.join(STATES)}, "
+            f"there are {there}: where they stand elsewhere, {ALONE}"
+        )
     for name, value in state.items():
         if value.layout != torch.strided or value.is_quantized or value.is_meta:
             kind = "a quantised" if value.is_quantized else "an empty" if value.is_meta else "a sparse"

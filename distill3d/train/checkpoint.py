@@ -73,12 +73,16 @@ def last_state(folder: Path) -> Path | None:
     return next((folder / name for name in (STATE, PREVIOUS) if (folder / name).exists()), None)
 
 
+#: Of files that are not this library's.
+OTHERS = "expected one of distill3d, which distill3d import makes of authors' checkpoints"
+
+
 def way_out(path: Path) -> str:
     """What to do about a state that cannot be used, for the end of a sentence."""
     previous = path.with_name(PREVIOUS)
     if path.name == STATE and previous.exists():
         return f"remove it, and training goes on from the state before, {previous.name}"
-    return "remove it, and training begins anew" if path.name in (STATE, PREVIOUS) else "expected one of distill3d"
+    return "remove it, and training begins anew" if path.name in (STATE, PREVIOUS) else OTHERS
 
 
 def load_state(path: Path) -> dict[str, Any]:
@@ -137,7 +141,9 @@ def load_weights(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         raise UserError(f"{path}: no such file, expected a stage folder or a {WEIGHTS}")
     if path.suffix != ".safetensors":
         load_state(path)  # refuses what is damaged or hostile with its own sentence
-        raise UserError(f"{path}: expected a {WEIGHTS} or the folder that holds it, not a {path.suffix or 'bare'} file")
+        raise UserError(
+            f"{path}: expected a {WEIGHTS} or the folder that holds it, not a {path.suffix or 'bare'} file: {OTHERS}"
+        )
     data = read_bytes(path)
     try:
         seal.test_weights(data)

@@ -99,7 +99,7 @@ def evaluate_surround(
     with tempfile.TemporaryDirectory() as scratch:
         path = (Path(scratch) if folder is None else folder / PREDICTIONS) / SUBMISSION
         found = detect(detector, dataset, batch_size, device, precision, progress)
-        write_submission(path, found, poses, dataset.classes, meta)
+        write_submission(path, found, poses, getattr(detector.config, "classes", dataset.classes), meta)
         predictions = read_submission(path, tokens).seen_from(truth.ego_position)
     result = nuscenes.evaluate(truth.boxes, predictions, racks=truth.racks, classes=dataset.classes)
     if folder is not None:

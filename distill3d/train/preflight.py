@@ -107,6 +107,7 @@ def _check_networks(recipe: Recipe, stages: Sequence[StageConfig]) -> None:
     with torch.random.fork_rng(devices=[]):
         for stage in stages:
             student = _untrained(stage)
+            _refuse_other_classes(recipe, stage)
             teachers = [_untrained(recipe.stage(name)) for name in stage.teachers[:1]]
             terms: list[Term] = []
             if stage.method is not None:
@@ -119,6 +120,16 @@ def _check_networks(recipe: Recipe, stages: Sequence[StageConfig]) -> None:
             taken = [name for name in stage.teachers if recipe.stage(name).taken_from is not None]
             if taken:
                 _try_one_frame(recipe, stage, student, terms, taken)
+
+
+def _refuse_other_classes(recipe: Recipe, stage: StageConfig) -> None:
+    """Labels of surround views are numbers in the order of the data set's classes, and detectors go by theirs."""
+    classes, known = getattr(recipe.dataset, "classes", None), getattr(stage.detector, "classes", None)
+    if classes is not None and known is not None and tuple(known) != tuple(classes):
+        raise UserError(
+            f"stage {stage.name!r}: its detector's classes are {', '.join(known)}, the data set's "
+            f"{', '.join(classes)}: give both the same, in one order"
+        )
 
 
 def _try_one_frame(recipe: Recipe, stage: StageConfig, student: Detector, terms: list[Term], taken: list[str]) -> None:
