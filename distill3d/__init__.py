@@ -11,6 +11,7 @@ In Python, what the commands do, each imported when it is first asked for:
 | ``write_report(folders, out)`` | a page that compares runs |
 | ``export_checkpoint(folder, path)`` | a student as an ONNX file |
 | ``import_checkpoint(file, system)`` | an authors' checkpoint as a stage's folder |
+| ``register_method``, ``register_detector``, ``register_recipe`` | makes one's own known to all of these |
 """
 
 from __future__ import annotations
@@ -21,12 +22,14 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from distill3d.boxes import Boxes3D
     from distill3d.camera import Camera
+    from distill3d.detectors import register_detector
+    from distill3d.distill.methods import register_method
     from distill3d.errors import UserError
     from distill3d.evaluate_run import evaluate_stage
     from distill3d.export import export_checkpoint
     from distill3d.model import Detection, Model, Prediction, build, load
     from distill3d.published.importing import import_checkpoint
-    from distill3d.recipes import get_recipe
+    from distill3d.recipes import get_recipe, register_recipe
     from distill3d.train.loop import RunOptions
     from distill3d.train.recipe import Recipe
     from distill3d.train.stages import run_recipe
@@ -35,7 +38,8 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 __all__ = [
     "Boxes3D", "Camera", "Detection", "Model", "Prediction", "Recipe", "RunOptions", "UserError", "build",
-    "evaluate_stage", "export_checkpoint", "get_recipe", "import_checkpoint", "load", "run_recipe", "write_report",
+    "evaluate_stage", "export_checkpoint", "get_recipe", "import_checkpoint", "load", "register_detector",
+    "register_method", "register_recipe", "run_recipe", "write_report",
 ]  # fmt: skip
 
 #: The module of each name.
@@ -43,7 +47,8 @@ _MODULES = {
     "Boxes3D": "boxes", "Camera": "camera", "Detection": "model", "Model": "model", "Prediction": "model",
     "Recipe": "train.recipe", "RunOptions": "train.loop", "UserError": "errors", "build": "model",
     "evaluate_stage": "evaluate_run", "export_checkpoint": "export", "get_recipe": "recipes",
-    "import_checkpoint": "published.importing", "load": "model", "run_recipe": "train.stages",
+    "import_checkpoint": "published.importing", "load": "model", "register_detector": "detectors",
+    "register_method": "distill.methods", "register_recipe": "recipes", "run_recipe": "train.stages",
     "write_report": "view.report",
 }  # fmt: skip
 

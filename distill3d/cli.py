@@ -1,23 +1,19 @@
 """The command line. Heavy imports happen inside the command that needs them, so that ``--help`` answers at once."""
 
-import contextlib
 import difflib
-import errno
-import functools
-import io
 import os
-import re
 import sys
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field, fields, is_dataclass, replace
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Literal, TypeVar
 
 from distill3d import stop
 from distill3d.console import BROKEN_PIPE, discard_output, prepare_streams, surroundings
 from distill3d.errors import UserError, one_line
 from distill3d.files import outputs
-from distill3d.settings import Between, Count, HeightScale, Number, Share, check_settings
+from distill3d.options import parse
+from distill3d.settings import Between, Count, HeightScale, Number, Share
 
 T = TypeVar("T")
 #: Exit code of everything that a user can mend.
@@ -105,7 +101,27 @@ def _dispatch(arguments: list[str]) -> int:
         near = difflib.get_close_matches(name, COMMANDS, n=1)
         hint = f"did you mean {near[0]!r}?" if near else f"known are {', '.join(COMMANDS)}"
         raise UserError(f"there is no command {name!r}: {hint}")
-    return COMMANDS[name](rest) or 0
+    return COMMANDS[name](_without_plugins(rest)) or 0
+
+
+def _without_plugins(arguments: list[str]) -> list[str]:
+    """Imports what ``--plugin`` names, for any command, and gives the other arguments.
+
+    Raises:
+        UserError: that names nothing, or cannot be imported.
+    """
+    left, named = [], iter(arguments)
+    for argument in named:
+        if argument == "--plugin" or argument.startswith("--plugin="):
+            plugin = argument.partition("=")[2] or next(named, "")
+            if not plugin or plugin.startswith("-"):
+                raise UserError("--plugin: expected the name of a module or a Python file")
+            from distill3d.plugins import load_plugin
+
+            load_plugin(plugin)
+        else:
+            left.append(argument)
+    return left
 
 
 def _overview() -> str:
@@ -113,69 +129,9 @@ def _overview() -> str:
     lines = [f"  {name:{width}}  {(run.__doc__ or '').splitlines()[0]}" for name, run in COMMANDS.items()]
     return "\n".join(
         ["usage: distill3d COMMAND ...", "", "Camera-only 3D object detectors, taught by LiDAR, depth and labels.", "",
-         *lines, "", "distill3d COMMAND --help tells a command's options."]
+         *lines, "", "distill3d COMMAND --help tells a command's options.",
+         "--plugin MODULE, with any of them, makes your own methods, detectors and recipes known."]
     )  # fmt: skip
-
-
-def _parse(kind: Callable[..., T], command: str, arguments: list[str], default: Any = None) -> T:
-    """A dataclass from the command line.
-
-    Raises:
-        UserError: an option is unknown, missing, of the wrong type or outside its range, or a path that no file has.
-    """
-    import tyro
-
-    # Nothing that is looked for has such names; the option parser and the system would stumble over them.
-    for argument in arguments:
-        if "\0" in argument:
-            raise UserError(f"{command}: {argument!r} holds a NUL character")
-
-    given = {} if default is None else {"default": default}
-    errors = io.StringIO()
-    parsed = functools.partial(
-        tyro.cli, kind, prog=f"distill3d {command}", args=arguments, return_unknown_args=True,
-        config=(tyro.conf.AvoidSubcommands,), **given,
-    )  # fmt: skip
-    try:
-        with contextlib.redirect_stderr(errors):
-            try:
-                value, unknown = parsed()
-            except SystemError:  # CPython 3.11 at times miscounts as it reads the fields' comments (its issue 106905)
-                value, unknown = parsed()
-    except SystemExit as stop:
-        if not stop.code:
-            raise
-        raise UserError(f"{command}: {_sentence(errors.getvalue())}") from None
-    if unknown:
-        raise UserError(f"{command}: unknown option {unknown[0]!r}, see distill3d {command} --help")
-    check_settings(value)
-    for path in _paths(value):
-        try:
-            os.lstat(path)
-        except OSError as error:
-            if error.errno == errno.ENAMETOOLONG:
-                raise UserError(f"{command}: {str(path)!r} is too long for a path") from None
-    return value
-
-
-def _paths(options: Any) -> Iterator[Path]:
-    """All paths among the fields of a dataclass, those of dataclasses and tuples within it included."""
-    if isinstance(options, Path):
-        yield options
-    elif isinstance(options, tuple | list):
-        for one in options:
-            yield from _paths(one)
-    elif is_dataclass(options):
-        for one in fields(options):
-            yield from _paths(getattr(options, one.name))
-
-
-def _sentence(panel: str) -> str:
-    """The first paragraph of the option parser's boxed message, on one line."""
-    lines = [re.sub(r"^[│\s]+|[│\s]+$", "", line) for line in panel.splitlines()]
-    lines = [line for line in lines if line and not re.match(r"^[╭╰─]", line)]
-    text = " ".join(lines).split(" For full helptext")[0]
-    return text or "the options could not be read"
 
 
 # -------------------------------------------------------------------------------------------------------- the commands
@@ -191,7 +147,7 @@ def demo(arguments: list[str]) -> None:
         out: Path = Path("runs/demo")  # folder of data, runs and report
         seed: DrawSeed = 0
 
-    options = _parse(Options, "demo", arguments)
+    options = parse(Options, "demo", arguments)
     from distill3d.demo import run_demo
 
     run_demo(options.out, options.seed)
@@ -216,7 +172,7 @@ def synth(arguments: list[str]) -> None:
         street: StreetConfig = field(default_factory=StreetConfig)  # of layout kitti
         drive: SurroundStreetConfig = field(default_factory=SurroundStreetConfig)  # of layout nuscenes
 
-    options = _parse(Options, "synth", arguments)
+    options = parse(Options, "synth", arguments)
     if options.layout == "kitti":
         write_kitti(
             options.folder, frames=options.frames, seed=options.seed, config=options.street,
@@ -238,9 +194,11 @@ def recipes(arguments: list[str]) -> None:
     class Options:
         name: tyro.conf.Positional[str | None] = None
 
-    options = _parse(Options, "recipes", arguments)
+    options = parse(Options, "recipes", arguments)
+    from distill3d.plugins import load_installed
     from distill3d.recipes import RECIPES, get_recipe
 
+    load_installed()
     if options.name is None:
         width = max(map(len, RECIPES))
         for name, build in RECIPES.items():
@@ -260,15 +218,23 @@ def train(arguments: list[str]) -> None:
     if not arguments or arguments[0].startswith("-"):
         if arguments and arguments[0] in ("-h", "--help"):
             print("usage: distill3d train RECIPE [--data-root DIR] [--out DIR] [any field of the recipe]\n\n"
-                  "distill3d train RECIPE --help lists all of them; distill3d recipes lists the recipes.")  # fmt: skip
+                  "distill3d train RECIPE --help tells its stages and what is changed most, --help-all all of it;\n"
+                  "distill3d recipes lists the recipes.")  # fmt: skip
             return
         raise UserError("train: expected a recipe's name first, distill3d recipes lists them")
-    from distill3d.recipes import get_recipe
+    from distill3d.plugins import load_installed
+    from distill3d.recipes import RECIPES, get_recipe
     from distill3d.train.loop import RunOptions
     from distill3d.train.recipe import Recipe
     from distill3d.train.stages import run_recipe
 
+    load_installed()
     base = get_recipe(arguments[0])
+    if {"-h", "--help"} & set(arguments[1:]):
+        from distill3d.recipes.overview import overview
+
+        print(overview(base, (RECIPES[arguments[0]].__doc__ or "").strip()))
+        return
 
     @dataclass(frozen=True)
     class Options:
@@ -277,26 +243,13 @@ def train(arguments: list[str]) -> None:
         data_root: Path | None = None  # the data set's folder
         only: tuple[str, ...] = ()  # names of the stages to train; those that they need must be finished
 
-    numbered = [_stage_by_number(a, [s.name for s in base.stages]) for a in arguments[1:]]
-    options = _parse(Options, f"train {arguments[0]}", numbered, Options(base, RunOptions()))
+    names = [stage.name for stage in base.stages]
+    given = ["--help" if argument == "--help-all" else argument for argument in arguments[1:]]
+    options = parse(Options, f"train {arguments[0]}", given, Options(base, RunOptions()), names)
     recipe = options.recipe
     if options.data_root is not None:
         recipe = replace(recipe, dataset=replace(recipe.dataset, root=options.data_root))
     print(run_recipe(recipe, options.run, options.only))
-
-
-def _stage_by_number(argument: str, names: list[str]) -> str:
-    """``--stages.<name>.x`` as ``--stages.<number>.x``, which the option parser knows.
-
-    Raises:
-        UserError: there is no such stage.
-    """
-    match = re.match(r"--stages\.([^.=]+)(.*)", argument)
-    if not match or match[1].isdigit():
-        return argument
-    if match[1].replace("-", "_") not in names:
-        raise UserError(f"train: there is no stage {match[1]!r}, this recipe has {', '.join(names)}")
-    return f"--stages.{names.index(match[1].replace('-', '_'))}{match[2]}"
 
 
 def evaluate(arguments: list[str]) -> None:
@@ -322,7 +275,7 @@ def _evaluate_kitti(arguments: list[str]) -> None:
         min_height_scale: HeightScale = 1.0  # of the minimum box heights, for reduced images
         style: Literal["c++", "python"] = "c++"  # rules of the official program, or of its Python port
 
-    o = _parse(Options, "eval kitti", arguments)
+    o = parse(Options, "eval kitti", arguments)
     from distill3d.evaluate.kitti import run_eval_kitti
 
     run_eval_kitti(o.labels, o.predictions, o.split, o.json, o.min_height_scale, o.style)
@@ -340,7 +293,7 @@ def _evaluate_nuscenes(arguments: list[str]) -> None:
         json: Path | None = None  # write the numbers here too
         classes: tuple[str, ...] = ()  # by default all ten; fewer are no official evaluation
 
-    o = _parse(Options, "eval nuscenes", arguments)
+    o = parse(Options, "eval nuscenes", arguments)
     from distill3d.evaluate.nuscenes import run_eval_nuscenes
 
     run_eval_nuscenes(o.data_root, o.version, o.predictions, o.split, o.json, o.classes or None)
@@ -360,7 +313,7 @@ def _evaluate_run(arguments: list[str]) -> None:
         allow_overlap: bool = False  # with frames that the detector was trained on
         version: str | None = None  # folder of nuScenes' tables; by default the recipe's, or the only one that is there
 
-    o = _parse(Options, "eval run", arguments)
+    o = parse(Options, "eval run", arguments)
     from distill3d.evaluate_run import evaluate_stage, show
 
     given = (o.run, o.data_root, o.split, o.out, o.device, o.batch_size, o.allow_overlap)
@@ -387,7 +340,7 @@ def predict(arguments: list[str]) -> None:
         device: str = "auto"
         draw: bool = True  # also write drawings
 
-    o = _parse(Options, "predict", arguments)
+    o = parse(Options, "predict", arguments)
     from distill3d.predict import predict_images
 
     given = (o.checkpoint, o.images, o.calib, o.intrinsics, o.out, o.score, o.device, o.draw)
@@ -407,7 +360,7 @@ def export(arguments: list[str]) -> None:
         part: str | None = None  # of the system; by default the first
         out: Path | None = None  # with --as: file to write, by default SYSTEM.pth
 
-    o = _parse(Options, "export", arguments)
+    o = parse(Options, "export", arguments)
     if (o.onnx is None) == (o.system is None):
         raise UserError("export: give either --onnx FILE or --as SYSTEM")
     if o.system is not None:
@@ -440,10 +393,10 @@ def import_(arguments: list[str]) -> None:
         width = max(map(len, SYSTEMS))
         lines = [f"  {n:{width}}  {s.title} ({s.repository}): {', '.join(s.parts)}" for n, s in SYSTEMS.items()]
         try:
-            _parse(Options, "import", arguments)
+            parse(Options, "import", arguments)
         finally:  # the option parser ends the command
             print("systems and their parts, for --as and --part:", "", *lines, sep="\n")
-    o = _parse(Options, "import", arguments)
+    o = parse(Options, "import", arguments)
     from distill3d.published.importing import import_checkpoint
 
     print(import_checkpoint(o.file, o.system, o.part, o.out, o.trained_on).text())
@@ -461,7 +414,7 @@ def check(arguments: list[str]) -> int:
         layout: Literal["kitti", "nuscenes"] = "kitti"
         scan_columns: ScanColumns | None = None  # of the scans' files; by default the layout's: 4, or 5 of nuscenes
 
-    options = _parse(Options, "check", arguments)
+    options = parse(Options, "check", arguments)
     from distill3d.data.check import run_check
 
     return run_check(options.folder, options.layout, options.scan_columns)
@@ -478,7 +431,7 @@ def raw_list(arguments: list[str]) -> None:
         split: Path  # file of the frames that will be evaluated, such as ImageSets/val.txt
         out: Path = Path("raw_frames.txt")
 
-    options = _parse(Options, "raw-list", arguments)
+    options = parse(Options, "raw-list", arguments)
     from distill3d.data.kitti.raw import RawMapping, list_raw_frames, write_list
     from distill3d.data.splits import read_split
     from distill3d.files import refuse_foreign
@@ -502,7 +455,7 @@ def autolabel(arguments: list[str]) -> None:
         data: tyro.conf.Positional[Path]  # the data set's folder
         config: Annotated[AutolabelConfig, tyro.conf.arg(name="")]
 
-    o = _parse(Options, "autolabel", arguments)
+    o = parse(Options, "autolabel", arguments)
     print(autolabel(o.run, o.data, o.config).text())
 
 
@@ -516,7 +469,7 @@ def report(arguments: list[str]) -> None:
         out: Path = Path("report.html")
         gallery: Count = 8  # frames drawn
 
-    options = _parse(Options, "report", arguments)
+    options = parse(Options, "report", arguments)
     from distill3d.view.report import write_report
 
     print(write_report(list(options.runs), options.out, options.gallery))
@@ -536,7 +489,7 @@ def diagnose(arguments: list[str]) -> None:
         margin: Annotated[float, Between(0, 100)] = 0.02  # of the depth, by which depth errors must differ to count
         device: str = "auto"  # where networks are asked for their uncertainty and their maps of the ground
 
-    o = _parse(Options, "diagnose", arguments)
+    o = parse(Options, "diagnose", arguments)
     from rich.console import Console
 
     from distill3d.diagnose import diagnose
@@ -555,7 +508,7 @@ def doctor(arguments: list[str]) -> None:
     class Options:
         pass
 
-    _parse(Options, "doctor", arguments)
+    parse(Options, "doctor", arguments)
     from distill3d.doctor import describe
 
     for name, value in describe().items():

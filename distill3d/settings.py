@@ -9,6 +9,7 @@ import hashlib
 import json
 import math
 import reprlib
+import sys
 import types
 import typing
 from collections.abc import Iterator
@@ -134,11 +135,31 @@ def hints_of(kind: type) -> dict[str, Any]:
     return {field.name: hints[field.name] for field in dataclasses.fields(kind)}
 
 
+def widen(module: str, union: str, kind: type) -> None:
+    """Adds a type to a union that a module names, for settings from outside: fields that are annotated by
+    ``module.union`` may hold it from then on."""
+    names = vars(sys.modules[module])
+    names[union] = names[union] | kind
+    hints_of.cache_clear()
+
+
+def refuse_odd_settings(kind: type) -> None:
+    """Raises:
+    TypeError: a type of settings is no frozen dataclass, which fingerprints and command lines ask for."""
+    if not (dataclasses.is_dataclass(kind) and vars(kind)["__dataclass_params__"].frozen):
+        raise TypeError(f"{kind.__name__} holds settings, so it must be decorated with @dataclass(frozen=True)")
+
+
 def _inside(name: str, field: str, hint: Any) -> str:
     """The name of a field; the command line's own settings leave some out (tyro's ``arg(name="")``)."""
-    if any(getattr(extra, "name", None) == "" for extra in getattr(hint, "__metadata__", ())):
+    if is_part_of_whole(hint):
         return name
     return f"{name}.{field}" if name else field
+
+
+def is_part_of_whole(hint: Any) -> bool:
+    """Whether a field's own name is left out where its fields are named."""
+    return any(getattr(extra, "name", None) == "" for extra in getattr(hint, "__metadata__", ()))
 
 
 def _faults(value: Any, hint: Any, name: str) -> Iterator[SettingFault]:

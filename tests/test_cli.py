@@ -11,8 +11,11 @@ import torch
 from streets import small_recipe
 
 from distill3d.cli import COMMANDS, main
+from distill3d.options import option_names
+from distill3d.recipes import get_recipe
 from distill3d.train.checkpoint import save_weights
 from distill3d.train.loop import RunOptions
+from distill3d.train.recipe import Recipe
 from distill3d.train.stages import run_recipe
 
 
@@ -41,7 +44,17 @@ def assert_one_sentence(code: int, err: str, *words: str) -> None:
         (["train", "demo"], ["--data-root"]),
         (["train", "demo", "--bogus", "3"], ["unknown option '--bogus'"]),
         (["train", "demo", "--stages.techer.schedule.epochs", "3"], ["no stage 'techer'", "teacher"]),
-        (["train", "demo", "--stages.teacher.schedule.epochs", "x"], ["epochs", "'x'"]),
+        (["train", "demo", "--stages.teacher.schedule.epochs", "x"], ["--stages.teacher.schedule.epochs", "'x'"]),
+        (["train", "demo", "--datasets.canvas", "1", "2"], ["'--datasets.canvas', did you mean --dataset.canvas?"]),
+        (["train", "demo", "--data_rot", "x"], ["'--data_rot', did you mean --data_root?"]),
+        (["train", "demo", "--stages.monoskd.schedul.lr=1"], ["did you mean --stages.monoskd.schedule.lr=?"]),
+        (["train", "demo", "--only-stages", "x"], ["unknown option '--only-stages'"]),
+        (["train", "demo", "--eval-split", "x"], ["did you mean --dataset.eval-split?"]),
+        (["train", "demo", "teacher"], ["unknown argument 'teacher'"]),
+        (["predict", "m", "p", "--intrinsic", "1,2,3,4"], ["did you mean --intrinsics?"]),
+        (["train", "demo", "--plugin"], ["--plugin: expected the name of a module"]),
+        (["train", "demo", "--plugin", "nowhere.py"], ["nowhere.py: no such file"]),
+        (["recipes", "--plugin=nothing_of_this_name"], ["nothing_of_this_name: cannot be imported"]),
         (["train", "demo", "--data-root", "nowhere"], ["nowhere", "no such folder"]),
         (["train", "demo", "--only", "nobody"], ["no stage 'nobody'"]),
         (["recipes", "dmo"], ["did you mean 'demo'"]),
@@ -71,6 +84,21 @@ def test_mistakes(
     code, _, err = call(capsys, *arguments)
     assert_one_sentence(code, err, *words)
     assert not list(tmp_path.iterdir()), "a refused command left something behind"
+
+
+def test_help_of_a_recipe(capsys: pytest.CaptureFixture) -> None:
+    """Its stages by name, what is changed most with values, and every setting on request."""
+    code, out, _ = call(capsys, "train", "tiny_lidar", "--help")
+    recipe = get_recipe("tiny_lidar")
+    lines = out.splitlines()
+    assert code == 0 and len(lines) < 60 and max(map(len, lines)) <= 140
+    assert all(any(line.split()[:2] == [stage.name, stage.role] for line in lines) for stage in recipe.stages)
+    shown = [line.split()[0] for line in lines if line.startswith("  --")]
+    assert len(shown) >= 20 and "--data-root" in shown
+    known = set(option_names(Recipe, recipe)) | set(option_names(RunOptions, RunOptions()))
+    assert set(shown) - {"--data-root", "--only"} <= known
+    code, every, _ = call(capsys, "train", "tiny_lidar", "--help-all")
+    assert code == 0 and len(every.splitlines()) > 300 and "--evaluation.every" in every
 
 
 def truncate_image(frame: Path) -> Path:

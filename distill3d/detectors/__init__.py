@@ -16,6 +16,8 @@ from distill3d.detectors.monodle import MonoDLE, MonoDLEConfig
 from distill3d.detectors.pointpillars import PointPillars, PointPillarsConfig
 from distill3d.detectors.second import SECOND, SECONDConfig
 from distill3d.errors import UserError
+from distill3d.plugins import load_installed
+from distill3d.settings import refuse_odd_settings, widen
 
 
 @dataclass(frozen=True)
@@ -53,6 +55,23 @@ DetectorConfig = (
 )
 
 
+def register_detector(build: type[Detector], config_type: type) -> None:
+    """Makes a detector from outside known by its ``name``: to recipes, checkpoints and every command.
+
+    Raises:
+        TypeError: its settings are no frozen dataclass with a field ``input``.
+        ValueError: another detector has its name or its settings.
+    """
+    refuse_odd_settings(config_type)
+    if "input" not in config_type.__dataclass_fields__:
+        raise TypeError(f"{config_type.__name__} lacks the field 'input', which says what the detector looks at")
+    taken = [name for name, entry in DETECTORS.items() if name == build.name or entry.config_type is config_type]
+    if taken:
+        raise ValueError(f"the name or the settings of detector {build.name!r} are those of {taken[0]!r}")
+    DETECTORS[build.name] = DetectorEntry(config_type, build)
+    widen(__name__, "DetectorConfig", config_type)
+
+
 def build_detector(config: DetectorConfig) -> Detector:
     """A detector with fresh weights from its settings.
 
@@ -79,5 +98,7 @@ def detector_entry(name: str, where: str) -> DetectorEntry:
         UserError: there is no such detector.
     """
     if name not in DETECTORS:
-        raise UserError(f"{where} is of detector {name!r}, known are {', '.join(DETECTORS)}")
+        load_installed()
+    if name not in DETECTORS:
+        raise UserError(f"{where} is of detector {name!r}, known are {', '.join(DETECTORS)}; is it a --plugin's?")
     return DETECTORS[name]

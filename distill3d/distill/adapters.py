@@ -100,11 +100,15 @@ class AdaptedTaps(nn.Module):
             ValueError: a tap is missing, its channels differ between the two, or it is not among the fused ones.
         """
         super().__init__()
-        for tap in (*taps, *fusion_taps):
-            if tap not in channels or (tap in taps and channels[tap] != teacher_channels.get(tap)):
+        offered = {"student": (channels, (*taps, *fusion_taps)), "teacher": (teacher_channels, taps)}
+        for who, (there, asked) in offered.items():
+            if missing := [tap for tap in asked if tap not in there]:
+                raise ValueError(f"the {who} has no tap {missing[0]!r}; it offers {', '.join(there)}")
+        for tap in taps:
+            if channels[tap] != teacher_channels[tap]:
                 raise ValueError(
-                    f"tap {tap!r} has {channels.get(tap, 'no')} channels in the student and "
-                    f"{teacher_channels.get(tap, 'no')} in the teacher; they must agree"
+                    f"tap {tap!r} has {channels[tap]} channels in the student and {teacher_channels[tap]} in the "
+                    "teacher; they must agree"
                 )
         if fusion_taps and not set(taps) <= set(fusion_taps):
             raise ValueError(f"the fused taps {fusion_taps} lack some of the compared ones, {taps}")

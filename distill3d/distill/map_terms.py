@@ -47,6 +47,10 @@ class MapTermConfig(StyledConfig):
     #: Whether the terms' weight falls in a straight line, from its own at the first step to 0 after the last.
     map_fades: bool = added(False)
 
+    @property
+    def follows_progress(self) -> bool:
+        return self.map_fades
+
 
 def adapter_of(config: MapTermConfig, tap: str, channels: Mapping[str, int]) -> nn.Module | None:
     """What the student's map ``tap`` goes through before it is compared, if anything; it learns with it.  ``channels``

@@ -35,6 +35,11 @@ class StyledConfig:
     #: What the method makes of frames without labels; until its file says so they are refused.
     unlabelled: ClassVar[UnlabelledUse] = "refused"
 
+    @property
+    def follows_progress(self) -> bool:
+        """Whether a term's weight depends on the share of the stage's steps that are done."""
+        return False
+
     @classmethod
     def styled(cls: type[C], style: Style, **values: Any) -> C:
         """All options in one style; ``values`` set single fields otherwise.
@@ -55,6 +60,11 @@ class StyledConfig:
         rows = [f for f in fields(self) if "released" in f.metadata]
         styles: tuple[Style, ...] = ("released", "intended")
         return next((s for s in styles if all(getattr(self, f.name) == f.metadata[s] for f in rows)), None)
+
+
+def teachers_norms(config: StyledConfig) -> Literal["eval", "train"]:
+    """The mode of the teachers' batch norms, which methods that offer both have as the field ``teacher_bn``."""
+    return getattr(config, "teacher_bn", "eval")
 
 
 @dataclass(frozen=True, kw_only=True)

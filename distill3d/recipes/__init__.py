@@ -6,6 +6,7 @@ import difflib
 from collections.abc import Callable
 
 from distill3d.errors import UserError
+from distill3d.plugins import load_installed
 from distill3d.recipes import bev, surround
 from distill3d.recipes.demo import demo, demo_control
 from distill3d.recipes.head_start import head_start_monodle, tiny_head_start
@@ -34,12 +35,27 @@ RECIPES: dict[str, Callable[[], Recipe]] = {
 }
 
 
+def register_recipe(build: Callable[[], Recipe], name: str | None = None) -> Callable[[], Recipe]:
+    """Makes a recipe from outside known by its function's name, or by ``name``; may decorate the function.
+
+    Raises:
+        ValueError: another recipe has the name.
+    """
+    name = build.__name__ if name is None else name
+    if name in RECIPES:
+        raise ValueError(f"there is a recipe {name!r} already")
+    RECIPES[name] = build
+    return build
+
+
 def get_recipe(name: str) -> Recipe:
     """The recipe of this name.
 
     Raises:
         UserError: there is none; the nearest name is offered.
     """
+    if name not in RECIPES:
+        load_installed()
     if name not in RECIPES:
         near = difflib.get_close_matches(name, RECIPES, n=1)
         hint = f"did you mean {near[0]!r}?" if near else f"known are {', '.join(RECIPES)}"

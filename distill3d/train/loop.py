@@ -9,11 +9,10 @@ import sys
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn
 
 import torch
 import yaml
-from lightning_fabric import Fabric
 from torch import Tensor, nn
 
 import distill3d
@@ -26,12 +25,14 @@ from distill3d.detectors import build_detector, detector_name
 from distill3d.detectors.base import Detector, Outputs
 from distill3d.distill.context import Context
 from distill3d.distill.methods import build_terms, method_name
+from distill3d.distill.style import teachers_norms
 from distill3d.distill.term import Term
 from distill3d.errors import UserError
 from distill3d.files import append_text, read_json, read_text, write_text
 from distill3d.layers.distributed import share_batch_norm, world_size
 from distill3d.settings import Between, Number, Workers, to_plain
 from distill3d.stop import Stopped, noted
+from distill3d.train import changes
 from distill3d.train.card import require
 from distill3d.train.checkpoint import (
     PREVIOUS,
@@ -57,6 +58,9 @@ from distill3d.train.sources import Verdict, root_of, source_of
 from distill3d.train.state import Layout, filled, restore_moments
 from distill3d.train.teachers import Teacher, refuse_overlap, refuse_own_labels, trained_on
 from distill3d.train.unlabelled import TeachersObjects, supervised_losses
+
+if TYPE_CHECKING:  # importing it takes a second, which help texts and checks need not wait for
+    from lightning_fabric import Fabric
 
 METRICS, CONFIG, RECIPE = "metrics.jsonl", "config.yaml", "recipe.yaml"
 
@@ -194,6 +198,7 @@ class _Run:
         )
         self.tasks = HierarchicalTaskLearning(stage.tasks, schedule.epochs) if stage.tasks is not None else None
         self.best: dict[str, Any] | None = None  # {"score", "epoch", "weights"} with keep="best"
+        self.shorter = changes.shorter(recipe, stage, folder)
         self.epoch = self.step_in_epoch = 0
         self.recent: list[tuple[float, dict[str, float]]] = []  # learning rate and terms of the steps not yet logged
         self.logged = 0  # lines of metrics.jsonl
@@ -213,7 +218,7 @@ class _Run:
         assert self.stage.method is not None
         path = self.folder.parent / name
         repeatable = self.source.repeatable(self.stage, self.recipe.stage(name).detector.input)
-        teacher = Teacher(path, self.stage.method.teacher_bn, repeatable, len(self.data))
+        teacher = Teacher(path, teachers_norms(self.stage.method), repeatable, len(self.data))
         require(teacher.card, path, "trained_on.frames")
         refuse_overlap(teacher.card, f"teacher {path}", self.recipe.dataset.identity, self.eval_data.frame_ids,
                        self.options.allow_overlap, mapping, self.source.scenes(self.eval_data))  # fmt: skip
@@ -251,6 +256,8 @@ class _Run:
             self.epoch, self.step_in_epoch = state["epoch"], state["step_in_epoch"]
             torch.set_rng_state(state["rng"])
             self.recent, self.logged = [(lr, values) for lr, values in state["recent"]], state["logged"]
+            if state["fingerprint"] == self.shorter:  # its last evaluation was logged after its last state
+                self.logged = len(read_text(self.folder / METRICS).splitlines())
             if path.name != STATE and self.is_first:
                 where = f"epoch {self.epoch + 1}, step {self.step_in_epoch}"
                 print(f"{self.folder / STATE} is not there: goes on from {path.name}, {where}", file=sys.stderr)
@@ -272,7 +279,7 @@ class _Run:
         return Layout(
             self.recipe.stage_fingerprint(self.stage), self.stage.schedule.epochs, self.sampler.steps, self.step,
             self.step.student, self.optimiser, self.average, self.tasks,
-            self.recipe.evaluation.keep == "best",
+            self.recipe.evaluation.keep == "best", self.shorter,
         )  # fmt: skip
 
     def save(self) -> None:

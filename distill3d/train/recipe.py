@@ -6,6 +6,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, ClassVar, Literal
 
+from distill3d import detectors
 from distill3d.boxes import NUSCENES_CLASSES
 from distill3d.camera import Divide
 from distill3d.data.augment.image import AugmentConfig, Placement
@@ -14,8 +15,8 @@ from distill3d.data.augment.surround import BevAugmentConfig, ImageAugmentConfig
 from distill3d.data.kitti.scans import VELODYNE_COLUMNS
 from distill3d.data.nuscenes.dataset import SCAN_COLUMNS, EgoFrame, SweepConfig
 from distill3d.data.scans import ScanColumns
-from distill3d.detectors import DetectorConfig
-from distill3d.distill.methods import MethodConfig, method_name, objects_rule, unlabelled_use
+from distill3d.distill import methods
+from distill3d.distill.methods import method_name, objects_rule, unlabelled_use
 from distill3d.distill.methods.pseudo_labels import PseudoLabelsConfig
 from distill3d.errors import UserError
 from distill3d.settings import Between, FramesBack, HeightScale, Number, Seed, added, fingerprint, is_in_range
@@ -87,11 +88,11 @@ class StageConfig:
 
     name: str
     role: Role
-    detector: DetectorConfig
+    detector: detectors.DetectorConfig
     schedule: Schedule = field(default_factory=Schedule)
     augment: AugmentConfig | None = field(default_factory=AugmentConfig)
     teachers: tuple[str, ...] = ()  # names of earlier stages
-    method: MethodConfig | None = None
+    method: methods.MethodConfig | None = None
     tasks: HTLConfig | None = None  # weighs the detector's own terms by what has been learned
     init: str | None = None  # earlier stage whose weights the detector starts from
     #: Earlier stages from which it takes what agrees in name and shape, later over earlier ones; the card says what.
@@ -122,7 +123,7 @@ class StageConfig:
         if self.method is not None:
             self._refuse_use(self.method)
 
-    def _refuse_use(self, method: MethodConfig) -> None:
+    def _refuse_use(self, method: methods.MethodConfig) -> None:
         """Holds what a method makes of frames without labels against whether there are some."""
         use, rule = unlabelled_use(method), objects_rule(method)
         if self.unlabelled and use == "refused":

@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 import re
+import sys
 import warnings
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from lightning_fabric import Fabric
 
 from distill3d.errors import UserError
 from distill3d.files import folder_name, read_text, read_yaml, sweep_below
 from distill3d.lock import LOCK, forget_dead_writer, only_writer
 from distill3d.settings import check_settings, from_plain
+from distill3d.train import changes
 from distill3d.train.card import CARD, read_card, require
 from distill3d.train.checkpoint import (
     PREVIOUS,
@@ -35,6 +36,9 @@ from distill3d.train.preflight import check_recipe
 from distill3d.train.recipe import DatasetConfig, Recipe, StageConfig, SurroundDatasetConfig
 from distill3d.train.sources import source_of
 from distill3d.train.teachers import refuse_overlap
+
+if TYPE_CHECKING:  # importing it takes a second, which help texts and checks need not wait for
+    from lightning_fabric import Fabric
 
 #: The ego frame that is not the vehicle's.
 SENSOR_FRAME = "lidar_sensor"
@@ -61,7 +65,7 @@ def run_recipe(recipe: Recipe, options: RunOptions, only: tuple[str, ...] = ()) 
     for stage in recipe.stages:
         folder_name(stage.name, "a stage's name")
     recipe = with_taken(recipe, folder)
-    chosen = [recipe.stage(name) for name in only] if only else list(recipe.stages)
+    chosen = [recipe.stage(name) for name in only] if only else _wanted(recipe)
     unfinished = []
     for stage in chosen:
         if is_finished(recipe, stage, folder):
@@ -73,7 +77,7 @@ def run_recipe(recipe: Recipe, options: RunOptions, only: tuple[str, ...] = ()) 
         _refuse_begun_otherwise(recipe, stage, folder)
     refuse_others_files(folder, unfinished)
     check_recipe(recipe, [stage for stage in unfinished if stage.taken_from is None], options)
-    _refuse_seen(recipe, [stage for stage in unfinished if stage.taken_from is not None], options)
+    _check_taken(recipe, [stage for stage in unfinished if stage.taken_from is not None], options)
     fabric = launch(options)
     if options.threads is not None:
         torch.set_num_threads(options.threads)
@@ -87,6 +91,19 @@ def run_recipe(recipe: Recipe, options: RunOptions, only: tuple[str, ...] = ()) 
                 _take(recipe, stage, stage.taken_from, folder / stage.name)
             fabric.barrier()
     return folder
+
+
+def _wanted(recipe: Recipe) -> list[StageConfig]:
+    """All stages but those that were to prepare for stages from elsewhere alone."""
+    finished = {stage.name for stage in recipe.stages if stage.taken_from is not None}
+    wanted: list[StageConfig] = []
+    for stage in reversed(recipe.stages):
+        later = {other.name for other in recipe.stages if stage.name in other.needs}
+        if not later or later - finished:
+            wanted.append(stage)
+        else:
+            finished.add(stage.name)
+    return wanted[::-1]
 
 
 def with_taken(recipe: Recipe, folder: Path) -> Recipe:
@@ -110,8 +127,9 @@ def with_taken(recipe: Recipe, folder: Path) -> Recipe:
     return replace(recipe, stages=tuple(stages))
 
 
-def _refuse_seen(recipe: Recipe, taken: list[StageConfig], options: RunOptions) -> None:
-    """Refuses finished stages from elsewhere that saw the evaluation's frames, before any file is written."""
+def _check_taken(recipe: Recipe, taken: list[StageConfig], options: RunOptions) -> None:
+    """Refuses finished stages from elsewhere that saw the evaluation's frames, before any file is written; warns of
+    those that saw pictures of another size."""
     source = source_of(recipe)
     for stage in taken:
         assert stage.taken_from is not None
@@ -119,6 +137,13 @@ def _refuse_seen(recipe: Recipe, taken: list[StageConfig], options: RunOptions) 
         data = source.evaluation(stage, recipe.dataset.eval_split)
         refuse_overlap(card, str(stage.taken_from), recipe.dataset.identity, data.frame_ids, options.allow_overlap,
                        source.mapping, source.scenes(data))  # fmt: skip
+        canvas, seen = recipe.dataset.canvas, tuple(card.get("canvas", recipe.dataset.canvas))
+        if seen != canvas and stage.detector.input not in ("points", "labels"):
+            print(
+                "warning: {} was trained on a canvas of {} x {} px, the recipe's is {} x {}: --dataset.canvas {} {} "
+                "shows it what it knows".format(stage.taken_from, *seen, *canvas, *seen),
+                file=sys.stderr,
+            )
 
 
 def _refuse_other_frame(recipe: Recipe, card: dict[str, Any], source: Path) -> None:
@@ -198,7 +223,7 @@ def _alone(folder: Path, fabric: Fabric) -> Iterator[None]:
 
 
 def _refuse_unmet(recipe: Recipe, stage: StageConfig, folder: Path, to_come: list[str]) -> None:
-    for needed in stage.needs:
+    for needed in stage.needs if stage.taken_from is None else ():
         if needed not in to_come and not is_finished(recipe, recipe.stage(needed), folder):
             raise UserError(f"stage {stage.name!r} needs stage {needed!r}, which is not finished in {folder}")
 
@@ -206,11 +231,9 @@ def _refuse_unmet(recipe: Recipe, stage: StageConfig, folder: Path, to_come: lis
 def _refuse_begun_otherwise(recipe: Recipe, stage: StageConfig, folder: Path) -> None:
     path = last_state(folder / stage.name)
     begun = None if path is None else begun_with(path)
-    if begun is not None and begun != recipe.stage_fingerprint(stage):
-        raise UserError(
-            f"{path} was written with other settings than stage {stage.name!r} has now: "
-            "give another --out, or remove that folder"
-        )
+    known = {None, recipe.stage_fingerprint(stage), changes.shorter(recipe, stage, folder / stage.name)}
+    if path is not None and begun not in known:
+        raise UserError(_otherwise(recipe, stage, path, "was written"))
 
 
 def begun_with(path: Path) -> str | None:
@@ -247,6 +270,8 @@ def refuse_others_files(folder: Path, stages: list[StageConfig]) -> None:
 
 def launch(options: RunOptions) -> Fabric:
     """The devices and processes of a run; under torchrun it joins the processes that exist."""
+    from lightning_fabric import Fabric
+
     many = options.devices * options.nodes > 1
     # Not every stage trains every parameter: a map can be taught before the head that reads it.
     fabric = Fabric(
@@ -271,9 +296,22 @@ def is_finished(recipe: Recipe, stage: StageConfig, folder: Path) -> bool:
         return False
     card = read_card(path)
     require(card, path, "fingerprint")
-    if card["fingerprint"] != recipe.stage_fingerprint(stage):
-        raise UserError(
-            f"{path.parent} was trained with other settings than stage {stage.name!r} has now: "
-            "give another --out, or remove that folder"
-        )
-    return True
+    if card["fingerprint"] == recipe.stage_fingerprint(stage):
+        return True
+    tied = None
+    if changes.shorter(recipe, stage, path.parent) is not None:
+        tied = changes.tied_to_length(stage)
+        if tied is None and last_state(path.parent) is not None:
+            return False  # what there is, is its beginning
+    raise UserError(_otherwise(recipe, stage, path.parent, "was trained", tied))
+
+
+def _otherwise(recipe: Recipe, stage: StageConfig, path: Path, what: str, why: str | None = None) -> str:
+    """What is said of a stage or its state that other settings made."""
+    told = changes.told(recipe, stage, path if path.is_dir() else path.parent)
+    differs = f" ({told})" if told else ""
+    reason = f", and {why}" if why else ""
+    return (
+        f"{path} {what} with other settings than stage {stage.name!r} has now{differs}{reason}: "
+        "give another --out, or remove that folder"
+    )

@@ -66,6 +66,7 @@ class Layout:
     average: WeightAverage | None
     tasks: HierarchicalTaskLearning | None
     keeps_best: bool
+    shorter: str | None = None  # fingerprint of a training with fewer epochs that this one goes on from
 
     def gather(
         self, epoch: int, step_in_epoch: int, best: dict[str, Any] | None, recent: list[Recent], logged: int
@@ -116,7 +117,7 @@ class _Check:
                 f"{self.path} is of format {found}, this version of distill3d goes on from {STATE_FORMAT}: "
                 "give another --out, or remove that folder"
             )
-        if self.state["fingerprint"] != self.layout.fingerprint:
+        if self.state["fingerprint"] not in (self.layout.fingerprint, self.layout.shorter or self.layout.fingerprint):
             raise UserError(
                 f"{self.path} was written with other settings than the stage has now: "
                 "give another --out, or remove that folder"

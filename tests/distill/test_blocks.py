@@ -57,11 +57,16 @@ def test_adapters_take_any_precision(dtype: torch.dtype, autocast: bool) -> None
 
 @pytest.mark.parametrize(
     ("student", "message"),
-    [({"a": 3}, "tap 'a' has 3 channels in the student and 4"), ({"b": 4}, "tap 'a' has no channels in the student")],
+    [({"a": 3}, "tap 'a' has 3 channels in the student and 4"), ({"b": 4}, "the student has no tap 'a'; it offers b")],
 )
 def test_channels_must_agree(student: dict[str, int], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         AdaptedTaps(("a",), student, {"a": 4})
+
+
+def test_a_tap_that_the_teacher_lacks_is_told_with_those_that_it_has() -> None:
+    with pytest.raises(ValueError, match="the teacher has no tap 'a'; it offers c, d"):
+        AdaptedTaps(("a",), {"a": 4}, {"c": 4, "d": 4})
 
 
 def test_fusion_must_hold_the_compared_taps() -> None:

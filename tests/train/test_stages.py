@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -119,6 +120,52 @@ def test_a_refused_call_changes_nothing(whole: Path, streets: Path, tmp_path: Pa
         with pytest.raises(UserError, match="other settings"):
             run(replace(evaluated(streets), seed=5), folder.parent)
         assert content(folder) == before
+
+
+def in_steps(root: Path, epochs: int = 2, **schedule: object) -> Recipe:
+    """The rates of whose first epochs do not depend on their number."""
+    recipe = small_recipe(root, epochs)
+    stages = tuple(replace(s, schedule=replace(s.schedule, shape="steps", **schedule)) for s in recipe.stages)
+    return replace(recipe, stages=stages, evaluation=EvaluationConfig(every=1))
+
+
+def test_a_finished_stage_is_trained_longer(streets: Path, tmp_path: Path) -> None:
+    """It ends where the longer training ends, also where it is ended on the way."""
+    longer = run(in_steps(streets, 4), tmp_path / "whole") / "baseline"
+    ours = run(in_steps(streets), tmp_path / "out") / "baseline"
+    first = len((ours / "metrics.jsonl").read_text().splitlines())
+    original = _Run.train_step
+
+    def interrupted(self: _Run, batch: object) -> dict[str, float]:
+        os.kill(os.getpid(), signal.SIGTERM)
+        return original(self, batch)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(_Run, "train_step", interrupted)
+        with pytest.raises(Stopped):
+            run(in_steps(streets, 4), tmp_path / "out")
+    with pytest.raises(UserError, match=r"stages.baseline.schedule.epochs was 4 and is 3|epochs was 2 and is 3"):
+        run(in_steps(streets, 3), tmp_path / "out")
+    run(in_steps(streets, 4), tmp_path / "out")
+    assert_same(ours, longer)
+    lines = (ours / "metrics.jsonl").read_text().splitlines()
+    assert len(lines) > first and len(lines) == len((longer / "metrics.jsonl").read_text().splitlines())
+
+
+@pytest.mark.parametrize(
+    ("changed", "told"),
+    [
+        (lambda r: replace(small_recipe(r), seed=5), r"\(seed was 0 and is 5\)"),
+        (lambda r: small_recipe(r, 4), r"epochs was 2 and is 4\), and the rates of a one-cycle schedule depend on"),
+        (lambda r: small_recipe(r, augment=None), r"stages.baseline.augment is another"),
+        (lambda r: replace(small_recipe(r), dataset=replace(small_recipe(r).dataset, canvas=(192, 64))),
+         r"dataset.canvas was \[160, 64\] and is \[192, 64\]"),
+    ],
+    ids=["seed", "one cycle", "kind", "canvas"],
+)  # fmt: skip
+def test_what_changed_is_told(whole: Path, streets: Path, changed: Callable[[Path], Recipe], told: str) -> None:
+    with pytest.raises(UserError, match=told):
+        run(changed(streets), whole.parents[1])
 
 
 def test_one_training_at_a_time(streets: Path, tmp_path: Path) -> None:

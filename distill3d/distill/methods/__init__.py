@@ -22,9 +22,11 @@ from distill3d.distill.methods import (
     pseudo_labels,
     trusted,
 )
+from distill3d.distill.methods import mixed as mixtures
 from distill3d.distill.methods.mixed import MixedConfig
 from distill3d.distill.style import ObjectsConfig, StyledConfig, UnlabelledUse
 from distill3d.distill.term import Term
+from distill3d.settings import refuse_odd_settings, widen
 
 
 @dataclass(frozen=True)
@@ -65,6 +67,26 @@ MethodConfig = (
     | trusted.TrustedConfig
     | MixedConfig
 )
+
+
+def register_method(
+    name: str, config_type: type[StyledConfig], terms: Callable[[Any, dict[str, int], dict[str, int]], list[Term]]
+) -> None:
+    """Makes a method from outside known to recipes, alone or as a part of a mixture; ``terms`` as in ``Method``.
+
+    Raises:
+        TypeError: its settings are no frozen dataclass derived from ``StyledConfig``.
+        ValueError: another method has its name or its settings.
+    """
+    refuse_odd_settings(config_type)
+    if not issubclass(config_type, StyledConfig):
+        raise TypeError(f"{config_type.__name__} must derive from distill3d.distill.style.StyledConfig")
+    taken = [other.name for other in METHODS.values() if other.name == name or other.config_type is config_type]
+    if taken:
+        raise ValueError(f"the name or the settings of method {name!r} are those of {taken[0]!r}")
+    METHODS[name] = Method(name, config_type, terms)
+    widen(__name__, "MethodConfig", config_type)
+    widen(mixtures.__name__, "PartConfig", config_type)
 
 
 def method_name(config: StyledConfig) -> str:

@@ -14,9 +14,21 @@ from distill3d.distill.methods.monostl import MonoSTLConfig
 from distill3d.distill.methods.monotakd import MonoTAKDConfig
 from distill3d.distill.methods.pseudo_labels import PseudoLabelsConfig
 from distill3d.distill.methods.trusted import TrustedConfig
-from distill3d.distill.style import StyledConfig
+from distill3d.distill.style import StyledConfig, teachers_norms
 from distill3d.errors import UserError
 from distill3d.settings import is_in_range
+
+#: Settings of the methods that can be parts of a mixture.
+PartConfig = (
+    MonoDistillConfig
+    | MonoSKDConfig
+    | MonoSTLConfig
+    | CMKDConfig
+    | MonoTAKDConfig
+    | TrustedConfig
+    | PseudoLabelsConfig
+    | DenseTruthConfig
+)
 
 
 @dataclass(frozen=True)
@@ -30,17 +42,7 @@ class MixedConfig(StyledConfig):
         UserError: no parts, or they ask for different teachers.
     """
 
-    parts: tuple[
-        MonoDistillConfig
-        | MonoSKDConfig
-        | MonoSTLConfig
-        | CMKDConfig
-        | MonoTAKDConfig
-        | TrustedConfig
-        | PseudoLabelsConfig
-        | DenseTruthConfig,
-        ...,
-    ]
+    parts: tuple[PartConfig, ...]
     #: Multiplies both sides of MonoSKD's correlation by these settings' selective weights: only objects are compared,
     #: and the more, the less sure the student is of their depth.
     select: MonoSTLConfig | None = None
@@ -55,9 +57,13 @@ class MixedConfig(StyledConfig):
                 raise UserError(f"the parts of a mixture share their teacher, but ask for {name} {sorted(asked)}")
 
     @property
+    def follows_progress(self) -> bool:
+        return any(part.follows_progress for part in self.parts)
+
+    @property
     def teacher_bn(self) -> Literal["eval", "train"]:
         """The teacher's batch norm, as all parts ask for it."""
-        return self.parts[0].teacher_bn
+        return teachers_norms(self.parts[0])
 
     @property
     def depth_input(self) -> DepthEncoding:
