@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from distill3d.boxes import IGNORE, KITTI_CLASSES
+from distill3d.boxes import IGNORE
 from distill3d.data.augment.lidar import carry
 from distill3d.data.collate import batches, collate
 from distill3d.data.kitti.dataset import KittiDataset
@@ -126,7 +126,7 @@ def ground_maps(
             geometry = outputs[student.name].features[config.tap].geometry
             maps = _maps(outputs, owners, config, shared)
             means = {kind: tensor[0].float().mean(0).cpu().numpy() for kind, tensor in maps.items()}
-            shown.append(FrameMaps(frame, reason, means, _outlines(sample, classes), _distances(maps)))
+            shown.append(FrameMaps(frame, reason, means, _outlines(sample, classes, dataset.classes), _distances(maps)))
             bar.advance()
     there = {part: name for part, name in owners.items() if name in networks}
     inputs_of = {part: networks[name].config.input for part, name in there.items()}
@@ -204,11 +204,11 @@ def _distances(maps: dict[str, Tensor]) -> dict[tuple[str, str], float]:
     }
 
 
-def _outlines(sample: Sample, classes: Sequence[str]) -> Float[np.ndarray, "n 4 2"]:
+def _outlines(sample: Sample, classes: Sequence[str], names: Sequence[str]) -> Float[np.ndarray, "n 4 2"]:
     """The corners on the ground of the labelled boxes of some classes, in the LiDAR's frame."""
     assert sample.objects is not None and sample.lidar_to_camera is not None
     boxes = sample.objects.boxes
-    wanted = torch.tensor([name.lower() in classes for name in KITTI_CLASSES])
+    wanted = torch.tensor([name.lower() in classes for name in names])
     corners = boxes[(boxes.label != IGNORE) & wanted[boxes.label.clamp(min=0)]].corners()[:, :4].double()
     on_ground = carry(corners.flatten(0, 1), torch.linalg.inv(sample.lidar_to_camera))
     return on_ground.view(corners.shape)[..., :2].numpy()

@@ -42,6 +42,12 @@ NUSCENES_ATTRIBUTES = (
 IGNORE = -1
 
 
+def label_names(vocabulary: tuple[str, ...]) -> tuple[str, ...]:
+    """What labels index where these are a data set's classes: KITTI's first ones are followed by its others, which
+    label files name and no detector looks for."""
+    return KITTI_CLASSES if vocabulary == KITTI_CLASSES[: len(vocabulary)] else vocabulary
+
+
 def wrap_angle(angle: Tensor) -> Tensor:
     """The same angle (rad) in [-pi, pi); any shape."""
     return torch.remainder(angle + math.pi, 2 * math.pi) - math.pi

@@ -225,6 +225,7 @@ def train(arguments: list[str]) -> None:
     from distill3d.plugins import load_installed
     from distill3d.recipes import RECIPES, get_recipe
     from distill3d.train.loop import RunOptions
+    from distill3d.train.preflight import is_first_process
     from distill3d.train.recipe import Recipe
     from distill3d.train.stages import run_recipe
 
@@ -249,7 +250,23 @@ def train(arguments: list[str]) -> None:
     recipe = options.recipe
     if options.data_root is not None:
         recipe = replace(recipe, dataset=replace(recipe.dataset, root=options.data_root))
-    print(run_recipe(recipe, options.run, options.only))
+    folder = run_recipe(recipe, options.run, options.only)
+    if options.run.progress and is_first_process():
+        _tell_outcome(folder)
+    print(folder)
+
+
+def _tell_outcome(folder: Path) -> None:
+    """What a training came to, on stderr, for people."""
+    from rich.console import Console
+
+    from distill3d.view.outcome import next_steps, outcome
+
+    table = outcome(folder)
+    console = Console(stderr=True)
+    if table is not None:
+        console.print(table)
+    console.print("next:", *next_steps(folder), sep="\n  ", markup=False, highlight=False, soft_wrap=True)
 
 
 def evaluate(arguments: list[str]) -> None:
@@ -272,13 +289,18 @@ def _evaluate_kitti(arguments: list[str]) -> None:
         predictions: Path  # folder of result files
         split: Path | None = None  # file of frame names; by default the frames that have a result file
         json: Path | None = None  # write the numbers here too
-        min_height_scale: HeightScale = 1.0  # of the minimum box heights, for reduced images
+        min_height_scale: HeightScale | None = None  # of least box heights, for reduced images; as trained with, or 1
         style: Literal["c++", "python"] = "c++"  # rules of the official program, or of its Python port
+        classes: tuple[str, ...] = ()  # by default those of the data set's classes.txt, or KITTI's
+        label_names: tuple[str, ...] = ()  # other names in label files, each as name=class, or name=DontCare
+        overlaps: tuple[str, ...] = ()  # least, strict and loose, each as Bus=0.7,0.5, the default of other classes
 
     o = parse(Options, "eval kitti", arguments)
     from distill3d.evaluate.kitti import run_eval_kitti
 
-    run_eval_kitti(o.labels, o.predictions, o.split, o.json, o.min_height_scale, o.style)
+    run_eval_kitti(
+        o.labels, o.predictions, o.split, o.json, o.min_height_scale, o.style, o.classes, o.label_names, o.overlaps
+    )
 
 
 def _evaluate_nuscenes(arguments: list[str]) -> None:
@@ -336,7 +358,9 @@ def predict(arguments: list[str]) -> None:
         calib: Path | None = None  # KITTI calibration file, or a folder with one for each picture, of its name
         intrinsics: str | None = None  # fx,fy,cx,cy in px
         out: Path = Path("predictions")
-        score: Share | None = None  # least score; by default the detector's own
+        score: Share | None = None
+        """Least score; by default the detector's own.  A score is the probability of the class times the certainty of
+        the depth: of MonoDLE and MonoDETR that is one over the scale (m) of its error, so that it can exceed 1."""
         device: str = "auto"
         draw: bool = True  # also write drawings
 
@@ -411,13 +435,15 @@ def check(arguments: list[str]) -> int:
     @dataclass(frozen=True)
     class Options:
         folder: tyro.conf.Positional[Path]
-        layout: Literal["kitti", "nuscenes"] = "kitti"
+        layout: Literal["kitti", "nuscenes"] | None = None  # by default what the folder looks like
         scan_columns: ScanColumns | None = None  # of the scans' files; by default the layout's: 4, or 5 of nuscenes
+        classes: tuple[str, ...] = ()  # of labels in KITTI's layout; by default those of its classes.txt, or KITTI's
+        label_names: tuple[str, ...] = ()  # other names in label files, each as name=class, or name=DontCare
 
     options = parse(Options, "check", arguments)
     from distill3d.data.check import run_check
 
-    return run_check(options.folder, options.layout, options.scan_columns)
+    return run_check(options.folder, options.layout, options.scan_columns, options.classes, options.label_names)
 
 
 def raw_list(arguments: list[str]) -> None:

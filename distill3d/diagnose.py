@@ -18,7 +18,7 @@ from distill3d.answers import depth_log_scales, ground_maps
 from distill3d.data.kitti.dataset import KittiDataset
 from distill3d.devices import find_device
 from distill3d.errors import UserError
-from distill3d.evaluate.kitti import CLASSES, Annotations, result_frames
+from distill3d.evaluate.kitti import Annotations, result_frames
 from distill3d.evaluate.transfer import (
     NEGATIVE,
     OUTCOMES,
@@ -240,8 +240,9 @@ class _Work:
     def __init__(self, baseline: Stage, student: Stage, margin: float) -> None:
         self.baseline = baseline
         frames = result_frames(baseline.predictions, label_folder(baseline))
-        detections = Annotations.from_folder(baseline.predictions, scored=True, frames=frames)
-        self.labels = Annotations.from_folder(label_folder(baseline), scored=False, frames=frames)
+        rules = baseline.rules
+        detections = Annotations.from_folder(baseline.predictions, scored=True, frames=frames).named(rules)
+        self.labels = Annotations.from_folder(label_folder(baseline), scored=False, frames=frames).named(rules)
         self.settings = TransferSettings(
             classes=_classes(student, detections), margin=margin, min_height_scale=baseline.min_height_scale
         )
@@ -264,7 +265,7 @@ class _Work:
                     " data set, give its folder with --data-root"
                 )
             frames = result_frames(stage.predictions, label_folder(self.baseline))
-            detections = Annotations.from_folder(stage.predictions, scored=True, frames=frames)
+            detections = Annotations.from_folder(stage.predictions, scored=True, frames=frames).named(stage.rules)
             if detections.frames != self.labels.frames:
                 raise UserError(
                     f"{stage.predictions} holds results of {len(detections.frames)} frames, and not of the same as the"
@@ -364,7 +365,7 @@ def _classes(student: Stage, detections: Annotations) -> tuple[str, ...]:
     listed = trained if isinstance(trained, list) else []
     named = [one.get("name") if isinstance(one, dict) else one for one in listed]
     names = {str(name).lower() for name in (named or detections.name.tolist())}
-    return tuple(name for name in CLASSES if name in names) or CLASSES[:1]
+    return tuple(name for name in student.rules.classes if name in names) or (student.leading,)
 
 
 # ------------------------------------------------------------------------------------------------------------ the files

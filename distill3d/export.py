@@ -25,12 +25,12 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from distill3d.boxes import KITTI_CLASSES
 from distill3d.camera import Camera, ImageAffine
 from distill3d.data.augment.image import place
 from distill3d.data.nuscenes.dataset import CAMERAS
 from distill3d.data.sample import Batch
 from distill3d.data.surround import SurroundBatch
+from distill3d.detectors import labels_of
 from distill3d.detectors.base import Detector
 from distill3d.errors import UserError
 from distill3d.files import refuse_foreign, write_output
@@ -226,7 +226,7 @@ def described(
     pictures = inputs["images" if surround else "image"]
     told = BOXES | RAW[detector.name]
     known = {name: card[name] for name in OF_THE_CARD if card.get(name) is not None}
-    classes = detector.config.classes if surround else KITTI_CLASSES
+    classes = labels_of(detector.config)
     facts = {
         "detector": detector.name, "card": fingerprint(card), "canvas": [pictures.shape[-1], pictures.shape[-2]],
         "classes": list(classes), "frame": "ego" if surround else "camera", **known,

@@ -19,11 +19,12 @@ from jaxtyping import Float
 from PIL import Image
 from torch import Tensor
 
-from distill3d.boxes import IGNORE, KITTI_CLASSES, Boxes3D
+from distill3d.boxes import IGNORE, Boxes3D
 from distill3d.camera import Camera, misfit
 from distill3d.data.kitti.calibration import read_calibration
 from distill3d.data.kitti.labels import format_results
 from distill3d.data.pictures import read_image, rgb
+from distill3d.detectors import labels_of
 from distill3d.detectors.base import Detector
 from distill3d.devices import find_device
 from distill3d.errors import UserError
@@ -109,7 +110,7 @@ class Prediction:
         """
         from distill3d.view.draw import prediction_picture
 
-        drawn = prediction_picture(self.picture, self.camera, self.boxes)
+        drawn = prediction_picture(self.picture, self.camera, self.boxes, self.classes)
         if path is not None:
             refuse_foreign(Path(path))
             write_output(Path(path), lambda part: drawn.save(part, "PNG"))
@@ -127,7 +128,7 @@ class Model:
     @property
     def classes(self) -> tuple[str, ...]:
         """Names of the labels of its boxes, of which it may detect some only."""
-        return KITTI_CLASSES
+        return labels_of(self.detector.config)
 
     @overload
     def predict(self, picture: Picture, camera: CameraLike, least_score: float | None = None) -> Prediction: ...

@@ -11,7 +11,6 @@ import pytest
 from distill3d import cli
 from distill3d.cli import main
 from distill3d.console import BROKEN_PIPE
-from distill3d.data.check import LAYOUTS
 from distill3d.data.kitti.check import Problem
 from distill3d.errors import LONGEST, UserError, one_line
 
@@ -61,8 +60,8 @@ def test_problems_are_shown_on_one_line(capsys: pytest.CaptureFixture, monkeypat
         Problem(Path("a\x1b[31m.txt"), 1, "unknown class '" + "\x07" * 9000 + "'"),
         Problem(Path("b"), None, "x"),
     ]
-    monkeypatch.setitem(LAYOUTS, "kitti", lambda *_: problems)
-    code, out, _ = ending(capsys, "check", ".")
+    monkeypatch.setattr("distill3d.data.check.check_kitti", lambda *_: problems)
+    code, out, _ = ending(capsys, "check", ".", "--layout", "kitti")
     lines = out.splitlines()
     assert code == 2 and len(lines) == 3 and all(line.isprintable() and len(line) <= LONGEST for line in lines)
 

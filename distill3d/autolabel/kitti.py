@@ -18,13 +18,14 @@ from pathlib import Path
 import torch
 
 from distill3d.autolabel.sets import Found, LabelledSet, link
-from distill3d.boxes import KITTI_CLASSES, Boxes3D
+from distill3d.boxes import Boxes3D
 from distill3d.camera import Camera
 from distill3d.data.autolabels import SPLIT
 from distill3d.data.kitti.calibration import Calibration
-from distill3d.data.kitti.dataset import ENDINGS, KittiDataset
+from distill3d.data.kitti.dataset import ENDINGS, KittiDataset, frame_file
 from distill3d.data.kitti.detected import label_lines
 from distill3d.data.kitti.labels import format_labels, read_labels
+from distill3d.data.kitti.names import CLASSES_FILE, KITTI_NAMES
 from distill3d.data.kitti.raw import IMAGES, SCANS, KittiRawDataset
 from distill3d.data.sample import Batch
 from distill3d.data.splits import read_split
@@ -62,7 +63,7 @@ class KittiSet(LabelledSet):
             self._link_drives(out, self.dataset)
         for frame in self._others:
             for kind in kinds:
-                path = self._source / "training" / kind / f"{frame}.{ENDINGS[kind]}"
+                path = frame_file(self._source / "training", kind, frame)
                 if path.is_file():
                     link(out / "training" / kind / path.relative_to(self._source / "training" / kind), path)
 
@@ -85,9 +86,9 @@ class KittiSet(LabelledSet):
         """The splits of the object data whose frames lie in its training folder."""
         if self.source is None:
             return {}
-        folder = self.source / "training" / "image_2"
+        folder = self.source / "training"
         splits = {path.stem: read_split(path) for path in sorted((self.source / "ImageSets").glob("*.txt"))}
-        return {name: frames for name, frames in splits.items() if (folder / f"{frames[0]}.png").is_file()}
+        return {name: frames for name, frames in splits.items() if frame_file(folder, "image_2", frames[0]).is_file()}
 
     @property
     def _others(self) -> list[str]:
@@ -103,7 +104,7 @@ class KittiSet(LabelledSet):
         (frame,) = batch.frame_ids
         camera, (width, height) = Camera(batch.source_camera.projection[0].cpu()), batch.affine.source_size[0].tolist()
         objects = label_lines(boxes, camera, (int(width), int(height)), self.height_scale)
-        lines = format_labels(objects, KITTI_CLASSES)
+        lines = format_labels(objects, self.dataset.classes)
         scores = objects.boxes.score
         assert scores is not None
         write_text(_path(out, LABELS, frame), "".join(f"{line}\n" for line in lines), flush=False)
@@ -112,6 +113,9 @@ class KittiSet(LabelledSet):
 
     def finish(self, out: Path) -> None:
         folder = out / "ImageSets"
+        names = self.dataset.config.names
+        if names != KITTI_NAMES:
+            write_text(out / CLASSES_FILE, names.text)
         for name, split in self._splits.items():
             write_text(folder / f"{name}.txt", "".join(f"{frame}\n" for frame in split))
         if not isinstance(self.dataset, KittiDataset) and TRAIN in self._splits:
@@ -120,12 +124,12 @@ class KittiSet(LabelledSet):
 
     def found(self, out: Path) -> Iterator[Found]:
         for frame in self.frames:
-            boxes = read_labels(_path(out, RESULTS, frame)).boxes
+            boxes = read_labels(_path(out, RESULTS, frame), known=self.dataset.config.names).boxes
             if len(boxes):
                 assert boxes.score is not None
                 away = boxes.centre[:, [0, 2]].norm(dim=1)
                 rows = zip(boxes.label.tolist(), away.tolist(), boxes.score.tolist(), strict=True)
-                yield from (Found(KITTI_CLASSES[label], distance, score) for label, distance, score in rows)
+                yield from (Found(self.dataset.classes[label], distance, score) for label, distance, score in rows)
 
 
 def _path(out: Path, kind: str, frame: str) -> Path:

@@ -37,6 +37,19 @@ DEEP = 2**16 - 1  # the greatest value of a 16-bit picture
 DEEP_FILLED = 2**14
 
 
+#: Endings of pictures, the usual one first: a frame's picture may have any.
+ENDINGS = (
+    ".png",
+    *sorted(end for end, kind in Image.registered_extensions().items() if kind in FORMATS and end != ".png"),
+)
+
+
+def picture_named(folder: Path, stem: str) -> Path:
+    """The picture of this name in a folder, whatever its ending; one that is absent counts as a PNG."""
+    paths = (folder / f"{stem}{ending}" for ending in ENDINGS)
+    return next((path for path in paths if path.is_file()), folder / f"{stem}{ENDINGS[0]}")
+
+
 def read_image(path: Path) -> UInt8[Tensor, "3 h w"]:
     """An image file, RGB, turned upright as its EXIF data say; values of 16-bit pictures are divided by 257.
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
+from distill3d.boxes import KITTI_CLASSES, label_names
 from distill3d.detectors.base import Detector
 from distill3d.detectors.bevdepth import BEVDepth, BEVDepthConfig
 from distill3d.detectors.caddn import CaDDN, CaDDNConfig
@@ -89,6 +91,15 @@ def build_detector(config: DetectorConfig) -> Detector:
 def detector_name(config: DetectorConfig) -> str:
     """The name under which the detector of these settings is registered."""
     return next(name for name, entry in DETECTORS.items() if type(config) is entry.config_type)
+
+
+def labels_of(config: Any) -> tuple[str, ...]:
+    """The names of the labels of a detector's boxes."""
+    if hasattr(config, "vocabulary"):
+        return label_names(config.vocabulary)
+    if hasattr(getattr(config, "head", None), "vocabulary"):
+        return label_names(config.head.vocabulary)
+    return getattr(config, "classes", KITTI_CLASSES)  # of surround views
 
 
 def detector_entry(name: str, where: str) -> DetectorEntry:

@@ -10,6 +10,7 @@ CaDDN as its authors train it (open-mmlab/OpenPCDet tools/cfgs/kitti_models/CaDD
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
 import torch
@@ -51,10 +52,11 @@ from distill3d.layers.heads.anchor_head import (
     AnchorTargets,
 )
 from distill3d.layers.heads.anchors import KITTI_ANCHORS
+from distill3d.layers.image.pretrained import load_file, missing_at, missing_file
 from distill3d.layers.image.resnet import ResNet, ResNetConfig
 from distill3d.layers.points.voxels import STUDENT_RANGE, VoxelGrid
 from distill3d.layers.readout import Readout
-from distill3d.settings import Between, Channels, Weight
+from distill3d.settings import Between, Channels, Weight, added
 
 #: Pixels per cell of the map that is lifted, in CMKD's networks.
 STRIDE = 8
@@ -81,9 +83,23 @@ class DepthTrunkConfig:
 
     network: Literal["deeplabv3_resnet50", "deeplabv3_resnet101", "small"] = "deeplabv3_resnet50"
     pretrained: bool = False  # DeepLab's weights of COCO; they are fetched by torchvision
+    weights: Path | None = added(None)  # their file, which is then not fetched
     channels: tuple[Channels, ...] = (32, 48, 64, 96)  # of ``small``: its four stages
     width: Channels = 64  # of ``small``: the map that is lifted
     stride: Literal[4, 8] = STRIDE  # px per cell of the map that is lifted; of DeepLab's it is layer1's or layer3's
+
+    def missing(self) -> str | None:
+        """Why the weights that it asks for cannot be had."""
+        if not self.pretrained or self.network == "small":
+            return None
+        if self.weights is not None:
+            return missing_file(self.weights)
+        import torch
+        from torchvision.models import get_model_weights
+
+        url = get_model_weights(self.network)["DEFAULT"].url
+        there = Path(torch.hub.get_dir()) / "checkpoints" / url.rsplit("/", 1)[-1]
+        return None if there.is_file() else missing_at(url)
 
 
 @dataclass(frozen=True)
@@ -160,7 +176,10 @@ class DeepLabTrunk(nn.Module):
         from torchvision.models import segmentation
 
         build = getattr(segmentation, config.network)
-        network: Any = build(weights="DEFAULT" if config.pretrained else None, weights_backbone=None)
+        fetched = config.pretrained and config.weights is None
+        network: Any = build(weights="DEFAULT" if fetched else None, weights_backbone=None)
+        if config.pretrained and config.weights is not None:
+            load_file(network, config.weights)
         stages = dict(network.backbone.items())
         self.lifted_stage, self.channels = LIFTED[config.stride]
         self.classifier = None

@@ -27,7 +27,7 @@ from distill3d.detectors.gupnet import (
     read_slots,
     shared_losses,
 )
-from distill3d.detectors.monodle import HEADING_BINS, HEAT_CLASSES, STRIDE, TINY_TRUNK, MonoDLETargets, Peaks
+from distill3d.detectors.monodle import HEADING_BINS, STRIDE, TINY_TRUNK, MonoDLETargets, Peaks
 from distill3d.layers.image.roi import COORDINATE_CHANNELS, ROI_SIZE, RoIs, grid_head, pooled_head, sample_boxes
 
 POOLED_HEADS = {"offset_3d": 2, "size_3d": 3, "heading": 2 * HEADING_BINS}
@@ -186,7 +186,7 @@ class DIDM3D(TwoStage):
         return frozenset({"depth"})
 
     def make_roi_heads(self, channels: int) -> dict[str, nn.Module]:
-        seen, hidden = channels + COORDINATE_CHANNELS + len(HEAT_CLASSES), self.config.head_channels
+        seen, hidden = channels + COORDINATE_CHANNELS + len(self.config.vocabulary), self.config.head_channels
         heads: dict[str, nn.Module] = {name: pooled_head(seen, hidden, width) for name, width in POOLED_HEADS.items()}
         return heads | {name: grid_head(seen, hidden) for name in GRID_HEADS}
 

@@ -69,7 +69,7 @@ class TwoStageConfig(MonoDLEConfig):
 
     classes: tuple[str, ...] = HEAT_CLASSES
     mean_size: Literal[False] = False  # MonoDLE's option; here sizes are always differences to ``class_sizes``
-    class_sizes: tuple[tuple[Side, ...], ...] = MEAN_SIZE  # m, (height, width, length) of HEAT_CLASSES
+    class_sizes: tuple[tuple[Side, ...], ...] = MEAN_SIZE  # m, (height, width, length) of the vocabulary
     depth_range: Annotated[tuple[Length, Length], Ascending()] = (2.0, NO_FAR_LIMIT)
     depth_mask: Literal["mask_2d"] = "mask_2d"  # MonoDLE's option; here crops keep their 3D supervision
     roi_aligned: bool = False  # of the sampling; True shifts the grid by half a cell, as torchvision recommends
@@ -259,6 +259,8 @@ class TwoStage(MonoDLE):
 
     def __init__(self, config: TwoStageConfig) -> None:
         super().__init__(config)
+        if len(config.class_sizes) != len(config.vocabulary):
+            raise ValueError(f"class_sizes has {len(config.class_sizes)} rows for {len(config.vocabulary)} classes")
         for name, head in self.make_roi_heads(config.trunk.channels[2]).items():
             setattr(self, name, head)
 
@@ -289,7 +291,7 @@ class TwoStage(MonoDLE):
         window = MapWindow.of(batch.affine, (maps["heatmap"].shape[-1], maps["heatmap"].shape[-2]), config.coord_scale)
         rois = look_at(
             outputs.features[f"neck_{STRIDE}"].tensor, maps["offset_2d"], maps["size_2d"], slots, window,
-            file_camera(batch), len(HEAT_CLASSES), config.roi_aligned,
+            file_camera(batch), len(config.vocabulary), config.roi_aligned,
         )  # fmt: skip
         said = {f"roi_{name}": slots.spread(value) for name, value in self.describe(rois).items()}
         return Outputs(outputs.features, maps | said, slots)
@@ -356,7 +358,7 @@ class GUPNet(TwoStage):
     config: GUPNetConfig
 
     def make_roi_heads(self, channels: int) -> dict[str, nn.Module]:
-        seen = channels + COORDINATE_CHANNELS + len(HEAT_CLASSES)
+        seen = channels + COORDINATE_CHANNELS + len(self.config.vocabulary)
         return {name: pooled_head(seen, self.config.head_channels, width) for name, width in ROI_HEADS.items()}
 
     def describe(self, rois: RoIs) -> dict[str, Tensor]:

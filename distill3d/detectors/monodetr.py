@@ -35,6 +35,7 @@ from distill3d.detectors.monodle import (
     input_channels,
     is_one_of,
     laplace_loss,
+    refuse_unknown,
     wrap_once,
 )
 from distill3d.detectors.released import NEVER_USED, ReleasedForm
@@ -44,10 +45,8 @@ from distill3d.layers.heads.matching import UNMATCHED, assign
 from distill3d.layers.image.deformable_attention import DeformableAttention, Sizes, cell_centres
 from distill3d.layers.image.resnet import STRIDES, ResNet, ResNetConfig
 from distill3d.layers.readout import LinearReadout, Readout
-from distill3d.settings import Ascending, Between, Channels, Layers, Length, Number, Share
+from distill3d.settings import Ascending, Between, Channels, Layers, Length, Number, Share, added
 
-#: Channels of the classification, whatever classes are trained.
-CLASSES = HEAT_CLASSES
 #: Levels of the image memory: the trunk's and one more at twice the coarsest stride.
 LEVELS = len(STRIDES) + 1
 #: Level (stride 16) on which depth is predicted.
@@ -72,9 +71,9 @@ FOCAL_ALPHA, FOCAL_GAMMA = 0.25, 2.0
 COST_MARGIN = 1e-8
 #: Weights of the depth map's cells within boxes and elsewhere, and what every class adds to its one-hot target.
 FOREGROUND, BACKGROUND, ONE_HOT_MARGIN = 13.0, 1.0, 1e-6
-#: Channels of each head: classes; centre (x, y) and distances to the sides (left, right, top, bottom); (height, width,
-#: length); bins and residuals; depth and its log scale.
-HEADS = {"logits": len(CLASSES), "boxes": 6, "size_3d": 3, "heading": 2 * HEADING_BINS, "depth": 2}
+#: Channels of each head: classes (KITTI's); centre (x, y) and distances to the sides (left, right, top, bottom);
+#: (height, width, length); bins and residuals; depth and its log scale.
+HEADS = {"logits": len(HEAT_CLASSES), "boxes": 6, "size_3d": 3, "heading": 2 * HEADING_BINS, "depth": 2}
 HIDDEN_LAYERS = {"logits": 0, "boxes": 2, "size_3d": 1, "heading": 1, "depth": 1}
 #: Weights of the set losses, for each decoder layer alike; those of cost are also the matching's.
 WEIGHTS = {"class": 2.0, "centre": 10.0, "sides": 5.0, "giou": 2.0, "size_3d": 1.0, "heading": 1.0, "depth": 1.0}
@@ -86,7 +85,9 @@ class MonoDETRConfig:
     table at their recommended values; ``styled`` sets all those rows at once."""
 
     input: Literal["rgb", "depth"] = "rgb"
-    classes: tuple[str, ...] = ("Car",)  # trained and detected; a subset of CLASSES
+    #: Channels of the classification: the data set's classes, in the order in which labels number them.
+    vocabulary: tuple[str, ...] = added(HEAT_CLASSES)
+    classes: tuple[str, ...] = ("Car",)  # trained and detected, of the vocabulary
     trunk: ResNetConfig = field(default_factory=ResNetConfig)
     channels: Channels = 256  # of the transformers; a multiple of 32
     feed_forward: Channels = 256
@@ -353,8 +354,9 @@ class DecoderLayer(nn.Module):
 class LayerHeads(nn.ModuleDict):
     """The heads after one decoder layer, perceptrons by name; ``first`` starts the boxes' sides small."""
 
-    def __init__(self, channels: int, first: bool) -> None:
-        readouts = {head: LinearReadout(channels, width) for head, width in HEADS.items()}
+    def __init__(self, channels: int, classes: int, first: bool) -> None:
+        widths = HEADS | {"logits": classes}
+        readouts = {head: LinearReadout(channels, width) for head, width in widths.items()}
         nn.init.constant_(readouts["logits"].bias, math.log(CLASS_PRIOR / (1 - CLASS_PRIOR)))
         nn.init.zeros_(readouts["boxes"].weight)
         nn.init.zeros_(readouts["boxes"].bias)
@@ -378,7 +380,7 @@ class LayerHeads(nn.ModuleDict):
 class MonoDETRTargets:
     """Training targets in K slots per image; slot i is label line i.  Untrained slots hold zeros."""
 
-    label: Int[Tensor, "b k"]  # index into CLASSES
+    label: Int[Tensor, "b k"]  # index into the vocabulary
     boxes: Float[Tensor, "b k 6"]  # projected 3D centre (x, y), distances to the 2D box's left, right, top, bottom
     size_3d: Float[Tensor, "b k 3"]  # (height, width, length) in m
     depth: Float[Tensor, "b k"]  # m times crop zoom
@@ -519,7 +521,7 @@ class Ranked:
     """The K surest pairs of query and class of each image, best first; a query may appear with several classes."""
 
     score: Float[Tensor, "b k"]
-    label: Int[Tensor, "b k"]  # index into CLASSES
+    label: Int[Tensor, "b k"]  # index into the vocabulary
     boxes: Float[Tensor, "b k 6"]
     depth: Float[Tensor, "b k"]  # m, as the network sees the scene: true depth times crop zoom
     confidence: Float[Tensor, "b k"]  # exp(-log scale) of the depth
@@ -532,7 +534,8 @@ def rank_queries(predictions: dict[str, Tensor], top_k: int) -> Ranked:
     probability = predictions["logits"].sigmoid().flatten(1)
     score, index = probability.topk(min(top_k, probability.shape[1]), dim=1)
     image = torch.arange(len(score), device=score.device)[:, None]
-    query, label = index // len(CLASSES), index % len(CLASSES)
+    kinds = predictions["logits"].shape[-1]
+    query, label = index // kinds, index % kinds
     at = {head: predictions[head][image, query] for head in HEADS}
     return Ranked(score, label, at["boxes"], at["depth"][..., 0], torch.exp(-at["depth"][..., 1]), at["heading"],
                   at["size_3d"])  # fmt: skip
@@ -567,7 +570,7 @@ def ranked_to_boxes(ranked: Ranked, batch: Batch, config: MonoDETRConfig) -> Box
     size = ranked.size_3d.clamp(min=SMALLEST_SIZE)
     bottom = centre + F.pad(size[..., :1] / 2, (1, 1))
 
-    kept = (ranked.score >= config.score_threshold) & is_one_of(ranked.label, config.classes)
+    kept = (ranked.score >= config.score_threshold) & is_one_of(ranked.label, config.classes, config.vocabulary)
     return BoxSlots(*kitti_rows(size, bottom, rotation_y), ranked.label, ranked.score * ranked.confidence, kept,
                     "camera", box2d=box2d, alpha=alpha)  # fmt: skip
 
@@ -595,9 +598,7 @@ class MonoDETR(Detector):
 
     def __init__(self, config: MonoDETRConfig) -> None:
         super().__init__()
-        unknown = set(config.classes) - set(CLASSES)
-        if unknown:
-            raise ValueError(f"MonoDETR detects {', '.join(CLASSES)}, not {', '.join(sorted(unknown))}")
+        refuse_unknown(config.classes, config.vocabulary)
         self.config = config
         c, widths = config.channels, config.trunk.outputs
         self.backbone = ResNet(config.trunk)
@@ -610,7 +611,9 @@ class MonoDETR(Detector):
         self.query_content = nn.Embedding(config.groups * config.queries, c)
         self.reference = _xavier(LinearReadout(c, 2))
         self.decoder = nn.ModuleList([DecoderLayer(config) for _ in range(config.decoder_layers)])
-        self.heads = nn.ModuleList([LayerHeads(c, first=i == 0) for i in range(config.decoder_layers)])
+        self.heads = nn.ModuleList(
+            [LayerHeads(c, len(config.vocabulary), first=i == 0) for i in range(config.decoder_layers)]
+        )
         self.tap_channels = {f"backbone_{s}": width for s, width in zip(STRIDES, widths, strict=True)}
         self.tap_channels |= {f"neck_{s}": c for s in STRIDES}
 
@@ -683,7 +686,7 @@ class MonoDETR(Detector):
         near, far = config.depth_range
         z = centre[..., 2]
         known = first(o.difficulty) != UNKNOWN
-        eligible = present & is_one_of(label, config.classes) & known & (z >= near) & (z <= far)
+        eligible = present & is_one_of(label, config.classes, config.vocabulary) & known & (z >= near) & (z <= far)
 
         safe = torch.where(eligible[..., None], centre, torch.ones_like(centre))
         uv = batch.camera.project(safe)[0]
@@ -859,7 +862,7 @@ def _unused_in_released(config: MonoDETRConfig) -> dict[str, tuple[int, ...]]:
     weights |= {f"{decoder}.ref_point_head.layers.0": (c, c), f"{decoder}.ref_point_head.layers.1": (2, c)}
     if config.self_attention_value == "content":
         weights |= {f"{decoder}.layers.{i}.sa_v_proj": (c, c) for i in range(config.decoder_layers)}
-    shapes: dict[str, tuple[int, ...]] = {"label_enc.weight": (len(CLASSES) + 1, c - 1)}
+    shapes: dict[str, tuple[int, ...]] = {"label_enc.weight": (len(config.vocabulary) + 1, c - 1)}
     for layer, shape in weights.items():
         shapes |= {f"{layer}.weight": shape, f"{layer}.bias": shape[:1]}
     return shapes

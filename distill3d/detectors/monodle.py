@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from distill3d.boxes import IGNORE, KITTI_CLASSES, Boxes3D, BoxSlots, kitti_rows, wrap_angle
+from distill3d.boxes import IGNORE, KITTI_CLASSES, Boxes3D, BoxSlots, kitti_rows, label_names, wrap_angle
 from distill3d.camera import Camera
 from distill3d.data.sample import UNKNOWN, Batch
 from distill3d.detectors.base import Detector, FeatureMap, ImageGeometry, Outputs, Style
@@ -33,10 +33,10 @@ from distill3d.layers.image.heatmap import (
     gaussian_radius,
 )
 from distill3d.layers.readout import Readout
-from distill3d.settings import Ascending, Between, Channels, Length, Number, Share
+from distill3d.settings import Ascending, Between, Channels, Length, Number, Share, added
 
 STRIDE = 4
-#: Channels of the heat map, whatever classes are trained.
+#: Channels of the heat map on KITTI, whatever classes are trained.
 HEAT_CLASSES = KITTI_CLASSES[:3]
 #: Mean (height, width, length) in m of the heat-map classes on KITTI train; used with ``mean_size`` only.
 MEAN_SIZE = (
@@ -77,7 +77,9 @@ class MonoDLEConfig:
     table at their recommended values; ``styled`` sets all those rows at once."""
 
     input: Literal["rgb", "depth"] = "rgb"
-    classes: tuple[str, ...] = ("Car",)  # trained and detected; a subset of HEAT_CLASSES
+    #: Channels of the heat map: the data set's classes, in the order in which labels number them.
+    vocabulary: tuple[str, ...] = added(HEAT_CLASSES)
+    classes: tuple[str, ...] = ("Car",)  # trained and detected, of the vocabulary
     merge_classes: tuple[str, ...] = ()  # drawn as cars in the heat map, nothing regressed; e.g. Van, Truck
     trunk: DLAConfig = field(default_factory=DLAConfig)
     head_channels: Channels = 256
@@ -135,7 +137,7 @@ class MonoDLETargets:
     heading_residual: Float[Tensor, "b k"]  # rad
     mask_2d: Bool[Tensor, "b k"]  # trained objects
     mask_3d: Bool[Tensor, "b k"]  # trained objects of images that were not cropped
-    label: Int[Tensor, "b k"]  # index into HEAT_CLASSES
+    label: Int[Tensor, "b k"]  # index into the vocabulary
     # what distillation methods ask for
     box2d: Float[Tensor, "b k 4"]  # canvas px, every label line
     present: Bool[Tensor, "b k"]  # a label line stands here
@@ -230,7 +232,7 @@ class Peaks:
     """What the head maps say at the K highest peaks of each image, best first; positions and 2D sizes in cells."""
 
     score: Float[Tensor, "b k"]
-    label: Int[Tensor, "b k"]  # index into HEAT_CLASSES
+    label: Int[Tensor, "b k"]  # index into the vocabulary
     centre_2d: Float[Tensor, "b k 2"]
     size_2d: Float[Tensor, "b k 2"]
     centre_3d: Float[Tensor, "b k 2"]
@@ -283,7 +285,7 @@ def peaks_to_boxes(peaks: Peaks, batch: Batch, config: MonoDLEConfig, map_size: 
     size = size.clamp(min=SMALLEST_SIZE)
     bottom = centre + torch.stack((torch.zeros_like(depth), size[..., 0] / 2, torch.zeros_like(depth)), -1)
 
-    kept = (peaks.score >= config.score_threshold) & is_one_of(peaks.label, config.classes)
+    kept = (peaks.score >= config.score_threshold) & is_one_of(peaks.label, config.classes, config.vocabulary)
     return BoxSlots(*kitti_rows(size, bottom, wrap_once(rotation_y)), peaks.label, peaks.score * peaks.confidence, kept,
                     "camera", box2d=box2d, alpha=alpha)  # fmt: skip
 
@@ -307,9 +309,10 @@ class MonoDLE(Detector):
 
     def __init__(self, config: MonoDLEConfig) -> None:
         super().__init__()
-        unknown = set(config.classes) - set(HEAT_CLASSES)
-        if unknown:
-            raise ValueError(f"MonoDLE detects {', '.join(HEAT_CLASSES)}, not {', '.join(sorted(unknown))}")
+        refuse_unknown(config.classes, config.vocabulary)
+        refuse_unknown(config.merge_classes, label_names(config.vocabulary))
+        if config.mean_size and config.vocabulary != HEAT_CLASSES:
+            raise ValueError(f"mean_size is known for {', '.join(HEAT_CLASSES)} alone")
         self.config = config
         channels = config.trunk.channels[2:]
         self.backbone = dla_trunk(config.trunk)
@@ -317,7 +320,7 @@ class MonoDLE(Detector):
         for head, width in self.map_heads.items():
             layers = (
                 nn.Conv2d(channels[0], config.head_channels, 3, padding=1),
-                Readout(config.head_channels, width, 1),
+                Readout(config.head_channels, len(config.vocabulary) if head == "heatmap" else width, 1),
             )
             if head == "heatmap":
                 nn.init.constant_(_bias(layers[1]), HEAT_BIAS)
@@ -363,8 +366,8 @@ class MonoDLE(Detector):
         o = batch.objects
         centre, label, box2d = fit(o.centre), fit(o.label, IGNORE), fit(o.box2d)
         present, z = fit(o.present), fit(o.centre)[..., 2]
-        trained = is_one_of(label, config.classes)
-        merged = is_one_of(label, config.merge_classes)
+        trained = is_one_of(label, config.classes, config.vocabulary)
+        merged = is_one_of(label, config.merge_classes, config.vocabulary)
         near, far = config.depth_range
         known = fit(o.difficulty, UNKNOWN) != UNKNOWN
         eligible = present & (trained | merged) & known & (z >= near) & (z <= far)
@@ -385,7 +388,7 @@ class MonoDLE(Detector):
         bins, residual = encode_heading(alpha)
         dimension = hwl = fit(o.size).flip(-1)
         if config.mean_size:
-            hwl = hwl - hwl.new_tensor(MEAN_SIZE)[label.clamp(0, len(HEAT_CLASSES) - 1)]
+            hwl = hwl - hwl.new_tensor(MEAN_SIZE)[label.clamp(0, len(config.vocabulary) - 1)]
         uncropped = ~_is_cropped(batch)
 
         def trained_only(value: Tensor) -> Tensor:
@@ -420,12 +423,14 @@ class MonoDLE(Detector):
     ) -> Float[Tensor, "b c h w"]:
         image, slot = shown.nonzero(as_tuple=True)
         channel = label[image, slot]
-        channel = torch.where(channel < len(HEAT_CLASSES), channel, HEAT_CLASSES.index("Car"))
+        names = self.config.vocabulary
+        if "Car" in names:
+            channel = torch.where(channel < len(names), channel, names.index("Car"))
         size = size_2d[image, slot]
         radius = gaussian_radius(size[:, 1], size[:, 0]).trunc().clamp(min=0).long()
-        maps = size_2d.new_zeros(shown.shape[0] * len(HEAT_CLASSES), height, width)
-        drawn = draw_gaussians(maps, image * len(HEAT_CLASSES) + channel, cell[image, slot], radius)
-        return drawn.view(shown.shape[0], len(HEAT_CLASSES), height, width).to(next(self.parameters()).dtype)
+        maps = size_2d.new_zeros(shown.shape[0] * len(names), height, width)
+        drawn = draw_gaussians(maps, image * len(names) + channel, cell[image, slot], radius)
+        return drawn.view(shown.shape[0], len(names), height, width).to(next(self.parameters()).dtype)
 
     def loss(self, outputs: Outputs, batch: Batch, targets: MonoDLETargets | None = None) -> dict[str, Tensor]:
         with torch.autocast(batch.image.device.type, enabled=False):
@@ -478,9 +483,20 @@ def _bias(layer: nn.Conv2d) -> Tensor:
     return layer.bias
 
 
-def is_one_of(label: Int[Tensor, "*n"], classes: tuple[str, ...]) -> Bool[Tensor, "*n"]:
-    """Which labels (indices into KITTI_CLASSES, whose first are HEAT_CLASSES) are of the named classes."""
-    return torch.isin(label, label.new_tensor([KITTI_CLASSES.index(name) for name in classes]))
+def is_one_of(
+    label: Int[Tensor, "*n"], classes: tuple[str, ...], vocabulary: tuple[str, ...] = HEAT_CLASSES
+) -> Bool[Tensor, "*n"]:
+    """Which labels, that index the names of a vocabulary, are of the named classes."""
+    names = label_names(vocabulary)
+    return torch.isin(label, label.new_tensor([names.index(name) for name in classes]))
+
+
+def refuse_unknown(classes: tuple[str, ...], vocabulary: tuple[str, ...]) -> None:
+    """Raises:
+    ValueError: a class is not of the vocabulary."""
+    unknown = [name for name in classes if name not in vocabulary]
+    if unknown:
+        raise ValueError(f"detects some of {', '.join(vocabulary)}, not {', '.join(unknown)}")
 
 
 def _is_cropped(batch: Batch) -> Bool[Tensor, "b"]:

@@ -23,12 +23,14 @@ tools/kitti_eval).  The Python port descending from traveller59/second.pytorch d
 
 import difflib
 import json as jsonlib
+import math
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, get_args
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple, TypedDict, get_args
 
+import msgspec
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
@@ -40,11 +42,13 @@ from distill3d.data.kitti.lines import (
     odd_visibility,
     sound_table,
 )
+from distill3d.data.kitti.names import KITTI_NAMES, LabelNames, names_of
 from distill3d.data.splits import read_split
 from distill3d.errors import UserError, one_line
 from distill3d.evaluate import iou
 from distill3d.evaluate.greedy import choose_in_turn
-from distill3d.files import names_below, read_text, refuse_foreign, write_output_text
+from distill3d.files import names_below, read_json, read_text, refuse_foreign, write_output_text
+from distill3d.typed import checked
 
 if TYPE_CHECKING:  # the command line must start fast, and the maths needs no terminal
     from rich.table import Table
@@ -64,7 +68,7 @@ MIN_HEIGHT = (40, 25, 25)  # px
 MAX_OCCLUSION = (0, 1, 2)
 MAX_TRUNCATION = (0.15, 0.3, 0.5)
 #: Minimum overlap by set, class and geometry. "loose" relaxes BEV and 3D only, as papers report it.
-MIN_OVERLAP: dict[Overlaps, dict[Class, dict[str, float]]] = {
+MIN_OVERLAP: dict[Overlaps, dict[str, dict[str, float]]] = {
     "strict": {
         "car": {"bbox": 0.7, "bev": 0.7, "3d": 0.7},
         "pedestrian": {"bbox": 0.5, "bev": 0.5, "3d": 0.5},
@@ -76,14 +80,81 @@ MIN_OVERLAP: dict[Overlaps, dict[Class, dict[str, float]]] = {
         "cyclist": {"bbox": 0.5, "bev": 0.25, "3d": 0.25},
     },
 }
-LEAST_OVERLAP = min(minimum for table in MIN_OVERLAP.values() for row in table.values() for minimum in row.values())
 #: Classes that look alike: neither demanded nor punished.
-NEIGHBOUR: dict[Class, str] = {"car": "van", "pedestrian": "person_sitting"}
+NEIGHBOUR: dict[str, str] = {"car": "van", "pedestrian": "person_sitting"}
 KNOWN_NAMES = (*CLASSES, "van", "truck", "person_sitting", "tram", "misc", DONT_CARE)
+#: Of other classes than KITTI's, "strict" and "loose", unless they are given.
+OTHER_OVERLAPS = (0.7, 0.5)
 RECALL_POINTS = 41
 MOST_PAIRS = 400_000  # of objects in one frame; KITTI's most crowded frames have some hundreds
 ENDING = ".txt"  # of label and result files
+ABOUT = "about.json"  # beside predictions: with which settings they are to be evaluated
+HEIGHT_SCALE, OVERLAPS = "min_height_scale", "overlaps"
 NO_ALPHA = -10.0  # a detector without orientation writes this
+
+
+@dataclass(frozen=True)
+class Rules:
+    """Which classes are evaluated, by their names in lower case, and what they must overlap: KITTI's by default."""
+
+    classes: tuple[str, ...] = CLASSES
+    min_overlap: Mapping[Overlaps, Mapping[str, Mapping[str, float]]] = field(default_factory=lambda: MIN_OVERLAP)
+    neighbour: Mapping[str, str] = field(default_factory=lambda: NEIGHBOUR)
+    known_names: tuple[str, ...] = KNOWN_NAMES
+    names: LabelNames = KITTI_NAMES
+
+    def of(self, words: np.ndarray) -> np.ndarray:
+        """(N,) the classes, in lower case, that words of files stand for; unknown words stay as they are."""
+        lower = np.char.lower(words)
+        for word, kind in self.names.others:
+            lower = np.where(lower == word.lower(), kind.lower(), lower)
+        return lower
+
+    @property
+    def least_overlap(self) -> float:
+        return min(least for table in self.min_overlap.values() for row in table.values() for least in row.values())
+
+
+OFFICIAL = Rules()
+
+
+def rules_of(names: LabelNames, overlaps: Iterable[str] = ()) -> Rules:
+    """The rules for a data set's own classes; ``overlaps`` as ``Bus=0.7,0.5``: strict, and loose in BEV and 3D.
+
+    Raises:
+        UserError: an overlap is of no class, or none that boxes can have.
+    """
+    given = dict(_overlap(pair, names) for pair in overlaps)
+    if names.classes == KITTI_NAMES.classes and not given:
+        return replace(OFFICIAL, names=names)
+    official = dict(zip(("strict", "loose"), MIN_OVERLAP.values(), strict=True))
+    table: dict[Overlaps, dict[str, dict[str, float]]] = {"strict": {}, "loose": {}}
+    for name in map(str.lower, names.classes):
+        if name in CLASSES and name not in given:
+            for overlap, rows in table.items():
+                rows[name] = official[overlap][name]
+        else:
+            strict, loose = given.get(name, OTHER_OVERLAPS)
+            table["strict"][name] = {"bbox": strict, "bev": strict, "3d": strict}
+            table["loose"][name] = {"bbox": strict, "bev": loose, "3d": loose}
+    if names.classes == KITTI_NAMES.classes:
+        return replace(OFFICIAL, min_overlap=table, names=names)
+    classes = tuple(map(str.lower, names.classes))
+    return Rules(classes, table, {}, tuple(dict.fromkeys((*classes, *map(str.lower, names.names), DONT_CARE))), names)
+
+
+def _overlap(pair: str, names: LabelNames) -> tuple[str, tuple[float, float]]:
+    name, _, values = pair.partition("=")
+    try:
+        strict, loose = map(float, values.split(","))
+    except ValueError:
+        strict = loose = math.nan
+    if name.lower() not in map(str.lower, names.classes) or not 0 < loose <= strict < 1:
+        raise UserError(
+            f"overlap {pair!r}, expected a class of {', '.join(names.classes)} and two numbers between 0 and 1, the "
+            "smaller one last, such as Car=0.7,0.5"
+        )
+    return name.lower(), (strict, loose)
 
 
 # ------------------------------------------------------------------ annotations
@@ -203,6 +274,10 @@ class Annotations:
         first = np.flatnonzero(begins)
         return first, np.diff(np.append(first, len(begins)))
 
+    def named(self, rules: Rules) -> "Annotations":
+        """With the classes, in lower case, that the names stand for."""
+        return replace(self, name=rules.of(self.name))
+
     def of_frames(self, frames: tuple[str, ...], what: str) -> "Annotations":
         """Only the given frames, in the given order; rows of a frame keep their order.
 
@@ -304,6 +379,7 @@ class ClassExplanation:
     small_detections: Counts  # ignored, as lower than the least height
     equal_scores: bool
     nearest: Nearest | None  # only where an AP is zero in spite of labels and detections
+    neighbour: str = ""  # that class
 
 
 @dataclass(frozen=True)
@@ -318,7 +394,7 @@ class Explanation:
     unknown_label_names: dict[str, int]  # labels likewise
     odd_labels: int  # labels of truncation or occlusion that KITTI does not know
     other_names: dict[str, int]  # detections of KITTI classes that are not evaluated
-    classes: dict[Class, ClassExplanation]
+    classes: dict[str, ClassExplanation]
     notes: tuple[str, ...] = ()  # sentences, the most telling first
 
     def text(self) -> str:
@@ -335,7 +411,7 @@ class Explanation:
             lines.append(
                 f"{name}: {row.labels} labels, counted {_slashed(row.counted)} (easy/moderate/hard); too small"
                 f" {_slashed(row.too_small)}, occluded {_slashed(row.occluded)}, truncated {_slashed(row.truncated)};"
-                + (f" {row.neighbours} {NEIGHBOUR[name]} ignored;" if name in NEIGHBOUR else "")
+                + (f" {row.neighbours} {row.neighbour} ignored;" if row.neighbour else "")
                 + f" {row.detections} detections, ignored as too small {_slashed(row.small_detections)}."
             )
         return "\n".join([*lines, *self.notes])
@@ -349,17 +425,18 @@ def _slashed(counts: Counts) -> str:
 class Result:
     """Precision curves of every overlap set, class and metric, and an explanation."""
 
-    curves: dict[Overlaps, dict[tuple[Class, Metric], Float[np.ndarray, "3 41"]]]  # precision 0..1 by difficulty
-    evaluated: dict[tuple[Class, Metric], bool]  # False: the official program prints no such number, here it is zero
+    curves: dict[Overlaps, dict[tuple[str, Metric], Float[np.ndarray, "3 41"]]]  # precision 0..1 by difficulty
+    evaluated: dict[tuple[str, Metric], bool]  # False: the official program prints no such number, here it is zero
     explanation: Explanation
     min_height_scale: float
     style: Style
+    rules: Rules = OFFICIAL
 
-    def precision(self, name: Class, metric: Metric, overlap: Overlaps = "strict") -> Float[np.ndarray, "3 41"]:
+    def precision(self, name: str, metric: Metric, overlap: Overlaps = "strict") -> Float[np.ndarray, "3 41"]:
         """Precision (orientation similarity for "aos") at recall 0, 1/40, ..., 1 for easy, moderate, hard."""
         return self.curves[overlap][name, metric]
 
-    def ap(self, name: Class, metric: Metric, overlap: Overlaps = "strict") -> Three:
+    def ap(self, name: str, metric: Metric, overlap: Overlaps = "strict") -> Three:
         """AP|R40 in percent: easy, moderate, hard."""
         easy, moderate, hard = 100 * self.precision(name, metric, overlap)[:, 1:].mean(axis=1)
         return float(easy), float(moderate), float(hard)
@@ -380,7 +457,8 @@ class Result:
             "frames": self.explanation.frames,
             "min_height_scale": self.min_height_scale,
             "style": self.style,
-            "min_overlap": MIN_OVERLAP,
+            "min_overlap": self.rules.min_overlap,
+            **({} if self.rules.names == KITTI_NAMES else {"classes": list(self.rules.names.classes)}),
             "not_evaluated": [f"{name}_{metric}" for (name, metric), done in self.evaluated.items() if not done],
         }
         return {**tables, "settings": settings, "explanation": asdict(self.explanation)}
@@ -395,11 +473,11 @@ class Result:
         table = Table("class", "metric", title=title)
         for heading in ("overlap", *DIFFICULTIES):
             table.add_column(heading, justify="right")
-        for name in CLASSES:
+        for name in self.rules.classes:
             # Strict and loose rows where the overlaps differ.
             rows: dict[tuple[Metric, float], Overlaps] = {
-                (metric, MIN_OVERLAP[overlap][name][_geometry(metric)]): overlap
-                for overlap in MIN_OVERLAP
+                (metric, self.rules.min_overlap[overlap][name][_geometry(metric)]): overlap
+                for overlap in self.rules.min_overlap
                 for metric in METRICS
             }
             for (metric, minimum), overlap in rows.items():
@@ -436,6 +514,7 @@ def evaluate(
     frames: Iterable[str] | None = None,
     min_height_scale: float = 1.0,
     style: Style = "c++",
+    rules: Rules = OFFICIAL,
 ) -> Result:
     """Evaluate predictions in memory.
 
@@ -446,6 +525,7 @@ def evaluate(
         integer and then compared) and meaningful where 40 * scale is no integer, heights are divided by the scale
         instead, then cut and compared: an object counts exactly if it would at full size.
     style: see `Style`.
+    rules: see `rules_of`.
 
     Raises:
         UserError: a frame is missing on either side, or an option has no meaning.
@@ -460,13 +540,13 @@ def evaluate(
     labels = labels.of_frames(names, "labels")
     det = predictions.of_frames(names, "result")
 
-    label_kind, det_kind = np.char.lower(labels.name), np.char.lower(det.name)
-    relevant = np.isin(label_kind, [*CLASSES, *NEIGHBOUR.values()])
+    label_kind, det_kind = rules.of(labels.name), rules.of(det.name)
+    relevant = np.isin(label_kind, [*rules.classes, *rules.neighbour.values()])
     every_gt, every_gt_kind = labels.rows(relevant), label_kind[relevant]
     # Labels that stand there many times over, one after the other, choose as one with as many places.
     first, places = every_gt.equal_runs()
     gt, gt_kind = every_gt.rows(first), every_gt_kind[first]
-    pairs = _overlaps(gt, det)
+    pairs = _overlaps(gt, det, rules.least_overlap)
     regions = labels.rows(label_kind == DONT_CARE)
     coverage = _dont_care_coverage(det, regions.rows(regions.equal_runs()[0]), style)
     levels = range(len(DIFFICULTIES))
@@ -474,11 +554,11 @@ def evaluate(
     is_small = [_is_small(det, level, min_height_scale) for level in levels]
     has_orientation = not np.any(det.alpha == NO_ALPHA)
 
-    curves: dict[Overlaps, dict[tuple[Class, Metric], np.ndarray]] = {overlap: {} for overlap in MIN_OVERLAP}
-    evaluated: dict[tuple[Class, Metric], bool] = {}
-    for name in CLASSES:
+    curves: dict[Overlaps, dict[tuple[str, Metric], np.ndarray]] = {overlap: {} for overlap in rules.min_overlap}
+    evaluated: dict[tuple[str, Metric], bool] = {}
+    for name in rules.classes:
         own = det_kind == name
-        own_gt, neighbour_gt = gt_kind == name, gt_kind == NEIGHBOUR.get(name)
+        own_gt, neighbour_gt = gt_kind == name, gt_kind == rules.neighbour.get(name)
         gt_states = [np.where(own_gt & ~hard, 0, np.where(own_gt | neighbour_gt, 1, -1)) for hard in too_hard]
         det_states = [np.where(small, 1, np.where(own, 0, -1)) for small in is_small]
         has_geometry = {
@@ -490,7 +570,7 @@ def evaluate(
             evaluated[name, metric] = has_geometry[_geometry(metric)] and (metric != "aos" or has_orientation)
         for geometry, candidates in pairs.items():
             known: dict[float, list[_Curves]] = {}  # strict and loose share what has the same minimum overlap
-            for overlap, minima in MIN_OVERLAP.items():
+            for overlap, minima in rules.min_overlap.items():
                 minimum = minima[name][geometry]
                 if minimum not in known:
                     known[minimum] = [
@@ -510,14 +590,15 @@ def evaluate(
             labels_without_results=unused_labels,
             results_outside_split=unused_results,
             other_files=(),
-            unknown_names=_name_counts(det, ~np.isin(det_kind, KNOWN_NAMES)),
-            unknown_label_names=_name_counts(labels, ~np.isin(label_kind, KNOWN_NAMES)),
+            unknown_names=_name_counts(det, ~np.isin(det_kind, rules.known_names)),
+            unknown_label_names=_name_counts(labels, ~np.isin(label_kind, rules.known_names)),
             odd_labels=int((odd_visibility(labels.truncation, labels.occlusion) & (label_kind != DONT_CARE)).sum()),
-            other_names=_name_counts(det, np.isin(det_kind, KNOWN_NAMES[len(CLASSES) :])),
+            other_names=_name_counts(det, np.isin(det_kind, rules.known_names[len(rules.classes) :])),
             classes={},
         ),
         min_height_scale=min_height_scale,
         style=style,
+        rules=rules,
     )
     return _explained(result, every_gt, every_gt_kind, det, det_kind)
 
@@ -527,13 +608,13 @@ def _geometry(metric: Metric) -> Literal["bbox", "bev", "3d"]:
     return "bbox" if metric == "aos" else metric
 
 
-def _overlaps(gt: Annotations, det: Annotations) -> dict[str, _Pairs]:
+def _overlaps(gt: Annotations, det: Annotations, least: float) -> dict[str, _Pairs]:
     """Overlaps of all pairs that any class, difficulty or overlap set could match, by geometry."""
     gt_index, det_index = frame_pairs(gt, det)
     bev, space = iou.bev_and_3d_iou(det.box3d[det_index], gt.box3d[gt_index])
     image = iou.image_iou(det.box2d[det_index], gt.box2d[gt_index])
     return {
-        geometry: _Pairs(gt_index, det_index, overlap).where(overlap > LEAST_OVERLAP)
+        geometry: _Pairs(gt_index, det_index, overlap).where(overlap > least)
         for geometry, overlap in (("bbox", image), ("bev", bev), ("3d", space))
     }
 
@@ -658,12 +739,15 @@ def _explained(result: Result, gt: Annotations, gt_kind: np.ndarray, det: Annota
     """The result with the classes and notes of its explanation filled in."""
     notes: list[str] = []
     told = result.explanation
+    whose = "KITTI" if result.rules.classes == CLASSES else "the data set's"
     for unknown, what in (
-        (told.unknown_names, "Not KITTI class names, and so not evaluated"),
-        (told.unknown_label_names, "Not KITTI class names in the labels, whose objects so do not count"),
+        (told.unknown_names, f"Not {whose} class names, and so not evaluated"),
+        (told.unknown_label_names, f"Not {whose} class names in the labels, whose objects so do not count"),
     ):
         if unknown:
-            words = ", ".join(f"{name!r} x {count} ({_suggestion(name)})" for name, count in unknown.items())
+            words = ", ".join(
+                f"{name!r} x {count} ({_suggestion(name, result.rules)})" for name, count in unknown.items()
+            )
             notes.append(f"{what}: {words}.")
     if told.odd_labels:
         notes.append(
@@ -673,12 +757,13 @@ def _explained(result: Result, gt: Annotations, gt_kind: np.ndarray, det: Annota
     without = int((det.alpha == NO_ALPHA).sum())
     if without:
         notes.append(f"No aos: {without} of {len(det.alpha)} detections have alpha {NO_ALPHA:g}, which means unknown.")
-    classes: dict[Class, ClassExplanation] = {}
-    for name in CLASSES:
+    classes: dict[str, ClassExplanation] = {}
+    for name in result.rules.classes:
         labels, detections = gt.rows(gt_kind == name), det.rows(det_kind == name)
         zero: list[Metric] = [metric for metric in METRICS if max(result.ap(name, metric)) == 0]
         row = _explain_class(result, labels, detections, compare=bool(zero))
-        row = replace(row, neighbours=int((gt_kind == NEIGHBOUR.get(name)).sum()))
+        neighbour = result.rules.neighbour.get(name, "")
+        row = replace(row, neighbours=int((gt_kind == neighbour).sum()), neighbour=neighbour)
         classes[name] = row
         notes += _class_notes(name, row, zero, result)
     explanation = replace(result.explanation, classes=classes, notes=tuple(notes))
@@ -734,7 +819,7 @@ def _nearest(labels: Annotations, detections: Annotations) -> Nearest | None:
     )
 
 
-def _class_notes(name: Class, row: ClassExplanation, zero: list[Metric], result: Result) -> list[str]:
+def _class_notes(name: str, row: ClassExplanation, zero: list[Metric], result: Result) -> list[str]:
     """Sentences on one class, the reason for zeros first. zero: metrics whose AP is zero at every difficulty."""
     notes: list[str] = []
     absent = [metric for metric in zero if not result.evaluated[name, metric] and metric != "aos"]
@@ -795,9 +880,9 @@ def _name_counts(rows: Annotations, chosen: Bool[np.ndarray, " n"]) -> dict[str,
     return {str(name): int(count) for name, count in zip(names, counts, strict=True)}
 
 
-def _suggestion(name: str) -> str:
-    nearest = difflib.get_close_matches(name.lower(), KNOWN_NAMES, n=1)
-    return f"did you mean {nearest[0]!r}?" if nearest else f"known are {', '.join(CLASSES)}"
+def _suggestion(name: str, rules: Rules) -> str:
+    nearest = difflib.get_close_matches(name.lower(), rules.known_names, n=1)
+    return f"did you mean {nearest[0]!r}?" if nearest else f"known are {', '.join(rules.classes)}"
 
 
 # ---------------------------------------------------------------------- folders
@@ -810,6 +895,7 @@ def evaluate_folders(
     *,
     min_height_scale: float = 1.0,
     style: Style = "c++",
+    rules: Rules = OFFICIAL,
 ) -> Result:
     """Evaluate a folder of result files against a folder of label files.
 
@@ -838,6 +924,7 @@ def evaluate_folders(
         Annotations.from_folder(result_folder, scored=True, frames=frames),
         min_height_scale=min_height_scale,
         style=style,
+        rules=rules,
     )
     explanation = replace(
         result.explanation,
@@ -865,9 +952,13 @@ def _results(folder: Path, labelled: set[str], wanted: Sequence[str] | None) -> 
 
 
 def run_eval_kitti(
-    labels: Path, predictions: Path, split: Path | None, json: Path | None, min_height_scale: float, style: Style
-) -> None:
+    labels: Path, predictions: Path, split: Path | None, json: Path | None, min_height_scale: float | None,
+    style: Style, classes: tuple[str, ...] = (), label_names: tuple[str, ...] = (), overlaps: tuple[str, ...] = (),
+) -> None:  # fmt: skip
     """Evaluate folders, print table and explanation, write the JSON if asked.
+
+    What is not given is as the training that wrote the predictions had it, if one did, or as the labels' data set says:
+    ``min_height_scale``, else 1, and the classes.
 
     Raises:
         UserError: as `evaluate_folders`.
@@ -876,9 +967,37 @@ def run_eval_kitti(
 
     if json is not None:
         refuse_foreign(json)
-    result = evaluate_folders(labels, predictions, split, min_height_scale=min_height_scale, style=style)
+    written_with = _about(predictions)
+    known = names_of(labels.resolve().parent.parent, classes, label_names)
+    if min_height_scale is None:
+        min_height_scale = written_with.get(HEIGHT_SCALE, 1.0)
+    rules = rules_of(known, overlaps or written_with.get(OVERLAPS, ()))
+    result = evaluate_folders(labels, predictions, split, min_height_scale=min_height_scale, style=style, rules=rules)
     console = Console()
+    if min_height_scale == written_with.get(HEIGHT_SCALE) != 1:
+        said = f"min_height_scale {min_height_scale:g}, as {predictions / ABOUT} says: images of a reduced size."
+        console.print(said, markup=False, highlight=False)
     console.print(result.table())
     console.print(result.explanation.text(), markup=False, highlight=False)
     if json is not None:
         write_output_text(json, jsonlib.dumps(result.to_json(), indent=1) + "\n")
+
+
+class About(TypedDict, total=False):
+    """What stands there."""
+
+    min_height_scale: Annotated[float, msgspec.Meta(gt=0)]
+    overlaps: list[str]
+
+
+def about_predictions(min_height_scale: float, overlaps: Iterable[str]) -> str:
+    """What stands beside predictions, in ``ABOUT``, for whoever evaluates them."""
+    return jsonlib.dumps({HEIGHT_SCALE: min_height_scale, OVERLAPS: list(overlaps)}) + "\n"
+
+
+def _about(predictions: Path) -> About:
+    """What ``about_predictions`` wrote into a folder; nothing where it did not."""
+    path = predictions / ABOUT
+    if not path.is_file():
+        return {}
+    return checked(read_json(path), About, path)

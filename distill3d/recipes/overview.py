@@ -33,7 +33,8 @@ RECIPE = {
 }
 STAGE = {
     "schedule.epochs": "rounds through the split",
-    "schedule.batch_size": "frames of a step, on each device",
+    "schedule.batch_size": "frames of a step, of all devices together",
+    "schedule.accumulate": "parts in which a batch is computed, where memory is short",
     "schedule.lr": "peak learning rate",
     "schedule.warmup_epochs": "of a rising learning rate",
     "detector.classes": "that are trained and detected",

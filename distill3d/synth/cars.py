@@ -394,3 +394,12 @@ def random_van(rng: np.random.Generator) -> tuple[int, np.ndarray]:
     """Index into ALL_STYLES and size (length, width, height) in metres of a random van."""
     height, width, length = np.array(VAN.size) * (1 + np.clip(rng.standard_normal(3), -2, 2) * (0.09, 0.04, 0.08))
     return len(ALL_STYLES) - 1, np.array([length, width, height])
+
+
+def random_long(rng: np.random.Generator, mean: tuple[float, float, float]) -> tuple[int, np.ndarray]:
+    """Index into ALL_STYLES and size (length, width, height) in metres of a long box body.
+
+    ``mean``: height, width, length (m).
+    """
+    height, width, length = np.array(mean) * (1 + np.clip(rng.standard_normal(3), -2, 2) * (0.05, 0.02, 0.08))
+    return len(ALL_STYLES) - 1, np.array([length, width, height])

@@ -114,6 +114,7 @@ def random_sides(rng: np.random.Generator) -> tuple[str, str]:
 
 def furnish(rng: np.random.Generator, build: Builder, config: StreetConfig, sides: tuple[str, str]) -> None:
     """Put traffic and what lines it into a street that has its ground; sides: left and right, of roadside.KINDS."""
+    traffic.add_long(rng, build, config)
     traffic.add_cars(rng, build, config)
     traffic.add_people(rng, build, config)
     roadside.add_side(rng, build, -1.0, sides[0])

@@ -11,6 +11,8 @@ from . import cars
 
 CLEAR_HAZE = 0.0014  # 1 / m, visibility 2.8 km: what is above it counts as fog, and sun and LiDAR suffer
 LOW_SUN = 22.0  # degrees: below it the sun's way through the air counts
+#: What stands in streets, as KITTI's labels call it.
+KINDS = ("Car", "Van", "Pedestrian", "Cyclist")
 CAR_BODIES = tuple(style.name for style in cars.STYLES)
 PictureSide = Annotated[int, Between(1, 4096)]  # px
 RaysPerSide = Annotated[int, Between(1, 8)]
@@ -115,10 +117,57 @@ class StreetConfig(Conditions):
     """Azimuth step, degrees (HDL-64E at 10 Hz: 0.16 to 0.2)."""
     lidar_max_range: LidarRange = 80.0
     """Longest range with a return, m."""
+    large: tuple[str, ...] = ()
+    """Long vehicles beside the cars, each by its label and its mean height, width and length, m: Bus=3,2.5,10."""
+    large_count: Annotated[tuple[Crowd, Crowd], Ascending()] = (1, 3)
+    """Of these per frame, where there are any; fewer where the street is full."""
+    label_names: tuple[str, ...] = ()
+    """Other names of things in the labels, as Van=Transporter."""
+    image_format: Literal["png", "jpg"] = "png"
+    """png as in KITTI, or jpg."""
+    scan_share: Share = 1.0
+    """Share of the frames that have a scan, at random."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         _refuse_rays(self)
+        if is_in_range(self):
+            _ = self.bodies, self.renamed
+
+    @property
+    def bodies(self) -> dict[str, tuple[float, float, float]]:
+        """Mean height, width and length (m) of the long vehicles, by label.
+
+        Raises:
+            UserError: one of them is not told as it should be.
+        """
+        found = {}
+        for text in self.large:
+            name, _, sizes = text.partition("=")
+            try:
+                height, width, length = map(float, sizes.split(","))
+            except ValueError:
+                height = width = length = 0.0
+            if not (name.isidentifier() and all(0.3 <= side <= 20 for side in (height, width, length))):
+                raise UserError(f"large: {text!r}, expected a name and height, width, length in m, as Bus=3,2.5,10")
+            found[name] = (height, width, length)
+        return found
+
+    @property
+    def renamed(self) -> dict[str, str]:
+        """Names in labels by kind.
+
+        Raises:
+            UserError: a kind is not known, or a name is no word.
+        """
+        known = (*KINDS, *self.bodies)
+        found = {}
+        for text in self.label_names:
+            kind, _, name = text.partition("=")
+            if kind not in known or not name.isidentifier():
+                raise UserError(f"label_names: {text!r}, expected one of {', '.join(known)} and a name, as Van=Bus")
+            found[kind] = name
+        return found
 
 
 NUSCENES_FOCAL, NUSCENES_WIDTH, NUSCENES_HEIGHT = 1266.0, 1600, 900  # px; the front camera and the image files

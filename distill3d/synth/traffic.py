@@ -82,6 +82,31 @@ def add_cars(rng: np.random.Generator, build: Builder, config: StreetConfig) -> 
         build.add_object(StreetObject("Van" if is_van else "Car", size, axes, position, mesh), palette, CAR_MATERIALS)
 
 
+def add_long(rng: np.random.Generator, build: Builder, config: StreetConfig) -> None:
+    """Long vehicles, on the road."""
+    bodies = config.bodies
+    if not bodies:
+        return
+    near, far = config.distance
+    wanted = int(rng.integers(config.large_count[0], config.large_count[1] + 1))
+    for _ in range(12 * wanted):  # tries; a full street gets fewer
+        if wanted == 0:
+            return
+        name = str(rng.choice(list(bodies)))
+        style, size = cars.random_long(rng, bodies[name])
+        place = _driving(rng, build.street, near + size[0], max(far, near + size[0] + 1))
+        position = build.street.spot(place.d, place.y)
+        x, y = float(position[0]), place.y
+        if not build.view.holds(x, y) or not build.claim(place, x, size, DRIVING_GAP):
+            continue
+        wanted -= 1
+        mesh = cars.template(style, build.view.detailed(x, y, size[2], CAR_DETAIL))
+        palette = cars.SLOT_COLOURS.copy()
+        palette[cars.PAINT] = cars.random_paint(rng)
+        axes = standing(place.heading, build.street.normal(x, y))
+        build.add_object(StreetObject(name, size, axes, position, mesh), palette, CAR_MATERIALS)
+
+
 def _pedestrian_place(rng: np.random.Generator, street: Road, y: float) -> Place:
     """On the pavement, or crossing the road, where there is a zebra most often there."""
     sign = float(rng.choice((-1.0, 1.0)))

@@ -6,7 +6,7 @@ Source of the layout and the text formats: the KITTI object development kit.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 
@@ -23,6 +23,7 @@ from .settings import StreetConfig
 
 LAYOUT_VERSION = 1
 PNG_COMPRESSION = 1  # zlib level: noise does not compress, higher levels only cost time
+JPEG_QUALITY = 92
 CHUNK = 4  # frames per task: small enough for a smooth progress bar
 
 
@@ -37,36 +38,58 @@ def calibration_text(rig: Rig) -> str:
     return "\n".join(rows) + "\n\n"
 
 
-def frame_paths(out: Path, index: int) -> dict[str, Path]:
+def frame_paths(out: Path, index: int, config: StreetConfig | None = None, seed: int = 0) -> dict[str, Path]:
     """The files of a frame; the image comes last because it is written last and so vouches for the others."""
-    name = f"{index:06d}"
+    name, config = f"{index:06d}", config or StreetConfig()
     training = out / "training"
-    return {
+    paths = {
         "label_2": training / "label_2" / f"{name}.txt",
         "calib": training / "calib" / f"{name}.txt",
         "velodyne": training / "velodyne" / f"{name}.bin",
-        "image_2": training / "image_2" / f"{name}.png",
+        "image_2": training / "image_2" / f"{name}.{config.image_format}",
     }
+    if not _has_scan(seed, index, config):
+        del paths["velodyne"]
+    return paths
 
 
-def write_frame(out: Path, index: int, frame: Frame) -> None:
-    """Write the four files of a frame, each atomically, the image last."""
-    paths = frame_paths(out, index)
-    write_text(paths["label_2"], "".join(label.line() + "\n" for label in frame.labels), flush=False)
+def _has_scan(seed: int, index: int, config: StreetConfig) -> bool:
+    return config.scan_share == 1 or float(np.random.default_rng((seed, index)).random()) < config.scan_share
+
+
+def write_frame(out: Path, index: int, frame: Frame, config: StreetConfig | None = None, seed: int = 0) -> None:
+    """Write the files of a frame, each atomically, the image last."""
+    config = config or StreetConfig()
+    paths, names = frame_paths(out, index, config, seed), config.renamed
+    labels = (replace(label, kind=names.get(label.kind, label.kind)) for label in frame.labels)
+    write_text(paths["label_2"], "".join(label.line() + "\n" for label in labels), flush=False)
     write_text(paths["calib"], calibration_text(frame.rig), flush=False)
-    write_atomically(paths["velodyne"], lambda part: part.write_bytes(frame.points.tobytes()), flush=False)
+    if "velodyne" in paths:
+        write_atomically(paths["velodyne"], lambda part: part.write_bytes(frame.points.tobytes()), flush=False)
     picture = Image.fromarray(frame.image)
-    write_atomically(
-        paths["image_2"],
-        lambda part: picture.save(part, format="PNG", compress_level=PNG_COMPRESSION),
-        flush=False,
-    )
+    kind = {"format": "JPEG", "quality": JPEG_QUALITY} if config.image_format == "jpg" else {
+        "format": "PNG", "compress_level": PNG_COMPRESSION}  # fmt: skip
+    write_atomically(paths["image_2"], lambda part: picture.save(part, **kind), flush=False)
 
 
 def _make(out: Path, seed: int, configs: Sequence[StreetConfig], indices: list[int]) -> int:
     for index in indices:
-        write_frame(out, index, render_frame(seed, index, configs[index]))
+        write_frame(out, index, render_frame(seed, index, configs[index]), configs[index], seed)
     return len(indices)
+
+
+def _write_classes(out: Path, configs: Sequence[StreetConfig]) -> None:
+    """Which classes there are, where they are not KITTI's."""
+    if any(config.large or config.label_names for config in configs):
+        from ..data.kitti.names import (  # with torch, which drawing needs not wait for
+            CLASSES_FILE,
+            DONT_CARE,
+            LabelNames,
+        )
+
+        lines = (path.read_text(encoding="utf-8") for path in (out / "training" / "label_2").glob("*.txt"))
+        names = {line.split()[0] for text in lines for line in text.splitlines() if line}
+        write_text(out / CLASSES_FILE, LabelNames(tuple(sorted(names - {DONT_CARE}))).text)
 
 
 def _write_image_sets(out: Path, splits: Mapping[str, int]) -> None:
@@ -113,11 +136,13 @@ def write_kitti(
         for path in frame_paths(out, 0).values():
             path.parent.mkdir(parents=True, exist_ok=True)
         total = sum(sizes.values())
-        missing = [i for i in range(total) if not all(path.exists() for path in frame_paths(out, i).values())]
+        files = (frame_paths(out, i, by_frame[i], seed).values() for i in range(total))
+        missing = [i for i, paths in enumerate(files) if not all(path.exists() for path in paths)]
         folder.make_all(
             partial(_make, out, seed, by_frame), missing, total=total, chunk=CHUNK,
             workers=workers or available_cores(), unit="frames", progress=progress,
         )  # fmt: skip
+        _write_classes(out, by_frame)
         # Written last: a folder with ImageSets is complete.
         _write_image_sets(out, sizes)
     return out

@@ -41,3 +41,11 @@ class Stopwatch:
             return None
         unit = 1 if sys.platform == "darwin" else KIBIBYTE
         return unit * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+
+
+def told_time(seconds: float) -> str:
+    """A length of time in words, to two places: 40 s, 12 min, 3 h 20 min."""
+    if seconds < 90:
+        return f"{max(round(seconds), 1)} s"
+    hours, minutes = divmod(round(seconds / 60), 60)
+    return f"{hours} h {minutes} min" if hours else f"{minutes} min"

@@ -19,7 +19,7 @@ from distill3d.data.nuscenes.dataset import NuScenesDataset
 from distill3d.data.sample import Dataset
 from distill3d.detectors.base import Detector
 from distill3d.evaluate import nuscenes
-from distill3d.evaluate.kitti import Annotations, Result, evaluate
+from distill3d.evaluate.kitti import ABOUT, Annotations, Result, about_predictions, evaluate, rules_of
 from distill3d.evaluate.nuscenes_submission import SubmissionMeta, read_submission, write_submission
 from distill3d.files import write_text
 from distill3d.train.precision import Precision
@@ -55,9 +55,10 @@ def detect(
 
 def evaluate_detector(
     detector: Detector, dataset: KittiDataset, batch_size: int, device: torch.device, precision: Precision,
-    folder: Path | None = None, progress: bool = False,
+    folder: Path | None = None, progress: bool = False, overlaps: tuple[str, ...] = (),
 ) -> Result:  # fmt: skip
-    """The official evaluation on a split; with ``folder``, predictions and evaluation.json are written there."""
+    """The official evaluation on a split, for the data set's classes (``evaluate.kitti.rules_of``); with ``folder``,
+    predictions and evaluation.json are written there."""
     lines = {
         frame: format_results(boxes, dataset.classes)
         for frame, boxes in detect(detector, dataset, batch_size, device, precision, progress)
@@ -66,20 +67,28 @@ def evaluate_detector(
     labels = Annotations.from_folder(dataset.folder / "label_2", scored=False, frames=tuple(texts))
     result = evaluate(
         labels, Annotations.from_lines(texts, scored=True), frames=tuple(texts),
-        min_height_scale=dataset.config.min_height_scale,
+        min_height_scale=dataset.config.min_height_scale, rules=rules_of(dataset.config.names, overlaps),
     )  # fmt: skip
     if folder is not None:
+        write_text(folder / PREDICTIONS / ABOUT, about_predictions(result.min_height_scale, overlaps))
         for frame, text in texts.items():
             write_text(folder / PREDICTIONS / f"{frame}.txt", text, flush=False)
         write_text(folder / EVALUATION, json.dumps(result.to_json(), indent=1))
     return result
 
 
+def selecting_score(result: Result) -> float:
+    """What the best weights are chosen by: 3D AP at moderate difficulty and loose overlap, of cars, or where there are
+    none the mean of all classes."""
+    names = ("car",) if "car" in result.rules.classes else result.rules.classes
+    return sum(result.ap(name, "3d", "loose")[MODERATE] for name in names) / len(names)
+
+
 def summary(result: Result) -> dict[str, list[float]]:
     """AP per class, metric and overlap: {"car_3d_strict": [easy, moderate, hard], ...}."""
     return {
         f"{name}_{metric}_{overlap}": [round(v, 4) for v in result.ap(name, metric, overlap)]
-        for name in ("car", "pedestrian", "cyclist")
+        for name in result.rules.classes
         for metric in ("bbox", "bev", "3d")
         for overlap in ("strict", "loose")
         if result.evaluated[name, metric]

@@ -8,10 +8,9 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Bool
 
-from distill3d.boxes import KITTI_CLASSES
 from distill3d.data.kitti.inventory import Inventory
 from distill3d.data.nuscenes.dataset import CLASS_OF_CATEGORY, NuScenesDataset
-from distill3d.detectors import DetectorConfig
+from distill3d.detectors import DetectorConfig, labels_of
 from distill3d.detectors.bevdepth import BEVDepthConfig
 from distill3d.detectors.caddn import CaDDNConfig
 from distill3d.detectors.centerpoint import CenterPointConfig
@@ -42,6 +41,7 @@ class ClassCount:
 
 def kitti_counts(config: DetectorConfig, objects: Inventory, height_scale: float) -> list[ClassCount]:
     """The classes that a detector is trained on in KITTI's layout."""
+    names = labels_of(config)
     if isinstance(config, MonoDLEConfig | MonoDETRConfig):
         classes, drops = config.classes, objects.unseen(height_scale)
         near, far = config.depth_range
@@ -57,7 +57,7 @@ def kitti_counts(config: DetectorConfig, objects: Inventory, height_scale: float
         drops = {"outside the ground that it looks at": ~inside.all(1)}
     else:
         return []
-    return _counts(classes, KITTI_CLASSES, objects.label, drops)
+    return _counts(classes, names, objects.label, drops)
 
 
 def nuscenes_counts(config: DetectorConfig, data: NuScenesDataset) -> list[ClassCount]:

@@ -6,7 +6,7 @@ import json
 import math
 import platform
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn
@@ -46,10 +46,11 @@ from distill3d.train.checkpoint import (
     save_state,
     save_weights,
 )
-from distill3d.train.cost import Stopwatch
+from distill3d.train.cost import Stopwatch, told_time
 from distill3d.train.ema import WeightAverage
 from distill3d.train.evaluation import BEST_OF_REPORTED, EVALUATION, best_of_reported, logged_evaluations
 from distill3d.train.htl import HierarchicalTaskLearning
+from distill3d.train.loggers import Logger, LoggerName, open_loggers
 from distill3d.train.precision import Precision, choose_precision
 from distill3d.train.progress import ProgressBar
 from distill3d.train.recipe import Recipe, StageConfig
@@ -62,6 +63,8 @@ from distill3d.train.unlabelled import TeachersObjects, supervised_losses
 if TYPE_CHECKING:  # importing it takes a second, which help texts and checks need not wait for
     from lightning_fabric import Fabric
 
+#: The first steps, which are slower, and those that the estimate of time is of.
+TIMED = 20
 METRICS, CONFIG, RECIPE = "metrics.jsonl", "config.yaml", "recipe.yaml"
 
 
@@ -81,6 +84,7 @@ class RunOptions:
     live: bool = True  # a bar that redraws itself, on terminals; otherwise a line now and then
     allow_overlap: bool = False  # train or evaluate on frames that a teacher or the model itself has seen
     tensorboard: bool = True
+    loggers: tuple[LoggerName, ...] = ()  # beside it
 
 
 class TrainingStep(nn.Module):
@@ -146,6 +150,7 @@ def train_stage(
     if run.is_first:
         # Not before now: whatever there was to refuse has been refused.
         write_settings(recipe, stage, folder)
+        run.open_loggers()
     fabric.barrier()
     while run.epoch < stage.schedule.epochs:
         run.train_epoch()
@@ -203,7 +208,8 @@ class _Run:
         self.recent: list[tuple[float, dict[str, float]]] = []  # learning rate and terms of the steps not yet logged
         self.logged = 0  # lines of metrics.jsonl
         self.stopwatch = Stopwatch(fabric.device)
-        self.writer = None
+        self.told = 0  # steps of this process that a person has seen
+        self.loggers: list[Logger] = []
 
     @property
     def is_first(self) -> bool:
@@ -263,10 +269,13 @@ class _Run:
                 print(f"{self.folder / STATE} is not there: goes on from {path.name}, {where}", file=sys.stderr)
         if self.is_first:
             self._keep_log(self.logged)
-            if self.options.tensorboard:
-                from torch.utils.tensorboard import SummaryWriter
 
-                self.writer = SummaryWriter(str(self.folder), purge_step=self.global_step)
+    def open_loggers(self) -> None:
+        """Opens what the options ask for; its files are known as a training's by the settings beside them."""
+        about = {"recipe": self.recipe.name, "stage": self.stage.name, "seed": self.seed,
+                 **to_plain(self.stage.schedule)}  # fmt: skip
+        options = self.options
+        self.loggers = open_loggers(options.loggers, options.tensorboard, self.folder, self.global_step, about)
 
     def _keep_log(self, count: int) -> None:
         """Drops the lines that were logged after the state was saved: they are logged again."""
@@ -294,14 +303,13 @@ class _Run:
             save_state(self.folder / STATE, state)
 
     def log(self, record: dict[str, Any], scalars: dict[str, float]) -> None:
-        """One line of metrics.jsonl, and its numbers for TensorBoard."""
+        """One line of metrics.jsonl, and its numbers for the loggers."""
         if not self.is_first:
             return
         append_text(self.folder / METRICS, json.dumps(record) + "\n")
         self.logged += 1
-        if self.writer is not None:
-            for name, value in scalars.items():
-                self.writer.add_scalar(name, value, record["step"])
+        for logger in self.loggers:
+            logger.log(scalars, record["step"])
 
     # -------------------------------------------------------------------------------------------------------- training
 
@@ -312,19 +320,22 @@ class _Run:
         if self.tasks is not None and self.step_in_epoch == 0:
             self.begin_tasks(self.tasks)
         title = f"{self.stage.name} epoch {self.epoch + 1}/{schedule.epochs}"
-        steps = batches(
-            self.data, order, self.sampler.local_batch, self.seed, self.epoch, self.options.workers, self.step_in_epoch
-        )
+        steps = self.batches(order, self.epoch, self.step_in_epoch)
         visible, before = self.options.progress and self.is_first, self.step_in_epoch
+        if visible and not self.told:
+            self.tell_beginning()
         self.stopwatch.start()
         last = self.epoch + 1 == schedule.epochs
         evaluated = not last and (self.epoch + 1) % self.recipe.evaluation.every == 0
         judged = self.recipe.evaluation.keep == "best"
         with noted() as asked:
             with ProgressBar(title, self.sampler.steps, before, visible, self.options.live) as bar:
-                for batch in steps:
-                    losses = self.train_step(batch.to(self.fabric.device))
+                for parts in steps:
+                    losses = self.train_step(*parts)
                     bar.advance(" ".join(f"{name} {value:.3f}" for name, value in losses.items()))
+                    if visible and self.told == TIMED:
+                        self.tell_time(self.step_in_epoch - before)
+                    self.told += 1
                     stop = self.agreed(asked())
                     whole = self.step_in_epoch == self.sampler.steps
                     if stop or (self.step_in_epoch % self.options.checkpoint_steps == 0 and not whole):
@@ -351,6 +362,26 @@ class _Run:
             self.save()
         self.fabric.barrier()
 
+    def tell_beginning(self) -> None:
+        """Says, once, what is trained on what."""
+        schedule, left = self.stage.schedule, self.steps_left
+        frames = f"{len(self.data)} frames" + (f" ({skipped} without a scan left out)" if (
+            skipped := getattr(self.data, "skipped", 0)) else "")  # fmt: skip
+        print(
+            f"{self.stage.name}: {schedule.epochs} epochs of {frames}, batches of {schedule.batch_size}, {left} steps "
+            f"to go; {self.fabric.device.type}, {self.precision.name}",
+            file=sys.stderr,
+        )
+
+    def tell_time(self, steps: int) -> None:
+        """Says, once, how long the steps will take, from those since the stopwatch began; evaluations come on top."""
+        seconds = self.stopwatch.read(steps)["seconds"] * self.steps_left
+        print(f"{self.stage.name}: about {told_time(seconds)} for the steps to go", file=sys.stderr)
+
+    @property
+    def steps_left(self) -> int:
+        return self.stage.schedule.epochs * self.sampler.steps - self.global_step
+
     def end(self, number: int) -> NoReturn:
         """Ends the training as asked by a signal, in all its processes, after the state was saved."""
         self.fabric.barrier()
@@ -371,12 +402,26 @@ class _Run:
             visible = self.options.progress and self.is_first
             title = f"{self.stage.name} losses before training"
             with ProgressBar(title, self.sampler.steps, 0, visible, self.options.live) as bar, torch.no_grad():
-                for batch in batches(self.data, order, self.sampler.local_batch, self.seed, 0, self.options.workers):
-                    tasks.observe(self.losses(batch.to(self.fabric.device)))
+                for parts in self.batches(order, 0):
+                    for batch in parts:
+                        tasks.observe(self.losses(batch))
                     bar.advance("")
         weights = tasks.begin_epoch(self.epoch)
         self.log({"kind": "tasks", "step": self.global_step, "epoch": self.epoch, "weights": weights},
                  {f"tasks/{k}": v for k, v in weights.items()})  # fmt: skip
+
+    def batches(self, order: list[int], epoch: int, start: int = 0) -> Iterator[list[Any]]:
+        """The batches of an epoch from step ``start`` on, each in the parts in which it is computed."""
+        parts = self.stage.schedule.accumulate
+        size, workers = self.sampler.local_batch // parts, self.options.workers
+        steps, step = batches(self.data, order, size, self.seed, epoch, workers, start * parts), []
+        for batch in steps:
+            step.append(batch.to(self.fabric.device))
+            if len(step) == parts:
+                yield step
+                step = []
+        if step:
+            yield step
 
     def losses(self, batch: Batch | SurroundBatch) -> dict[str, Tensor]:
         """All loss terms of a batch."""
@@ -388,8 +433,8 @@ class _Run:
             answers = {name: teacher(batch, targets) for name, teacher in asked.items()}
             return self.model(batch, targets, answers)
 
-    def train_step(self, batch: Batch | SurroundBatch) -> dict[str, float]:
-        """One update; returns the loss terms.
+    def train_step(self, *parts: Batch | SurroundBatch) -> dict[str, float]:
+        """One update from the parts of a batch; returns the loss terms.
 
         Raises:
             UserError: a term is not finite.
@@ -400,17 +445,13 @@ class _Run:
         for group in self.optimiser.param_groups:
             group["lr"], group["betas"] = lr * group["share"], (beta, schedule.betas[1])
         self.step.progress = self.global_step / (schedule.epochs * self.sampler.steps)
-        losses = self.losses(batch)
-        if self.tasks is not None:
-            self.tasks.observe(losses)
-            losses = self.tasks.weigh(losses)
-        total = torch.stack([loss.float() for loss in losses.values()]).sum()
-        values = dict(zip(losses, torch.stack([v.detach().float() for v in losses.values()]).tolist(), strict=True))
-        for name, value in values.items():
-            if not math.isfinite(value):
-                raise UserError(f"loss term {name!r} is {value} at step {self.global_step}, frames {batch.frame_ids}")
+        values: dict[str, float] = {}
         self.optimiser.zero_grad()
-        self.fabric.backward(total)
+        for number, batch in enumerate(parts, 1):
+            share = len(batch) / sum(map(len, parts))
+            with self.fabric.no_backward_sync(self.model, enabled=number < len(parts)):
+                for name, value in self.backward(batch, share).items():
+                    values[name] = values.get(name, 0.0) + share * value
         if schedule.clip_norm is not None:
             self.fabric.clip_gradients(
                 self.model, self.optimiser, max_norm=schedule.clip_norm, error_if_nonfinite=False
@@ -424,6 +465,24 @@ class _Run:
         self.recent.append((lr, values))
         if self.global_step % self.options.log_steps == 0:
             self.log_recent()
+        return values
+
+    def backward(self, batch: Batch | SurroundBatch, share: float) -> dict[str, float]:
+        """Adds to the gradients what one part of a batch gives, times its share; returns its loss terms.
+
+        Raises:
+            UserError: a term is not finite.
+        """
+        losses = self.losses(batch)
+        if self.tasks is not None:
+            self.tasks.observe(losses)
+            losses = self.tasks.weigh(losses)
+        total = torch.stack([loss.float() for loss in losses.values()]).sum()
+        values = dict(zip(losses, torch.stack([v.detach().float() for v in losses.values()]).tolist(), strict=True))
+        for name, value in values.items():
+            if not math.isfinite(value):
+                raise UserError(f"loss term {name!r} is {value} at step {self.global_step}, frames {batch.frame_ids}")
+        self.fabric.backward(total if share == 1 else share * total)
         return values
 
     def log_recent(self) -> None:
@@ -480,8 +539,8 @@ class _Run:
             card = self.card() | self.tell_best_of_reported()
             save_weights(self.folder, self.weights(), card)
             (self.folder / PREVIOUS).unlink(missing_ok=True)
-            if self.writer is not None:
-                self.writer.close()
+            for logger in self.loggers:
+                logger.close()
         self.fabric.barrier()
         return card
 

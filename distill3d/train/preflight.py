@@ -24,8 +24,9 @@ import torch
 from distill3d.data.cache import cache_folder, cache_key
 from distill3d.data.collate import EpochSampler, batches
 from distill3d.data.kitti.check import FRAME_FILES, frame_problems, quick
-from distill3d.data.kitti.dataset import KittiDataset
+from distill3d.data.kitti.dataset import KittiDataset, frame_file
 from distill3d.data.kitti.inventory import Inventory
+from distill3d.data.kitti.names import LabelNames
 from distill3d.data.kitti.raw import IMAGES, SCANS, KittiRawDataset
 from distill3d.data.kitti.scans import glance_at_points
 from distill3d.data.nuscenes.check import file_faults, table_faults
@@ -39,14 +40,15 @@ from distill3d.distill.context import detached
 from distill3d.distill.methods import build_terms
 from distill3d.distill.term import Term
 from distill3d.errors import UserError
-from distill3d.evaluate.kitti import Annotations
+from distill3d.evaluate.kitti import Annotations, rules_of
 from distill3d.evaluate.nuscenes import ground_truth
 from distill3d.files import write_atomically
 from distill3d.settings import from_plain, to_plain
 from distill3d.train.checkpoint import untrained
 from distill3d.train.learnable import ClassCount, kitti_counts, nuscenes_counts, refuse_nothing
+from distill3d.train.loggers import refuse_absent
 from distill3d.train.loop import RunOptions, TrainingStep
-from distill3d.train.recipe import DatasetConfig, Recipe, StageConfig
+from distill3d.train.recipe import DatasetConfig, Recipe, StageConfig, SurroundDatasetConfig
 from distill3d.train.schedules import build_optimiser
 from distill3d.train.sources import Source, source_of
 
@@ -66,13 +68,19 @@ def check_recipe(recipe: Recipe, stages: Sequence[StageConfig], options: RunOpti
             to learn from, or the evaluation could not be made.
     """
     _check_devices(options)
+    refuse_absent(options.loggers)
     source = source_of(recipe)
     looked = _Looked()
-    told = options.progress and os.environ.get("RANK", os.environ.get("LOCAL_RANK", "0")) == "0"
+    told = options.progress and is_first_process()
     for stage in stages:
         data = source.frames(stage)
-        world = options.devices * options.nodes
-        EpochSampler(len(data), stage.schedule.batch_size, 0, drop_last=stage.schedule.drop_last, world=world)
+        world, schedule = options.devices * options.nodes, stage.schedule
+        EpochSampler(len(data), schedule.batch_size, 0, drop_last=schedule.drop_last, world=world)
+        if schedule.batch_size // world % schedule.accumulate:
+            raise UserError(
+                f"stages.{stage.name}.schedule.accumulate is {schedule.accumulate}, expected a divisor of the "
+                f"{schedule.batch_size // world} frames that a process has of each batch"
+            )
         looked.training(data)
         for split in _evaluated(recipe):
             looked.evaluation(source.evaluation(stage, split), split)
@@ -80,6 +88,11 @@ def check_recipe(recipe: Recipe, stages: Sequence[StageConfig], options: RunOpti
     looked.refuse_problems(recipe)
     for stage in stages:
         _tell_counts(recipe, stage, source, told)
+
+
+def is_first_process() -> bool:
+    """Whether this is the one of a training's processes that speaks, before these know of each other."""
+    return os.environ.get("RANK", os.environ.get("LOCAL_RANK", "0")) == "0"
 
 
 def _evaluated(recipe: Recipe) -> list[str]:
@@ -106,6 +119,7 @@ def _check_networks(recipe: Recipe, stages: Sequence[StageConfig]) -> None:
     """Builds what stages train, without weights from elsewhere; leaves the global random numbers alone."""
     with torch.random.fork_rng(devices=[]):
         for stage in stages:
+            _refuse_without_weights(stage)
             student = _untrained(stage)
             _refuse_other_classes(recipe, stage)
             teachers = [_untrained(recipe.stage(name)) for name in stage.teachers[:1]]
@@ -122,10 +136,24 @@ def _check_networks(recipe: Recipe, stages: Sequence[StageConfig]) -> None:
                 _try_one_frame(recipe, stage, student, terms, taken)
 
 
+def _refuse_without_weights(stage: StageConfig) -> None:
+    """Asks at once for the weights that a stage's network starts from."""
+    trunk: Any = getattr(stage.detector, "trunk", None)
+    reason = trunk.missing() if hasattr(trunk, "missing") else None
+    if reason is not None:
+        option = f"--stages.{stage.name.replace('_', '-')}.detector.trunk"
+        raise UserError(
+            f"stage {stage.name!r} starts from weights learned on other pictures (pretrained), which cannot be had, "
+            f"{reason}: give their file with {option}.weights FILE, or begin without them, {option}.no-pretrained"
+        )
+
+
 def _refuse_other_classes(recipe: Recipe, stage: StageConfig) -> None:
     """Labels of surround views are numbers in the order of the data set's classes, and detectors go by theirs."""
-    classes, known = getattr(recipe.dataset, "classes", None), getattr(stage.detector, "classes", None)
-    if classes is not None and known is not None and tuple(known) != tuple(classes):
+    if not isinstance(recipe.dataset, SurroundDatasetConfig):
+        return
+    classes, known = recipe.dataset.classes, getattr(stage.detector, "classes", None)
+    if known is not None and tuple(known) != classes:
         raise UserError(
             f"stage {stage.name!r}: its detector's classes are {', '.join(known)}, the data set's "
             f"{', '.join(classes)}: give both the same, in one order"
@@ -165,8 +193,8 @@ class _Looked:
     """The files that stages will read, each once, and what the evaluation will read of them."""
 
     def __init__(self) -> None:
-        #: Of KITTI's object data: folder and columns of its scans -> frame -> kinds of files.
-        self.frames: dict[tuple[Path, int], dict[str, set[str]]] = {}
+        #: Of KITTI's object data: folder, columns of its scans and names in its labels -> frame -> kinds of files.
+        self.frames: dict[tuple[Path, int, LabelNames], dict[str, set[str]]] = {}
         self.raw: dict[Path, dict[str, KittiRawDataset]] = {}
         self.surround: dict[Path, tuple[NuScenesDataset, set[int]]] = {}  # folder of tables -> rows of sensor data
         self.judged: dict[tuple[Path, str], Any] = {}
@@ -205,7 +233,7 @@ class _Looked:
         kinds |= {"label_2"} if data.labelled else set()
         kinds |= {"velodyne"} if config.points or config.depth in ("lidar", "completed") else set()
         kinds |= {"depth_2"} if config.depth == "png" else set()
-        of_frame = self.frames.setdefault((data.folder, config.scan_columns), {})
+        of_frame = self.frames.setdefault((data.folder, config.scan_columns, config.names), {})
         for frame in data.frame_ids:
             of_frame.setdefault(frame, set()).update(kinds)
         self._keep(data.folder, data)
@@ -220,10 +248,10 @@ class _Looked:
             UserError: some are absent or faulty, or hold what cannot be evaluated.
         """
         problems: list[str] = []
-        for (folder, columns), frames in self.frames.items():
+        for (folder, columns, names), frames in self.frames.items():
             paths = [_path(folder, kind, frame) for frame, kinds in frames.items() for kind in sorted(kinds)]
-            look = partial(_frame_sentences, folder, frames, columns)
-            problems += self._verdict(folder, paths, look, columns)
+            look = partial(_frame_sentences, folder, frames, columns, names)
+            problems += self._verdict(folder, paths, look, columns, names.text)
         for folder, of_frame in self.raw.items():
             paths = [p for frame in of_frame for p in _raw_paths(folder, frame)]
             columns = sorted({data.config.scan_columns for data in of_frame.values()})
@@ -243,6 +271,8 @@ class _Looked:
         for data in self.judged.values():
             if isinstance(data, KittiDataset):
                 Annotations.from_folder(data.folder / "label_2", scored=False, frames=tuple(data.frame_ids))
+                if isinstance(recipe.dataset, DatasetConfig):
+                    rules_of(data.config.names, recipe.dataset.overlaps)
             else:
                 ground_truth(data.tables, data.frame_ids)
 
@@ -273,16 +303,15 @@ def kept_in(data: KittiDataset | KittiRawDataset | NuScenesDataset) -> Path | No
 
 
 def _path(folder: Path, kind: str, frame: str) -> Path:
-    return folder / kind / f"{frame}.{FRAME_FILES.get(kind, 'png')}"
+    return frame_file(folder, kind, frame)
 
 
-def _frame_sentences(folder: Path, frames: dict[str, set[str]], scan_columns: int) -> Iterator[str]:
-    look = quick(scan_columns)
+def _frame_sentences(folder: Path, frames: dict[str, set[str]], scan_columns: int, names: LabelNames) -> Iterator[str]:
+    look = quick(scan_columns)._replace(names=names)
     for frame, kinds in frames.items():
         there = {kind for kind in kinds if _path(folder, kind, frame).is_file()}
         yield from (f"{_path(folder, kind, frame)}: no such file" for kind in sorted(kinds - there))
-        found = {kind: end for kind, end in FRAME_FILES.items() if kind in there}
-        yield from map(str, frame_problems(folder, frame, found, look))
+        yield from map(str, frame_problems(folder, frame, [kind for kind in FRAME_FILES if kind in there], look))
 
 
 def _raw_paths(folder: Path, frame: str) -> tuple[Path, Path]:
@@ -370,9 +399,9 @@ def kept_inventory(data: KittiDataset) -> Inventory:
     """The objects of a data set's frames, as they were read when its files last changed."""
     cache = kept_in(data)
     if cache is None:
-        return Inventory.of(data.folder, data.frame_ids)
+        return Inventory.of(data.folder, data.frame_ids, data.config.names)
     paths = [_path(data.folder, kind, frame) for kind in ("label_2", "calib") for frame in data.frame_ids]
-    name = cache / f"objects-{cache_key(data.folder, data.frame_ids)}.npz"
+    name = cache / f"objects-{cache_key(data.folder, data.frame_ids, data.config.names.text)}.npz"
     stamps = _stamps(paths)
     try:
         with np.load(name, allow_pickle=False) as file:
@@ -380,7 +409,7 @@ def kept_inventory(data: KittiDataset) -> Inventory:
                 return Inventory(**{f.name: file[f.name] for f in fields(Inventory)})
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
         pass
-    found = Inventory.of(data.folder, data.frame_ids)
+    found = Inventory.of(data.folder, data.frame_ids, data.config.names)
     if stamps is not None:
         buffer = io.BytesIO()
         np.savez(buffer, stamps=np.array(stamps), **{f.name: getattr(found, f.name) for f in fields(Inventory)})

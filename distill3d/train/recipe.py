@@ -55,6 +55,12 @@ class DatasetConfig:
     divide: Divide = "rect_z"
     depth: Literal["lidar", "completed", "png"] = "completed"
     scan_columns: ScanColumns = added(VELODYNE_COLUMNS)  # float32 of each point of the scans' files
+    #: In the order in which labels number them; none: those of the folder's classes.txt, or KITTI's.
+    classes: tuple[str, ...] = added(())
+    label_names: tuple[str, ...] = added(())  # other names in label files, each as name=class; name=DontCare leaves out
+    overlaps: tuple[str, ...] = added(())  # of own classes, strict and loose, each as Bus=0.7,0.5, which is the default
+    #: Of frames that lack a scan: ``skip`` leaves them out of trainings that look at scans, and of every evaluation.
+    without_scan: Literal["refuse", "skip"] = added("refuse")
     min_height_scale: HeightScale = 1.0  # of training difficulties and of evaluation, for reduced images
     in_memory: bool = False
     unlabelled: UnlabelledConfig | None = None

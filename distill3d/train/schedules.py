@@ -52,6 +52,9 @@ class Schedule:
     #: SECOND's and CaDDN's 0.01 remembers a hundred steps: after a few hundred, statistics are still those of weights
     #: that are no more, and evaluation, which uses them, shows another network than training had.
     norm_momentum: Annotated[float, Between(0, 1, above=True)] | None = added(None)
+    #: Parts of a batch that are computed one after the other, for machines without memory for the whole.  Their
+    #: gradients are averaged by their frames; batch norms, and means over objects, see the parts alone.
+    accumulate: Annotated[int, Between(1, 1024)] = added(1)
 
 
 def learning_rate(schedule: Schedule, epoch: int, step: int, steps_per_epoch: int) -> float:

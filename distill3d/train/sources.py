@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from distill3d.data.kitti.dataset import FrameConfig, KittiConfig, KittiDataset
+from distill3d.data.kitti.names import names_of
 from distill3d.data.kitti.raw import KittiRawConfig, KittiRawDataset, RawMapping
 from distill3d.data.nuscenes.class_balance import ClassBalanced
 from distill3d.data.nuscenes.dataset import NuScenesConfig, NuScenesDataset
@@ -22,7 +23,7 @@ from distill3d.detectors.base import Detector
 from distill3d.errors import UserError
 from distill3d.evaluate.kitti import Result as KittiResult
 from distill3d.evaluate.nuscenes import NuScenesResult
-from distill3d.train.evaluation import evaluate_detector, evaluate_surround, summary, surround_summary
+from distill3d.train.evaluation import evaluate_detector, evaluate_surround, selecting_score, summary, surround_summary
 from distill3d.train.precision import Precision
 from distill3d.train.recipe import DatasetConfig, Recipe, StageConfig, SurroundDatasetConfig
 from distill3d.train.teachers import is_repeatable
@@ -184,10 +185,11 @@ class KittiSource(Source):
         progress: bool = False,
     ) -> Verdict:  # fmt: skip
         size = self.recipe.evaluation.batch_size
-        result = evaluate_detector(detector, data, size, device, precision, folder, progress)
+        overlaps = _kitti(self.recipe).overlaps
+        result = evaluate_detector(detector, data, size, device, precision, folder, progress, overlaps)
         found = summary(result)
         scalars = {f"ap/{name}_moderate": values[1] for name, values in found.items()}
-        return Verdict({"ap": found}, scalars, result.ap("car", "3d", "loose")[1], result)
+        return Verdict({"ap": found}, scalars, selecting_score(result), result)
 
     def card(self, data: KittiDataset) -> dict[str, Any]:
         dataset, first = _kitti(self.recipe), data.get(0)
@@ -218,9 +220,11 @@ def kitti_config(recipe: Recipe, stage: StageConfig, split: str, train: bool) ->
         UserError: the recipe has no data root.
     """
     dataset = _kitti(recipe)
+    # Numbers of stages that look at scans and of others are of the same frames.
+    skip = "skip" if train else "always_skip"
     return KittiConfig(
         root=root_of(recipe), split=split, **frame_settings(dataset, inputs_of(recipe, stage, train)),
-        min_height_scale=dataset.min_height_scale,
+        min_height_scale=dataset.min_height_scale, without_scan="refuse" if dataset.without_scan == "refuse" else skip,
         augment=stage.augment if train else None, lidar_augment=stage.lidar_augment if train else None,
         in_memory=dataset.in_memory,
     )  # fmt: skip
@@ -232,6 +236,7 @@ def frame_settings(dataset: DatasetConfig, inputs: set[str]) -> dict[str, Any]:
         "canvas": dataset.canvas, "depth": dataset.depth if inputs & DEPTH_INPUTS else "none",
         "points": "points" in inputs, "field_of_view": "points" in inputs, "scan_columns": dataset.scan_columns,
         "divide": dataset.divide, "placement": dataset.placement,
+        "names": names_of(Path(), dataset.classes, dataset.label_names),
     }  # fmt: skip
 
 

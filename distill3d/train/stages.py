@@ -29,7 +29,9 @@ from distill3d.train.checkpoint import (
     save_weights,
     weights_sum,
 )
+from distill3d.train.classes import with_classes
 from distill3d.train.evaluation import EVALUATION, PREDICTIONS
+from distill3d.train.loggers import CSV
 from distill3d.train.loop import CONFIG, METRICS, RECIPE, RunOptions, train_stage, write_settings
 from distill3d.train.memory import keep_freed_memory
 from distill3d.train.preflight import check_recipe
@@ -43,7 +45,7 @@ if TYPE_CHECKING:  # importing it takes a second, which help texts and checks ne
 #: The ego frame that is not the vehicle's.
 SENSOR_FRAME = "lidar_sensor"
 #: What a training writes into its stage's folder, the settings last.
-STAGE_FILES = (METRICS, STATE, PREVIOUS, WEIGHTS, CARD, EVALUATION, PREDICTIONS, CONFIG)
+STAGE_FILES = (METRICS, CSV, STATE, PREVIOUS, WEIGHTS, CARD, EVALUATION, PREDICTIONS, CONFIG)
 #: The settings that ours begin with, by which they are told from other files of these names.
 BEGINS = {RECIPE: ("name", "stages", "dataset"), CONFIG: ("name", "role", "detector")}
 
@@ -64,7 +66,7 @@ def run_recipe(recipe: Recipe, options: RunOptions, only: tuple[str, ...] = ()) 
     folder = options.out / folder_name(recipe.name, "the recipe's name")
     for stage in recipe.stages:
         folder_name(stage.name, "a stage's name")
-    recipe = with_taken(recipe, folder)
+    recipe = with_classes(with_taken(recipe, folder))
     chosen = [recipe.stage(name) for name in only] if only else _wanted(recipe)
     unfinished = []
     for stage in chosen:

@@ -32,7 +32,7 @@ from distill3d.view.bev_maps import BevMaps, maps_html
 from distill3d.view.charts import Axis, Balance, Series
 from distill3d.view.closeup import Closeup, closeup_html
 from distill3d.view.headline import NO_BREAK, caution
-from distill3d.view.kitti import MEASURES, height_cautions
+from distill3d.view.kitti import KittiKind, height_cautions
 from distill3d.view.page import page_html
 from distill3d.view.palette import LOOKS, TRUE, Look
 from distill3d.view.runs import Stage
@@ -187,7 +187,7 @@ def _header(sections: Sequence[Section], baseline: Stage, lacks: Sequence[str]) 
     told = "; ".join(map(_told, sections))
     first = sections[0].analysis
     stages = [baseline, *(one.student for one in sections)]
-    cautions = [*caution(stages, MEASURES), *height_cautions(stages)]
+    cautions = [*caution(stages, KittiKind().measures(stages)), *height_cautions(stages)]
     warned = "".join(f"<p>{escape(sentence)}</p>" for sentence in cautions)
     unnamed = {one.student.name: [one.teacher.name] if one.teacher else [] for one in sections}
     teachers = [name for one in sections for name in one.student.teachers or unnamed[one.student.name]]

@@ -134,15 +134,15 @@ def _in_camera_frame(boxes: Boxes3D) -> Boxes3D:
 
 def draw_boxes(
     image: Image.Image, camera: Camera, boxes: Boxes3D, colour: str,
-    *, width: float = LINE_WIDTH, scale: float = 1.0, labels: bool = False,
+    *, width: float = LINE_WIDTH, scale: float = 1.0, names: Sequence[str] = (),
 ) -> None:  # fmt: skip
-    """``draw_corners`` of boxes; ``labels`` writes the class and, where there is one, the score above each.
+    """``draw_corners`` of boxes; with the ``names`` of labels, the class and any score stand above each.
 
     Raises:
         ValueError: the boxes are not in the camera frame.
     """
     boxes = _in_camera_frame(boxes)
-    captions = [_caption(boxes, index) for index in range(len(boxes))] if labels else ()
+    captions = [_caption(boxes, index, names) for index in range(len(boxes))] if names else ()
     draw_corners(image, camera, boxes.corners(), colour, width=width, scale=scale, captions=captions)
 
 
@@ -187,8 +187,8 @@ def draw_lines(draw: ImageDraw.ImageDraw, lines: Sequence, colour: str, width: f
                 draw.ellipse((u - r, v - r, u + r, v + r), fill=fill)
 
 
-def _caption(boxes: Boxes3D, index: int) -> str:
-    name = KITTI_CLASSES[int(boxes.label[index])]
+def _caption(boxes: Boxes3D, index: int, names: Sequence[str]) -> str:
+    name = names[int(boxes.label[index])]
     return name if boxes.score is None else f"{name} {float(boxes.score[index]):.2f}"
 
 
@@ -223,7 +223,7 @@ def colours_of(names: Sequence[str]) -> dict[str, str]:
 
 
 def image_panel(
-    image: Float[Tensor, "3 h w"], camera: Camera, sets: dict[str, Boxes3D], *, labels: bool = False
+    image: Float[Tensor, "3 h w"], camera: Camera, sets: dict[str, Boxes3D], *, names: Sequence[str] = ()
 ) -> Image.Image:
     """The image (3, H, W), enlarged by a whole factor if it is small, with every set of boxes in its own colour.
 
@@ -233,9 +233,9 @@ def image_panel(
     colours = colours_of(list(sets))
 
     def draw(picture: Image.Image, enlarged: Camera) -> None:
-        for name, boxes in sets.items():
-            width = line_width(name)
-            draw_boxes(picture, enlarged, boxes, colours[name], width=width, scale=SUPERSAMPLE, labels=labels)
+        for part, boxes in sets.items():
+            width = line_width(part)
+            draw_boxes(picture, enlarged, boxes, colours[part], width=width, scale=SUPERSAMPLE, names=names)
 
     return drawn_panel(image, camera, draw if any(len(boxes) for boxes in sets.values()) else None)
 
@@ -403,14 +403,16 @@ def frame_figure(sample: Sample, sets: dict[str, Boxes3D]) -> Image.Image:
     return _compose(panels, bird, names, f"frame {sample.frame_id}")
 
 
-def prediction_picture(image: Float[Tensor, "3 h w"], camera: Camera, boxes: Boxes3D) -> Image.Image:
+def prediction_picture(
+    image: Float[Tensor, "3 h w"], camera: Camera, boxes: Boxes3D, names: Sequence[str] = KITTI_CLASSES
+) -> Image.Image:
     """A picture of one detector's boxes: in the image (3, H, W), RGB in 0..1, and seen from above.
 
     Raises:
         ValueError: boxes that are not in the camera frame.
     """
     sets = {"student": boxes}
-    panel = image_panel(image, camera, sets, labels=True)
+    panel = image_panel(image, camera, sets, names=names)
     bird = bird_view(None, sets, fitting_extent(sets), field_of_view(camera, image.shape[-1]), panel.height)
     return _compose([panel], bird, [], "")
 

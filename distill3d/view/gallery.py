@@ -15,12 +15,12 @@ import torch
 from jaxtyping import Float, Int
 from PIL import Image
 
-from distill3d.boxes import KITTI_CLASSES, Boxes3D
+from distill3d.boxes import Boxes3D
 from distill3d.data.kitti.dataset import KittiConfig, KittiDataset
 from distill3d.data.kitti.labels import read_labels
 from distill3d.data.sample import Sample
 from distill3d.errors import UserError
-from distill3d.evaluate.kitti import CLASSES, Annotations, result_frames
+from distill3d.evaluate.kitti import OFFICIAL, Annotations, Rules, result_frames
 from distill3d.files import write_output
 from distill3d.view.distance import LEAST_SCORE, Matches, frame_errors, match_nearest
 from distill3d.view.draw import frame_figure, frame_panels
@@ -85,7 +85,7 @@ def label_folder(stage: Stage) -> Path:
 
 
 def compare(stage: Stage) -> tuple[Annotations, Matches]:
-    """The labels of the frames that a stage predicted, and its nearest detections of cars.
+    """The labels of the frames that a stage predicted, and its nearest detections of the leading class.
 
     Raises:
         UserError: no predictions or no labels, or a malformed line in one of them.
@@ -93,9 +93,10 @@ def compare(stage: Stage) -> tuple[Annotations, Matches]:
     frames = result_frames(stage.predictions, label_folder(stage))
     if not frames:
         raise UserError(f"{stage.predictions} holds no result files such as 000000.txt")
-    detections = Annotations.from_folder(stage.predictions, scored=True, frames=frames)
-    labels = Annotations.from_folder(label_folder(stage), scored=False, frames=frames)
-    return labels, match_nearest(labels, detections, "car", stage.min_height_scale)
+    rules = stage.rules
+    detections = Annotations.from_folder(stage.predictions, scored=True, frames=frames).named(rules)
+    labels = Annotations.from_folder(label_folder(stage), scored=False, frames=frames).named(rules)
+    return labels, match_nearest(labels, detections, stage.leading, stage.min_height_scale)
 
 
 def cast(stages: Sequence[Stage]) -> dict[str, Stage]:
@@ -124,16 +125,17 @@ def open_dataset(stage: Stage) -> KittiDataset:
             root=Path(root), split=split, canvas=tuple(canvas),
             points=True, placement=dataset.get("placement", KittiConfig.placement),
             divide=dataset.get("divide", KittiConfig.divide), min_height_scale=stage.min_height_scale,
+            names=stage.names, without_scan="always_skip" if dataset.get("without_scan") == "skip" else "refuse",
         )
     )  # fmt: skip
 
 
-def true_boxes(sample: Sample) -> Boxes3D:
+def true_boxes(sample: Sample, rules: Rules = OFFICIAL) -> Boxes3D:
     """The annotated objects of the classes that are evaluated: other classes cannot be found, so they are not shown."""
     if sample.objects is None:
         return Boxes3D.empty("camera")
-    names = [name.lower() for name in KITTI_CLASSES]
-    evaluated = torch.tensor([names.index(name) for name in CLASSES])
+    names = [name.lower() for name in rules.names.names]
+    evaluated = torch.tensor([names.index(name) for name in rules.classes])
     return sample.objects.boxes[torch.isin(sample.objects.boxes.label, evaluated)]
 
 
@@ -145,7 +147,7 @@ def detected(parts: dict[str, Stage], frame: str) -> dict[str, Boxes3D]:
     """
     sets = {}
     for part, stage in parts.items():
-        boxes = read_labels(stage.predictions / f"{frame}.txt").boxes
+        boxes = read_labels(stage.predictions / f"{frame}.txt", known=stage.names).boxes
         sets[part] = boxes if boxes.score is None else boxes[boxes.score >= LEAST_SCORE]
     return sets
 
@@ -171,7 +173,7 @@ def scenes(parts: dict[str, Stage], count: int) -> Iterator[tuple[Choice, Sample
     for choice in choose_frames(objects, lead, count):
         frame = frames[choice.index]
         sample = dataset.get(place[frame])
-        yield choice, sample, {TRUE: true_boxes(sample), **detected(parts, frame)}
+        yield choice, sample, {TRUE: true_boxes(sample, first.rules), **detected(parts, frame)}
 
 
 def _predicted(parts: dict[str, Stage], frame: str) -> bool:

@@ -16,7 +16,9 @@ Sections = dict[str, tuple[str, str]]
 class Kind(ABC):
     """Runs on data sets of one layout. Stages and looks (``palette``) come in the same order."""
 
-    measures: Measures
+    @abstractmethod
+    def measures(self, stages: Sequence[Stage]) -> Measures:
+        """The two numbers by which stages are compared."""
 
     @abstractmethod
     def settings(self, stages: Sequence[Stage]) -> dict[str, str]:

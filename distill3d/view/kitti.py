@@ -9,7 +9,7 @@ from html import escape
 import numpy as np
 
 from distill3d.errors import UserError
-from distill3d.evaluate.kitti import DIFFICULTIES, MIN_HEIGHT, MIN_OVERLAP, Overlaps
+from distill3d.evaluate.kitti import DIFFICULTIES, MIN_HEIGHT, Overlaps
 from distill3d.view import charts
 from distill3d.view.charts import Series
 from distill3d.view.distance import (
@@ -47,24 +47,28 @@ OVERLAPS: tuple[Overlaps, ...] = ("strict", "loose")
 MODERATE = DIFFICULTIES.index("moderate")
 
 
-def _moderate_car(overlap: Overlaps) -> Callable[[Stage], float | None]:
+def _moderate(overlap: Overlaps) -> Callable[[Stage], float | None]:
     def of(stage: Stage) -> float | None:
-        values = stage.ap("car", "3d", overlap)
+        values = stage.ap(stage.leading, "3d", overlap)
         return None if values is None else float(values[MODERATE])
 
     return of
 
 
-MEASURES = Measures(
-    Measure(_moderate_car("loose"), "3D AP (Car, moderate, IoU 0.5)", "at IoU 0.5"),
-    Measure(_moderate_car("strict"), "3D AP (Car, moderate, IoU 0.7)", "at IoU 0.7"),
-)
+def _iou(stage: Stage, overlap: Overlaps, metric: str = "3d", name: str | None = None) -> float:
+    return stage.rules.min_overlap[overlap][name or stage.leading][metric]
 
 
 class KittiKind(Kind):
     """One camera, KITTI's metric."""
 
-    measures = MEASURES
+    def measures(self, stages: Sequence[Stage]) -> Measures:
+        name = stages[0].leading.capitalize()
+        loose, strict = (f"{_iou(stages[0], overlap):g}" for overlap in ("loose", "strict"))
+        return Measures(
+            Measure(_moderate("loose"), f"3D AP ({name}, moderate, IoU {loose})", f"at IoU {loose}"),
+            Measure(_moderate("strict"), f"3D AP ({name}, moderate, IoU {strict})", f"at IoU {strict}"),
+        )
 
     def settings(self, stages: Sequence[Stage]) -> dict[str, str]:
         heights = []
@@ -78,21 +82,23 @@ class KittiKind(Kind):
         return height_cautions(stages)
 
     def results(self, stages: Sequence[Stage], palette: Sequence[Look], remark: str) -> str:
+        leading = stages[0].leading
         others = "".join(
             f"<details><summary>{name.capitalize()}</summary>{_ap_table(stages, palette, name)}</details>"
-            for name in ("pedestrian", "cyclist")
-            if any(stage.ap(name, "3d", "strict") for stage in stages)
+            for name in stages[0].rules.classes
+            if name != leading and any(stage.ap(name, "3d", "strict") for stage in stages)
         )
         stated = STATED_METHOD if any(stage.best_of_reported for stage in stages) else ""
         return (
-            '<p class="method">Average precision at 40 recall points (AP|R40, percent), Car, by the rules of the'
-            " official KITTI evaluation, for easy, moderate and hard objects. Small figures: difference to the"
-            f" baseline, in points.{stated}</p>{_ap_table(stages, palette, 'car')}{remark}{others}"
+            f'<p class="method">Average precision at 40 recall points (AP|R40, percent), {leading.capitalize()}, by the'
+            " rules of the official KITTI evaluation, for easy, moderate and hard objects. Small figures: difference to"
+            f" the baseline, in points.{stated}</p>{_ap_table(stages, palette, leading)}{remark}{others}"
         )
 
     def progress(self, stages: Sequence[Stage], palette: Sequence[Look]) -> str:
         drawn = [_progress(stages, palette, metric, overlap) for metric in METRICS for overlap in OVERLAPS]
-        return f"<h3>During training: Car, moderate, percent</h3>{grid(drawn, 'charts wide')}"
+        name = stages[0].leading.capitalize()
+        return f"<h3>During training: {name}, moderate, percent</h3>{grid(drawn, 'charts wide')}"
 
     def sections(self, stages: Sequence[Stage], palette: Sequence[Look], gallery: int) -> Sections:
         return {
@@ -120,7 +126,7 @@ def height_cautions(stages: Sequence[Stage]) -> list[str]:
 
 def _ap_table(stages: Sequence[Stage], palette: Sequence[Look], name: str) -> str:
     """AP 3D and BEV at both overlaps and all difficulties, a row for each stage."""
-    overlaps = {o: MIN_OVERLAP[o][name]["3d"] for o in OVERLAPS}  # pyright: ignore[reportArgumentType]
+    overlaps = {o: _iou(stages[0], o, "3d", name) for o in OVERLAPS}
     columns: list[tuple[str, Overlaps, int]] = [
         (metric, overlap, d) for metric in METRICS for overlap in OVERLAPS for d in range(len(DIFFICULTIES))
     ]
@@ -170,8 +176,8 @@ def _cell_class(difficulty: int) -> str:
 
 
 def _progress(stages: Sequence[Stage], palette: Sequence[Look], metric: str, overlap: Overlaps) -> str:
-    key = f"car_{metric}_{overlap}"
-    title = f"AP {METRICS[metric]}, IoU {MIN_OVERLAP[overlap]['car'][metric]}"
+    key = f"{stages[0].leading}_{metric}_{overlap}"
+    title = f"AP {METRICS[metric]}, IoU {_iou(stages[0], overlap, metric)}"
 
     def pick(entry: MetricsLine) -> float | None:
         values = (entry.get("ap") or {}).get(key)
@@ -181,16 +187,17 @@ def _progress(stages: Sequence[Stage], palette: Sequence[Look], metric: str, ove
 
 
 def _precision(stages: Sequence[Stage], palette: Sequence[Look]) -> str:
-    shown = [stage for stage in stages if any(stage.precision("car", "3d", overlap) for overlap in OVERLAPS)]
+    shown = [stage for stage in stages if any(stage.precision(stage.leading, "3d", overlap) for overlap in OVERLAPS)]
     if not shown:
-        return line("No stage has precision values of cars yet.")
+        return line("No stage has precision values yet.")
 
     def curve(stage: Stage, overlap: Overlaps) -> Sequence[float] | None:
-        curves = stage.precision("car", "3d", overlap)
+        curves = stage.precision(stage.leading, "3d", overlap)
         return curves[MODERATE] if curves else None
 
+    name = stages[0].leading.capitalize()
     drawn = [
-        precision_chart(f"Car 3D, moderate, IoU {MIN_OVERLAP[overlap]['car']['3d']}", stages, palette,
+        precision_chart(f"{name} 3D, moderate, IoU {_iou(stages[0], overlap)}", stages, palette,
                         lambda stage, o=overlap: curve(stage, o))
         for overlap in OVERLAPS
     ]  # fmt: skip

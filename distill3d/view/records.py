@@ -69,6 +69,9 @@ class DatasetSettings(TypedDict, total=False):
     depth: Literal["lidar", "completed", "png"]
     version: str | None
     classes: list[str] | None
+    label_names: list[str] | None
+    overlaps: list[str] | None
+    without_scan: Literal["refuse", "skip"]
     past: list[Count]
     sweeps: Sweeps
     ego_frame: EgoFrame

@@ -40,7 +40,7 @@ def write_report(runs: Sequence[Path], out: Path, gallery: int = 8) -> Path:
         raise UserError("no runs to report on: expected at least one folder such as runs/<recipe>")
     refuse_foreign(out)
     stages = read_runs(runs)
-    kind, palette = _kind(stages), stage_looks(stages)
+    kind, palette = kind_of(stages), stage_looks(stages)
     # What only prepares weights has an untrained head: its numbers would say nothing.
     judged = [(stage, look) for stage, look in zip(stages, palette, strict=True) if stage.role != PREPARATION]
     detectors, colours = [stage for stage, _ in judged], [look for _, look in judged]
@@ -60,7 +60,7 @@ def write_report(runs: Sequence[Path], out: Path, gallery: int = 8) -> Path:
     return out
 
 
-def _kind(stages: Sequence[Stage]) -> Kind:
+def kind_of(stages: Sequence[Stage]) -> Kind:
     """What all the runs are.
 
     Raises:
@@ -87,9 +87,9 @@ def _results(kind: Kind, stages: Sequence[Stage], palette: Sequence[Look], left_
 
 
 def _header(kind: Kind, stages: Sequence[Stage], titles: dict[str, str]) -> str:
-    title, leads = headline(stages, kind.measures)
+    title, leads = headline(stages, kind.measures(stages))
     paragraphs = "".join(f'<p class="lead">{escape(lead)}</p>' for lead in leads)
-    warned = [*caution(stages, kind.measures), *kind.cautions(stages)]
+    warned = [*caution(stages, kind.measures(stages)), *kind.cautions(stages)]
     cautions = "".join(f"<p>{escape(sentence)}</p>" for sentence in warned)
     links = "".join(f'<li><a href="#{key}">{name}</a></li>' for key, name in titles.items())
     runs = ", ".join(dict.fromkeys(stage.run for stage in stages))

@@ -17,8 +17,9 @@ from typing import Any, Literal, TypeVar
 
 import msgspec
 
+from distill3d.data.kitti.names import LabelNames, names_of
 from distill3d.errors import UserError, one_line
-from distill3d.evaluate.kitti import Overlaps
+from distill3d.evaluate.kitti import Overlaps, Rules, rules_of
 from distill3d.files import read_json, read_text, read_yaml, reason_of
 from distill3d.train.card import read_card
 from distill3d.typed import checked, fault_of
@@ -153,6 +154,23 @@ class Stage:
             if settings.get(key) is None:
                 raise UserError(f"the recipe of run {self.run} has no key dataset.{key}")
         return [settings[key] for key in keys]
+
+    @property
+    def names(self) -> LabelNames:
+        """The classes of its data set."""
+        others = self.dataset.get("label_names") or ()
+        return names_of(Path(), tuple(self.dataset.get("classes") or ()), others)
+
+    @property
+    def rules(self) -> Rules:
+        """By which it was evaluated on KITTI's layout."""
+        return rules_of(self.names, self.dataset.get("overlaps") or ())
+
+    @property
+    def leading(self) -> str:
+        """The class that is shown first, in lower case: cars, or where there are none the first."""
+        classes = self.rules.classes
+        return "car" if "car" in classes else classes[0]
 
     def ap(self, name: str, metric: str, overlap: Overlaps) -> list[float] | None:
         """AP|R40 in percent (easy, moderate, hard) of e.g. ("car", "3d", "strict"), or None where there is none."""

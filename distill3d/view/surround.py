@@ -114,7 +114,8 @@ def _words(name: str) -> str:
 class SurroundKind(Kind):
     """Six cameras or a LiDAR around a vehicle, nuScenes' metric."""
 
-    measures = MEASURES
+    def measures(self, stages: Sequence[Stage]) -> Measures:
+        return MEASURES
 
     def settings(self, stages: Sequence[Stage]) -> dict[str, str]:
         datasets = [stage.dataset for stage in stages if stage.dataset]

@@ -110,7 +110,7 @@ def test_decode(path: Path) -> None:
     blank = torch.zeros(n, 3, 1, 1)
     batch = Batch([str(i) for i in g["in.img_id"].tolist()], blank, Camera(g["in.P2"]), affine)
     config = MonoDETRConfig.styled(
-        "released", classes=monodetr.CLASSES, top_k=count, score_threshold=float(g["in.threshold"]),
+        "released", classes=monodetr.HEAT_CLASSES, top_k=count, score_threshold=float(g["in.threshold"]),
         queries=heads["logits"].shape[1], trunk=monodetr.TINY_TRUNK,
     )  # fmt: skip
     outputs = Outputs({}, {head: values[:, None] for head, values in heads.items()})

@@ -358,7 +358,7 @@ def test_an_import_is_judged_on_a_split(small: Recipe, streets: Path, tmp_path: 
     accepted("eval", "run", folder, *words)
     assert "4 frames evaluated" in capsys.readouterr().out
     assert "strict" in json.loads((folder / "evaluation.json").read_text())
-    assert len(list((folder / "predictions").iterdir())) == 4
+    assert len(list((folder / "predictions").glob("*.txt"))) == 4
     assert "is there already" in refused("eval", "run", folder, *words, capsys=capsys)
     trained = ("--data-root", streets, "--split", "train", "--out", tmp_path / "train")
     assert "was trained on 8 of the 8" in refused("eval", "run", folder, *trained, capsys=capsys)

@@ -11,9 +11,11 @@ import pytest
 import torch
 from streets import small_recipe
 
+from distill3d.data.sample import Batch
 from distill3d.errors import UserError
 from distill3d.lock import only_writer
 from distill3d.stop import Stopped
+from distill3d.train.checkpoint import load_weights
 from distill3d.train.loop import RunOptions, _Run
 from distill3d.train.recipe import EvaluationConfig, Recipe
 from distill3d.train.stages import run_recipe
@@ -166,6 +168,47 @@ def test_a_finished_stage_is_trained_longer(streets: Path, tmp_path: Path) -> No
 def test_what_changed_is_told(whole: Path, streets: Path, changed: Callable[[Path], Recipe], told: str) -> None:
     with pytest.raises(UserError, match=told):
         run(changed(streets), whole.parents[1])
+
+
+def test_a_batch_in_parts(streets: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is a mean over frames gives the weights of the whole batch, the last and shorter one's too."""
+    recipe = in_steps(streets, 1, batch_size=3, drop_last=False)
+    real, seen = _Run.losses, []
+
+    def mean_over_frames(self: _Run, batch: Batch) -> dict[str, torch.Tensor]:
+        seen.append(len(batch))
+        found = sum(parameter.sum() for parameter in self.step.student.parameters())
+        return {"x": found * batch.image.mean(), "y": batch.image.mean().detach()}
+
+    monkeypatch.setattr(_Run, "losses", mean_over_frames)
+    whole = run(recipe, tmp_path / "whole") / "baseline"
+    assert seen == [3, 3, 2]
+    seen.clear()
+    parted = run(in_steps(streets, 1, batch_size=3, drop_last=False, accumulate=3), tmp_path / "parts") / "baseline"
+    assert seen == [1] * 8
+    first, second = (load_weights(folder)[0] for folder in (whole, parted))
+    assert all(torch.allclose(first[name], value, rtol=1e-5, atol=1e-7) for name, value in second.items())
+    logs = [(folder / "metrics.jsonl").read_text().splitlines() for folder in (whole, parted)]
+    terms = [[line["terms"] for line in map(json.loads, log) if line["kind"] == "train"] for log in logs]
+    assert terms[0][0] == pytest.approx(terms[1][0], rel=1e-5)
+    with pytest.raises(UserError, match=r"accumulate is 2, expected a divisor of the 3 frames"):
+        run(in_steps(streets, 1, batch_size=3, accumulate=2), tmp_path / "odd")
+    monkeypatch.setattr(_Run, "losses", real)
+    ours = in_steps(streets, 1, batch_size=4, accumulate=2)
+    kept = run(ours, tmp_path / "kept") / "baseline"
+    original, taken = _Run.train_step, []
+
+    def interrupted(self: _Run, *parts: object) -> dict[str, float]:
+        taken.append(len(parts))
+        os.kill(os.getpid(), signal.SIGTERM)
+        return original(self, *parts)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(_Run, "train_step", interrupted)
+        with pytest.raises(Stopped):
+            run(ours, tmp_path / "again")
+    assert taken == [2]
+    assert_same(run(ours, tmp_path / "again") / "baseline", kept)
 
 
 def test_one_training_at_a_time(streets: Path, tmp_path: Path) -> None:

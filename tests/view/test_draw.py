@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from distill3d.boxes import IGNORE, Boxes3D
+from distill3d.boxes import IGNORE, KITTI_CLASSES, Boxes3D
 from distill3d.camera import Camera, ImageAffine
 from distill3d.data.sample import Objects, Sample
 from distill3d.view.draw import (
@@ -186,7 +186,7 @@ def test_boxes_around_the_camera_do_not_wrap(centre: tuple, yaw: float) -> None:
 @pytest.mark.parametrize("empty", [Boxes3D.empty("camera"), boxes([(0, 0, -20.0)]), boxes([(0, 0, 9.0)], label=IGNORE)])
 def test_nothing_to_draw_leaves_the_image(empty: Boxes3D) -> None:
     picture = Image.new("RGB", (WIDTH, HEIGHT), "#808080")
-    draw_boxes(picture, CAMERA, empty, "#ff0000", labels=True)
+    draw_boxes(picture, CAMERA, empty, "#ff0000", names=KITTI_CLASSES)
     assert (np.asarray(picture) == 128).all()
 
 

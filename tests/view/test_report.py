@@ -17,7 +17,7 @@ from PIL import Image
 from distill3d.errors import UserError
 from distill3d.view.gallery import choose_frames, write_figures
 from distill3d.view.headline import caution, headline
-from distill3d.view.kitti import MEASURES, height_cautions
+from distill3d.view.kitti import KittiKind, height_cautions
 from distill3d.view.report import write_report
 from distill3d.view.runs import read_runs
 
@@ -196,7 +196,7 @@ def test_a_student_behind_is_said_to_be_behind(make_run: MakeRun) -> None:
         (run / b).mkdir(exist_ok=True)
         source.rename(run / b / "evaluation.json")
     (run / "kept").rmdir()
-    _, leads = headline(read_runs([run]), MEASURES)
+    _, leads = headline(read_runs([run]), KittiKind().measures(read_runs([run])))
     assert "points behind its baseline" in leads[0] and "closes" not in leads[0]
 
 
@@ -215,7 +215,7 @@ def test_unequal_comparisons_are_warned_of(
     content = json.loads((run / file).read_text())
     (run / file).write_text(json.dumps({**content, key: value}))
     stages = read_runs([run])
-    assert sentence in " ".join([*caution(stages, MEASURES), *height_cautions(stages)])
+    assert sentence in " ".join([*caution(stages, KittiKind().measures(read_runs([run]))), *height_cautions(stages)])
 
 
 def prepare(run: Path) -> None:
@@ -260,7 +260,9 @@ def test_preparation_counts_as_training(make_run: MakeRun, epochs: int, warned: 
     prepare(run)
     card = json.loads((run / "baseline" / "card.json").read_text())
     (run / "baseline" / "card.json").write_text(json.dumps({**card, "epochs": epochs}))
-    assert ("not trained equally long" in " ".join(caution(read_runs([run]), MEASURES))) is warned
+    assert (
+        "not trained equally long" in " ".join(caution(read_runs([run]), KittiKind().measures(read_runs([run]))))
+    ) is warned
 
 
 def test_user_errors(make_run: MakeRun, tmp_path: Path) -> None:

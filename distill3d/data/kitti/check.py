@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple, TypeVar
@@ -15,14 +15,19 @@ from distill3d.camera import Camera, misfit
 from distill3d.data.depth import read_depth
 from distill3d.data.faults import Fault
 from distill3d.data.kitti.calibration import CAMERA_LINE, LIDAR_LINES, parse_calibration
+from distill3d.data.kitti.dataset import frame_file
 from distill3d.data.kitti.labels import faults_behind, parse_labels
+from distill3d.data.kitti.names import KITTI_NAMES, LabelNames, names_of
 from distill3d.data.kitti.scans import VELODYNE_COLUMNS, glance_at_points, read_points
+from distill3d.data.pictures import ENDINGS as PICTURES
 from distill3d.data.pictures import picture_size, read_image
 from distill3d.errors import UserError
 from distill3d.files import inner_name, names_below, read_text
 
-#: Files of a frame: folder and ending.  The labels are the training folder's only; depth_2 is optional.
-FRAME_FILES = {"image_2": "png", "calib": "txt", "velodyne": "bin", "label_2": "txt"}
+#: Files of a frame: folder and endings.  The labels are the training folder's only; depth_2 is optional.
+FRAME_FILES = {"image_2": PICTURES, "calib": (".txt",), "velodyne": (".bin",), "label_2": (".txt",)}
+#: Without these there is no frame; without the others some stages cannot learn from it.
+NEEDED = ("image_2", "calib")
 T = TypeVar("T")
 
 
@@ -32,6 +37,7 @@ class Look(NamedTuple):
     size: Callable[[Path], tuple[int, int]]  # of a picture, (width, height) px
     scan: Callable[[Path], object]
     depth_size: Callable[[Path], tuple[int, int]]
+    names: LabelNames = KITTI_NAMES  # in label files
 
 
 #: The split whose frames lie in the testing folder.
@@ -61,7 +67,7 @@ class Problem:
 
 
 def check_kitti(
-    root: Path, splits: list[str] | None = None, scan_columns: int = VELODYNE_COLUMNS
+    root: Path, splits: list[str] | None = None, scan_columns: int = VELODYNE_COLUMNS, names: LabelNames | None = None
 ) -> list[Problem]:  # fmt: skip
     """All problems of a data set in KITTI's layout; empty where it is sound.
 
@@ -69,16 +75,25 @@ def check_kitti(
         root: the folder that holds ``training`` and ``ImageSets``.
         splits: names of split files; None for all, where ``test`` counts only if there is a ``testing`` folder.
         scan_columns: of the scans' files.
+        names: in label files; by default as ``names_of`` has them.
 
     Raises:
         UserError: the folder is absent.
     """
     if not os.path.isdir(root):
         raise UserError(f"{root}: no such folder")
-    return list(_problems(root, splits, scan_columns))
+    return list(_problems(root, splits, thorough(scan_columns)._replace(names=names or names_of(root))))
 
 
-def _problems(root: Path, splits: list[str] | None, scan_columns: int) -> Iterator[Problem]:
+def present_files(folder: Path) -> dict[str, list[str]]:
+    """The frames that have a file, by its kind; a frame with two pictures stands there twice."""
+    return {
+        kind: [name for ending in endings for name in names_below(folder / kind, ending)]
+        for kind, endings in FRAME_FILES.items() if (folder / kind).is_dir()
+    }  # fmt: skip
+
+
+def _problems(root: Path, splits: list[str] | None, look: Look) -> Iterator[Problem]:
     if not (root / "training").is_dir():
         yield Problem(root / "training", None, "no such folder, expected KITTI's layout (training/image_2, ...)")
     if splits is None:
@@ -90,20 +105,24 @@ def _problems(root: Path, splits: list[str] | None, scan_columns: int) -> Iterat
         folder = root / part
         if not folder.is_dir():
             continue
-        kinds = {kind: end for kind, end in FRAME_FILES.items() if part == "training" or kind != "label_2"}
-        for kind in [k for k in kinds if not (folder / k).is_dir()]:
-            del kinds[kind]
-            yield Problem(folder / kind, None, "no such folder")
-        present = {kind: set(names_below(folder / kind, f".{end}")) for kind, end in kinds.items()}
+        listed = present_files(folder)
+        if part == "testing":
+            listed.pop("label_2", None)
+        for kind in NEEDED:
+            if kind not in listed:
+                yield Problem(folder / kind, None, "no such folder")
+        present = {kind: set(names) for kind, names in listed.items()}
+        for frame, count in Counter(listed.get("image_2", ())).items():
+            if count > 1:
+                yield Problem(folder / "image_2", None, f"holds {count} pictures of frame {frame}")
         frames = sorted(set().union(*present.values()))
         for split in splits:
             if (split == TEST_SPLIT) == (part == "testing"):
                 yield from _split_problems(root / "ImageSets" / f"{split}.txt", set(frames), folder)
         for frame in frames:
-            of_frame = {k: end for k, end in kinds.items() if frame in present[k]}
-            yield from frame_problems(folder, frame, of_frame, thorough(scan_columns))
-            for kind in [k for k in kinds if frame not in present[k]]:
-                yield Problem(folder / kind / f"{frame}.{kinds[kind]}", None, f"frame {frame} lacks this file")
+            yield from frame_problems(folder, frame, [kind for kind in present if frame in present[kind]], look)
+            for kind in [k for k in NEEDED if k in present and frame not in present[k]]:
+                yield Problem(frame_file(folder, kind, frame), None, f"frame {frame} lacks this file")
 
 
 def _split_problems(path: Path, frames: set[str], folder: Path) -> Iterator[Problem]:
@@ -130,9 +149,9 @@ def _split_problems(path: Path, frames: set[str], folder: Path) -> Iterator[Prob
         yield Problem(path, None, "names no frame")
 
 
-def frame_problems(folder: Path, frame: str, kinds: dict[str, str], look: Look) -> Iterator[Problem]:
-    """Problems inside the files that the frame has; ``kinds``: their folders and endings."""
-    paths = {kind: folder / kind / f"{frame}.{end}" for kind, end in kinds.items()}
+def frame_problems(folder: Path, frame: str, kinds: Iterable[str], look: Look) -> Iterator[Problem]:
+    """Problems inside the files that the frame has; ``kinds``: their folders."""
+    paths = {kind: frame_file(folder, kind, frame) for kind in kinds}
     size = None
     if "image_2" in paths:
         size, problems = _attempt(look.size, paths["image_2"])
@@ -140,7 +159,7 @@ def frame_problems(folder: Path, frame: str, kinds: dict[str, str], look: Look) 
     if "velodyne" in paths:
         yield from _attempt(look.scan, paths["velodyne"])[1]
     if "label_2" in paths:
-        yield from _text_problems(paths["label_2"], _label_faults)
+        yield from _text_problems(paths["label_2"], lambda text: _label_faults(text, look.names))
     if "calib" in paths:
         required = (CAMERA_LINE, *(LIDAR_LINES if "velodyne" in paths else ()))
         yield from _text_problems(paths["calib"], lambda text: _calibration_faults(text, required, size))
@@ -158,9 +177,9 @@ def _size(values: Tensor) -> tuple[int, int]:
     return values.shape[-1], values.shape[-2]
 
 
-def _label_faults(text: str) -> list[Fault]:
+def _label_faults(text: str, names: LabelNames) -> list[Fault]:
     """Faults of the lines, and boxes behind the camera."""
-    lines, faults = parse_labels(text, scored=False)
+    lines, faults = parse_labels(text, scored=False, known=names)
     return faults + faults_behind(lines)
 
 

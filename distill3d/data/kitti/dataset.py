@@ -17,7 +17,6 @@ import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor
 
-from distill3d.boxes import KITTI_CLASSES
 from distill3d.camera import Camera, Divide, ImageAffine, misfit
 from distill3d.data.augment.image import AugmentConfig, Placement, to_canvas
 from distill3d.data.augment.lidar import (
@@ -33,13 +32,14 @@ from distill3d.data.cache import cache_folder, cache_key
 from distill3d.data.depth import CompletionConfig, cached_depth, complete_depth, project_depth, read_depth
 from distill3d.data.kitti.calibration import Calibration, read_calibration
 from distill3d.data.kitti.labels import read_labels
+from distill3d.data.kitti.names import KITTI_NAMES, LabelNames
 from distill3d.data.kitti.scans import VELODYNE_COLUMNS, read_plane, read_points
-from distill3d.data.pictures import read_image
+from distill3d.data.pictures import picture_named, read_image
 from distill3d.data.sample import Objects, Sample
 from distill3d.data.scans import ScanColumns
 from distill3d.data.splits import read_split
 from distill3d.errors import UserError
-from distill3d.files import reason_of
+from distill3d.files import names_below, reason_of
 from distill3d.settings import HeightScale, Pixels, check_settings, is_in_range
 
 #: Endings of a frame's files by folder.
@@ -71,6 +71,7 @@ class FrameConfig:
     scan_columns: ScanColumns = VELODYNE_COLUMNS
     divide: Divide = "rect_z"
     placement: Placement = "fit"
+    names: LabelNames = KITTI_NAMES  # in label files
     augment: AugmentConfig | None = None
     completion: CompletionConfig = field(default_factory=CompletionConfig)
     cache: Path | None = None  # folder of what is computed from the files; None: see data/cache.py
@@ -94,6 +95,8 @@ class KittiConfig(FrameConfig):
     min_height_scale: HeightScale = 1.0  # of the training difficulties; see training_difficulty
     lidar_augment: LidarAugmentConfig | None = None
     labels: bool = True  # False: frames come out as if they had none
+    #: Of frames that lack a scan: refused, or left out, where scans are asked for; or always left out.
+    without_scan: Literal["refuse", "skip", "always_skip"] = "refuse"
 
     def __post_init__(self) -> None:
         if is_in_range(self) and self.lidar_augment is not None and not self.points:
@@ -106,11 +109,10 @@ C = TypeVar("C", bound=FrameConfig)
 class FrameDataset(ABC, Generic[C]):
     """Frames of one camera and one LiDAR as samples; what the readers of object data and of raw drives share."""
 
-    classes: tuple[str, ...] = KITTI_CLASSES
-
     def __init__(self, config: C, root: Path, frame_ids: list[str]) -> None:
         check_settings(config)
         self.config, self.root, self.frame_ids = config, root, frame_ids
+        self.classes = config.names.names  # what labels index
         self._memory: dict[int, _Frame] = {}
         self._image_augment = config.augment
         if config.depth == "completed":
@@ -204,7 +206,7 @@ class FrameDataset(ABC, Generic[C]):
 
 
 class KittiDataset(FrameDataset[KittiConfig]):
-    """KITTI frames as samples; labels index ``KITTI_CLASSES``, and every labelled class is kept.
+    """KITTI frames as samples; labels index ``classes``, and every labelled class is kept.
 
     Frames have no objects (None) where the folder ``label_2`` is absent, or not to be read: where not ``labelled``.
 
@@ -217,7 +219,16 @@ class KittiDataset(FrameDataset[KittiConfig]):
         self.folder = root / config.folder
         if not self.folder.is_dir():
             raise UserError(f"{self.folder}: no such folder, expected KITTI's layout (training/image_2, ...)")
-        super().__init__(config, root, read_split(root / "ImageSets" / f"{config.split}.txt"))
+        frames = read_split(root / "ImageSets" / f"{config.split}.txt")
+        self.skipped = 0  # frames of the split
+        asked = config.points or config.depth in ("lidar", "completed")
+        if config.without_scan == "always_skip" or (config.without_scan == "skip" and asked):
+            scanned = set(names_below(self.folder / "velodyne", ".bin"))
+            kept = [frame for frame in frames if frame in scanned]
+            if not kept:
+                raise UserError(f"{self.folder / 'velodyne'}: none of the {len(frames)} frames has a scan")
+            self.skipped, frames = len(frames) - len(kept), kept
+        super().__init__(config, root, frames)
         self.labelled = config.labels and (self.folder / "label_2").is_dir()
         self._planes = (self.folder / "planes").is_dir()
         if config.lidar_augment is not None:
@@ -241,8 +252,9 @@ class KittiDataset(FrameDataset[KittiConfig]):
         paths = [self._path(kind, frame) for kind in ("velodyne", "calib", "label_2") for frame in self.frame_ids]
         stamps = [_stamp(path) for path in paths]
         key = cache_key(
-            self.frame_ids, stamps, self.config.min_height_scale, config.least_points, self.config.scan_columns
-        )
+            self.frame_ids, stamps, self.config.min_height_scale, config.least_points, self.config.scan_columns,
+            *(() if self.config.names == KITTI_NAMES else (self.config.names.text,)),
+        )  # fmt: skip
         path = self._cache / f"objects-{self.config.split}-{key}.npz"
         return ObjectDatabase.cached(path, scenes, config.least_points)
 
@@ -256,10 +268,12 @@ class KittiDataset(FrameDataset[KittiConfig]):
         return augment_lidar(source, config, generator, database, self.classes, plane)
 
     def _path(self, kind: str, frame: str) -> Path:
-        return self.folder / kind / f"{frame}.{ENDINGS[kind]}"
+        return frame_file(self.folder, kind, frame)
 
     def _labels(self, frame: str) -> Objects | None:
-        return read_labels(self._path("label_2", frame), self.config.min_height_scale) if self.labelled else None
+        if not self.labelled:
+            return None
+        return read_labels(self._path("label_2", frame), self.config.min_height_scale, self.config.names)
 
     def _read(self, index: int) -> _Frame:
         frame = self.frame_ids[index]
@@ -275,6 +289,13 @@ class KittiDataset(FrameDataset[KittiConfig]):
             read_points(self._path("velodyne", frame), self.config.scan_columns),
             None if objects is None else lidar_objects(objects, pose),
         )
+
+
+def frame_file(folder: Path, kind: str, frame: str) -> Path:
+    """A file of a frame in ``training`` or ``testing``; its picture has any ending that pictures have."""
+    if kind == "image_2":
+        return picture_named(folder / kind, frame)
+    return folder / kind / f"{frame}.{ENDINGS[kind]}"
 
 
 def _stamp(path: Path) -> tuple[int, int]:

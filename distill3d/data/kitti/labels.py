@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from distill3d.boxes import IGNORE, KITTI_CLASSES, Boxes3D, from_kitti, to_kitti
+from distill3d.boxes import IGNORE, Boxes3D, from_kitti, to_kitti
 from distill3d.data.faults import Fault, refuse_faults
 from distill3d.data.kitti.lines import (
     LABEL_FIELDS,
@@ -25,13 +25,13 @@ from distill3d.data.kitti.lines import (
     line_faults,
     sound_numbers,
 )
+from distill3d.data.kitti.names import DONT_CARE, KITTI_NAMES, LabelNames
 from distill3d.data.sample import EASY, HARD, MODERATE, UNKNOWN, Objects
 from distill3d.files import read_text
 
 #: Training difficulty: least box height (px), largest truncation, largest occlusion (xinzhuma/monodle
 #: lib/datasets/kitti/kitti_utils.py).  The evaluation has rules of its own.
 DIFFICULTIES = ((EASY, 40, 0.15, 0), (MODERATE, 25, 0.30, 1), (HARD, 25, 0.50, 2))
-_SPELLING = {name.lower(): name for name in KITTI_CLASSES}
 RESULT_DECIMALS = 4  # of pixels, metres and radians in result files; two decimals make ties
 
 
@@ -43,7 +43,9 @@ class LabelLine(NamedTuple):
     numbers: list[float]
 
 
-def parse_labels(text: str, scored: bool | None = None) -> tuple[list[LabelLine], list[Fault]]:
+def parse_labels(
+    text: str, scored: bool | None = None, known: LabelNames = KITTI_NAMES
+) -> tuple[list[LabelLine], list[Fault]]:
     """The well-formed lines of a label or result file, and the faults of the others; both in file order.
 
     ``scored``: whether every line must have a score; None where all or none may.  Class names may stand in any case, as
@@ -55,9 +57,10 @@ def parse_labels(text: str, scored: bool | None = None) -> tuple[list[LabelLine]
         words = line.split()
         if not words:
             continue
-        name = _SPELLING.get(words[0].lower())
+        name = known.of(words[0])
         if name is None and len(words[0]) <= MOST_CHARACTERS:
-            faults.append(Fault(number, f"unknown class {words[0]!r}, expected one of {', '.join(KITTI_CLASSES)}"))
+            every = dict.fromkeys((*known.names, DONT_CARE))
+            faults.append(Fault(number, f"unknown class {words[0]!r}, expected one of {', '.join(every)}"))
         numbers = sound_numbers(words, scored)
         if numbers is None:
             faults += [Fault(number, sentence) for sentence in line_faults(words, scored)]
@@ -78,7 +81,7 @@ def faults_behind(lines: list[LabelLine]) -> list[Fault]:
     for line in lines:
         width, length, z, rotation_y = (line.numbers[field] for field in (WIDTH, LENGTH, Z, ROTATION_Y))
         ahead = (length * abs(math.sin(rotation_y)) + width * abs(math.cos(rotation_y))) / 2
-        if line.name != "DontCare" and z + ahead <= 0:
+        if line.name != DONT_CARE and z + ahead <= 0:
             faults.append(Fault(line.line, f"the {line.name} lies behind the camera (z = {z:g} m)"))
     return faults
 
@@ -101,23 +104,23 @@ def training_difficulty(
     return difficulty
 
 
-def read_labels(path: Path, height_scale: float = 1.0) -> Objects:
+def read_labels(path: Path, height_scale: float = 1.0, known: LabelNames = KITTI_NAMES) -> Objects:
     """A label file, or a result file with scores; float64, in file order.
 
-    Labels index ``KITTI_CLASSES``; DontCare rows, and detections without a 3D box, have label ``IGNORE``, a 2D box and
+    Labels index ``known.names``; DontCare rows, and detections without a 3D box, have label ``IGNORE``, a 2D box and
     otherwise NaN.
 
     Raises:
         UserError: the file is absent, a line is malformed, or a label's box lies behind the camera.
     """
-    lines, faults = parse_labels(read_text(path))
+    lines, faults = parse_labels(read_text(path), known=known)
     if lines and len(lines[0].numbers) < len(LABEL_FIELDS):
         faults += faults_behind(lines)
     refuse_faults(path, faults)
     width = len(lines[0].numbers) if lines else len(LABEL_FIELDS) - 1
     table = torch.from_numpy(np.array([line.numbers for line in lines], np.float64).reshape(-1, width))
-    names = ["DontCare" if not has_box_3d(line.name, line.numbers) else line.name for line in lines]
-    label = torch.tensor([IGNORE if n == "DontCare" else KITTI_CLASSES.index(n) for n in names], dtype=torch.int64)
+    names = [DONT_CARE if not has_box_3d(line.name, line.numbers) else line.name for line in lines]
+    label = torch.tensor([IGNORE if n == DONT_CARE else known.names.index(n) for n in names], dtype=torch.int64)
     truncation, occlusion, box2d = table[:, 0], table[:, 1].long(), table[:, 3:7]
     geometry = torch.where(label[:, None] == IGNORE, math.nan, table)
     boxes = from_kitti(

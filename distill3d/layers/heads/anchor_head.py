@@ -22,6 +22,7 @@ from distill3d.boxes import (
     Boxes3D,
     BoxSlots,
     camera_rows,
+    label_names,
     lidar_rows,
     lidar_to_camera,
     wrap_angle,
@@ -54,7 +55,7 @@ from distill3d.layers.heads.anchors import (
 )
 from distill3d.layers.heads.centre_nms import first_kept
 from distill3d.layers.readout import Readout
-from distill3d.settings import Number, Share, Weight
+from distill3d.settings import Number, Share, Weight, added
 
 #: Chance that an untrained head gives to each class of an anchor, and the spread of its box weights.
 CLASS_PRIOR = 0.01
@@ -84,6 +85,7 @@ class AnchorHeadConfig:
     """
 
     classes: tuple[AnchorClass, ...] = KITTI_ANCHORS
+    vocabulary: tuple[str, ...] = added(KITTI_CLASSES[:3])  # the data set's classes, in the order that labels number
     classification: Literal["focal", "quality_focal"] = "quality_focal"
     cls_weight: Weight = 8.0
     loc_weight: Weight = 2.0
@@ -140,9 +142,10 @@ class AnchorHead(nn.Module):
         divisor = config.backbone.divisor
         if any(side % divisor for side in cells):
             raise ValueError(f"a map of {cells[0]} x {cells[1]} cells: both must be multiples of {divisor}")
-        unknown = [c.name for c in config.classes if c.name not in KITTI_CLASSES]
+        self.names = label_names(config.vocabulary)
+        unknown = [c.name for c in config.classes if c.name not in self.names]
         if unknown:
-            raise ValueError(f"unknown classes {', '.join(unknown)}; expected some of {', '.join(KITTI_CLASSES)}")
+            raise ValueError(f"unknown classes {', '.join(unknown)}; expected some of {', '.join(self.names)}")
         self.config, self.extent = config, extent
         rows, columns = (side // config.backbone.stride for side in cells)
         grid = anchor_grid(config.classes, (extent[0], extent[1], extent[3], extent[4]), (rows, columns))
@@ -200,9 +203,9 @@ class AnchorHead(nn.Module):
         else:
             o = batch.objects
             rows = lidar_rows(o.centre.double(), o.size.double(), o.yaw.double(), _pose(batch).inverse())
-            number = torch.full((len(KITTI_CLASSES) + 1,), IGNORE)  # the last one is that of label IGNORE
+            number = torch.full((len(self.names) + 1,), IGNORE)  # the last one is that of label IGNORE
             for i, kind in enumerate(self.config.classes):
-                number[KITTI_CLASSES.index(kind.name)] = i
+                number[self.names.index(kind.name)] = i
             classes = number.to(o.label.device)[o.label]
             trained = o.present & (classes >= 0) & self._within(rows, o.label)
             labelled = trained.new_ones(len(batch)) if batch.labelled is None else batch.labelled
@@ -315,7 +318,7 @@ class AnchorHead(nn.Module):
         picked = anchor[..., None].expand(-1, -1, CODE)
         direction = directions.gather(1, anchor[..., None].expand(-1, -1, DIRECTION_BINS))
         rows = decode_directed(codes.gather(1, picked), direction, self._anchors[anchor])
-        label = kind.new_tensor([KITTI_CLASSES.index(c.name) for c in self.config.classes])[kind.gather(1, anchor)]
+        label = kind.new_tensor([self.names.index(c.name) for c in self.config.classes])[kind.gather(1, anchor)]
         usable = (score >= self.config.score_threshold) & rows.isfinite().all(-1) & (rows[..., 3:6] > 0).all(-1)
         return rows, label, score, usable
 

@@ -7,13 +7,14 @@ the released checkpoints, so their weights load by name.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from distill3d.settings import Channels, Layers, Stride
+from distill3d.layers.image.pretrained import missing_file, missing_of_timm, timm_trunk
+from distill3d.settings import Channels, Layers, Stride, added
 
 #: Strides of the trunk's six outputs; the neck uses the last four.
 STRIDES = (1, 2, 4, 8, 16, 32)
@@ -30,6 +31,13 @@ class DLAConfig:
     channels: tuple[Channels, ...] = (16, 32, 64, 128, 256, 512)
     stem_stride: Stride = 1  # 2 halves the first three levels' resolution: for small nets, whose time they would take
     pretrained: bool = False  # ImageNet weights of timm's dla34; they are fetched by timm
+    weights: Path | None = added(None)  # their file, which is then not fetched
+
+    def missing(self) -> str | None:
+        """Why the weights that it asks for cannot be had."""
+        if not self.pretrained:
+            return None
+        return missing_of_timm("dla34") if self.weights is None else missing_file(self.weights)
 
 
 def unused_in_released(config: DLAConfig) -> dict[str, tuple[int, ...]]:
@@ -49,11 +57,9 @@ def unused_in_released(config: DLAConfig) -> dict[str, tuple[int, ...]]:
 
 def dla_trunk(config: DLAConfig) -> nn.Module:
     """The trunk: (B, 3, H, W) -> six maps at ``STRIDES``."""
-    import timm
-
-    trunk: Any = timm.create_model(
-        "dla34", features_only=True, out_indices=tuple(range(len(STRIDES))), pretrained=config.pretrained,
-        levels=config.levels, channels=config.channels,
+    trunk = timm_trunk(
+        "dla34", config.pretrained, config.weights, out_indices=tuple(range(len(STRIDES))), levels=config.levels,
+        channels=config.channels,
     )  # fmt: skip
     if config.stem_stride == 2:
         trunk.base_layer[0].stride = (2, 2)

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal
 
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from distill3d.errors import UserError
-from distill3d.settings import Channels, Layers
+from distill3d.layers.image.pretrained import missing_file, missing_of_timm, timm_trunk
+from distill3d.settings import Channels, Layers, added
 
 #: Blocks of ResNet-50's stages, and of ResNet-101's.
 RESNET50, RESNET101 = (3, 4, 6, 3), (3, 4, 23, 3)
@@ -27,8 +29,15 @@ class ResNetConfig:
     layers: tuple[Layers, ...] = RESNET50
     channels: tuple[Channels, ...] = (64, 128, 256, 512)  # inside the blocks; bottlenecks give four times as many
     pretrained: bool = False  # ImageNet weights of ResNet-50 or ResNet-101; they are fetched by timm
+    weights: Path | None = added(None)  # their file, which is then not fetched
     finest: Literal[4, 8] = 8  # stride (px) of the finest map given
     frozen: bool = False  # stem, first stage and all batch norms stay as they are: asks for ImageNet weights
+
+    def missing(self) -> str | None:
+        """Why the weights that it asks for cannot be had."""
+        if not self.pretrained or self.layers not in RELEASED_WEIGHTS:
+            return None
+        return missing_of_timm(RELEASED_WEIGHTS[self.layers]) if self.weights is None else missing_file(self.weights)
 
     @property
     def outputs(self) -> tuple[int, ...]:
@@ -51,15 +60,14 @@ class ResNet(nn.Module):
 
     def __init__(self, config: ResNetConfig) -> None:
         super().__init__()
-        import timm
         from timm.models.resnet import BasicBlock, Bottleneck
 
         self.config = config
         if config.pretrained and config.layers not in RELEASED_WEIGHTS:
             raise UserError(f"there are no ImageNet weights for a trunk of {config.layers} layers")
         name = RELEASED_WEIGHTS.get(config.layers, RELEASED_WEIGHTS[RESNET50])
-        self.body: Any = timm.create_model(
-            name, features_only=True, out_indices=config.stages, pretrained=config.pretrained,
+        self.body: Any = timm_trunk(
+            name, config.pretrained, config.weights, out_indices=config.stages,
             block=Bottleneck if config.block == "bottleneck" else BasicBlock, layers=config.layers,
             channels=config.channels,
         )  # fmt: skip

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from pathlib import Path
+from shutil import rmtree
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ from PIL import Image
 from distill3d.data.check import run_check
 from distill3d.data.depth import write_depth
 from distill3d.data.kitti.check import check_kitti
+from distill3d.data.kitti.dataset import KittiConfig, KittiDataset
 from distill3d.errors import UserError
 
 IMAGE, CALIB = "training/image_2/000001.png", "training/calib/000001.txt"
@@ -53,12 +55,10 @@ FAULTS = [
     (IMAGE, cut(0), None, "cannot be read as an image"),
     (IMAGE, resize(32, 10), CALIB + ":3", "principal point (x = 31 px) does not fit an image of 32 x 10 px"),
     (IMAGE, resize(64, 90), CALIB + ":3", "principal point (y = 9 px)"),
-    (SCAN, Path.unlink, None, "frame 000001 lacks this file"),
     (SCAN, cut(0), None, "empty"),
     (SCAN, cut(1601), None, "1601 bytes are no multiple of the 16 bytes"),
     (SCAN, spoil_point(np.nan), None, "1 points hold NaN or Inf, the first is point 2"),
     (SCAN, spoil_point(np.inf), None, "1 points hold NaN or Inf"),
-    (LABEL, Path.unlink, None, "frame 000001 lacks this file"),
     (LABEL, swap(" 1.77", ""), 1, "expected 15 fields"),
     (LABEL, swap(" 0.04", " 0.04 0.5 0.5"), 2, "expected 15 fields"),
     (LABEL, swap("Pedestrian", "Walker"), 2, "unknown class 'Walker'"),
@@ -130,10 +130,46 @@ def test_depth_of_another_size(kitti_root: Path) -> None:
 
 
 def test_missing_folders(kitti_root: Path) -> None:
-    (kitti_root / "training/velodyne").rename(kitti_root / "training/other")
+    (kitti_root / "training/calib").rename(kitti_root / "training/other")
     (kitti_root / "ImageSets").rename(kitti_root / "sets")
     sentences = {p.file.name: p.sentence for p in check_kitti(kitti_root)}
-    assert sentences == {"velodyne": "no such folder", "ImageSets": "holds no split file (train.txt, val.txt, ...)"}
+    assert sentences == {"calib": "no such folder", "ImageSets": "holds no split file (train.txt, val.txt, ...)"}
+
+
+def test_scans_and_labels_may_lack(kitti_root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """What only some stages ask for is counted; who asks for it is refused there."""
+    (kitti_root / SCAN).unlink()
+    (kitti_root / LABEL).unlink()
+    assert check_kitti(kitti_root) == []
+    assert run_check(kitti_root) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert "training: 1 of 3 frames have no scan" in lines and "training: 1 of 3 frames have no label file" in lines
+    rmtree(kitti_root / "training/velodyne")
+    assert run_check(kitti_root) == 0
+    assert "training: 3 of 3 frames have no scan" in capsys.readouterr().out
+
+
+def test_any_picture(kitti_root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = kitti_root / IMAGE
+    with Image.open(path) as picture:
+        picture.save(path.with_suffix(".jpg"))
+    assert [str(p) for p in check_kitti(kitti_root)] == [f"{path.parent}: holds 2 pictures of frame 000001"]
+    path.unlink()
+    assert check_kitti(kitti_root) == []
+    data = KittiDataset(KittiConfig(root=kitti_root, split="train", canvas=(64, 32)))
+    assert data.get(data.frame_ids.index("000001")).image.shape == (3, 32, 64)
+
+
+def test_many_equal_problems_are_told_together(kitti_root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    lines = (kitti_root / LABEL).read_text().splitlines()
+    (kitti_root / LABEL).write_text("\n".join([lines[0].replace("Car", "Bus")] * 30))
+    assert run_check(kitti_root, "kitti") == 2
+    told = capsys.readouterr().out.splitlines()
+    assert len(told) == 22 and told[-2].startswith("... and 10 more like this: unknown class 'Bus', expected one of")
+    assert told[-1] == "30 problems in 1 file"
+    (kitti_root / "classes.txt").write_text("Pedestrian\nCar: Bus  # big ones\n")
+    assert run_check(kitti_root) == 0
+    assert "Bus is Car" in capsys.readouterr().out
 
 
 def test_test_split_counts_with_its_folder(kitti_root: Path) -> None:
@@ -144,7 +180,7 @@ def test_test_split_counts_with_its_folder(kitti_root: Path) -> None:
         (kitti_root / "training" / kind).rename(kitti_root / "testing" / kind)
         (kitti_root / "training" / kind).mkdir()
     problems = check_kitti(kitti_root, ["test"])
-    assert {p.file.parent.name for p in problems} == {"image_2", "calib", "velodyne"}  # the training folder's
+    assert {p.file.parent.name for p in problems} == {"image_2", "calib"}  # the training folder's
     assert all("training" in str(p) for p in problems)
     (kitti_root / "ImageSets/test.txt").write_text("000009\n")
     assert any("names frame 000009" in str(p) for p in check_kitti(kitti_root))
@@ -166,6 +202,7 @@ def test_frames_in_subfolders(kitti_root: Path) -> None:
 def test_clean_set_tells_what_can_be_learnt(kitti_root: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run_check(kitti_root, "kitti") == 0
     assert capsys.readouterr() == (
+        "training: 3 frames, 3 of 64 x 20 px\nsplit train: 2 frames\nsplit val: 1 frames\n"
         "Pedestrian: 3 of 3 objects can be learnt from pictures\n"
         "Car: 3 of 3 objects can be learnt from pictures\nsound\n",
         "",
@@ -179,7 +216,7 @@ def test_clean_set_tells_what_can_be_learnt(kitti_root: Path, capsys: pytest.Cap
     for number in (0, 2):
         swap("Car 0.00 0", "Car -1 -1")(kitti_root / f"training/label_2/{number:06d}.txt")
     assert run_check(kitti_root, "kitti") == 0
-    assert capsys.readouterr().out.splitlines()[1].startswith("warning: Car: 0 of 3 objects")
+    assert capsys.readouterr().out.splitlines()[4].startswith("warning: Car: 0 of 3 objects")
 
 
 @pytest.mark.real

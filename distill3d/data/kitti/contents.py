@@ -1,0 +1,67 @@
+"""What a data set in KITTI's layout holds, in a few lines."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+
+from distill3d.data.kitti.check import present_files
+from distill3d.data.kitti.dataset import frame_file
+from distill3d.data.kitti.inventory import Inventory
+from distill3d.data.kitti.names import KITTI_NAMES, LabelNames, names_of
+from distill3d.data.pictures import picture_size
+from distill3d.data.splits import read_split
+
+KITTI_WIDTH = 1242  # px
+
+
+def kitti_contents(root: Path, names: LabelNames | None = None) -> Iterator[str]:
+    """Of a sound data set: its frames and splits, what frames lack, and for each labelled class how many objects there
+    are, and how many of them networks that look at pictures can learn; a warning where those are none.
+
+    Raises:
+        UserError: a file is absent or malformed.
+    """
+    names = names or names_of(root)
+    for part in ("training", "testing"):
+        if (root / part / "image_2").is_dir():
+            yield from _frames(root, part)
+    if names != KITTI_NAMES:
+        yield f"classes: {', '.join(names.classes)}" + "".join(f"; {name} is {kind}" for name, kind in names.others)
+    folder = root / "training"
+    frames = sorted(present_files(folder).get("label_2", ()))
+    if not frames:
+        return
+    objects = Inventory.of(folder, frames, names)
+    width = picture_size(frame_file(folder, "image_2", frames[0]))[0]
+    drops = objects.unseen(min(width / KITTI_WIDTH, 1.0))
+    for number, name in enumerate(names.names):
+        of_class = objects.label == number
+        counts = {reason: int((mask & of_class).sum()) for reason, mask in drops.items()}
+        total, dropped = int(of_class.sum()), sum(counts.values())
+        why = ", ".join(f"{count} {reason}" for reason, count in counts.items() if count)
+        if total:
+            begin = "warning: " if dropped == total else ""
+            yield f"{begin}{name}: {total - dropped} of {total} objects can be learnt from pictures" + (
+                f" ({why})" if why else ""
+            )
+
+
+def _frames(root: Path, part: str) -> Iterator[str]:
+    folder = root / part
+    present = {kind: set(found) for kind, found in present_files(folder).items()}
+    frames = present["image_2"]
+    sizes = Counter(picture_size(frame_file(folder, "image_2", frame)) for frame in sorted(frames))
+    shown = ", ".join(f"{count} of {w} x {h} px" for (w, h), count in sizes.most_common(3))
+    more = f" and {len(sizes) - 3} sizes more" if len(sizes) > 3 else ""
+    yield f"{part}: {len(frames)} frames, {shown}{more}"
+    lacking = {"velodyne": "scan", "label_2": "label file"} if part == "training" else {"velodyne": "scan"}
+    for kind, what in lacking.items():
+        count = len(frames - present.get(kind, set()))
+        if count:
+            yield f"{part}: {count} of {len(frames)} frames have no {what}"
+    for path in sorted((root / "ImageSets").glob("*.txt")):
+        split = read_split(path)
+        if frames.issuperset(split):
+            yield f"split {path.stem}: {len(split)} frames"
