@@ -354,7 +354,7 @@ def predict(arguments: list[str]) -> None:
     @dataclass(frozen=True)
     class Options:
         checkpoint: tyro.conf.Positional[Path]  # a stage folder or a model.safetensors
-        images: tyro.conf.Positional[tuple[Path, ...]]  # pictures, folders of pictures, patterns such as 'drive/*.jpg'
+        images: tyro.conf.Positional[tuple[Path, ...]]  # pictures, videos, folders of pictures, 'drive/*.jpg'
         calib: Path | None = None  # KITTI calibration file, or a folder with one for each picture, of its name
         intrinsics: str | None = None  # fx,fy,cx,cy in px
         out: Path = Path("predictions")

@@ -17,9 +17,10 @@ from distill3d.data.kitti.labels import write_results
 from distill3d.data.pictures import FORMATS, picture_size
 from distill3d.errors import UserError
 from distill3d.files import refuse_foreign, write_output, write_output_text
-from distill3d.model import Prediction, as_pixels, load
+from distill3d.model import Model, Prediction, as_pixels, load
 from distill3d.picture import camera_of_intrinsics, placed
 from distill3d.train.progress import ProgressBar
+from distill3d.video import Video, VideoWriter, is_video
 
 #: All that was found, a line of JSON for each picture.
 LINES = "predictions.jsonl"
@@ -31,10 +32,11 @@ def predict_images(
 ) -> Iterator[Path]:  # fmt: skip
     """Detects in each picture and writes ``<out>/<name>.txt`` (KITTI result lines) and ``<out>/<name>.png`` (drawing),
     named as ``result_names`` says, and at the end ``LINES``; yields of each picture what was written last.  All
-    pictures are looked at before one is computed.
+    pictures are looked at before one is computed.  Of a video each frame has a result file, ``<name>_000000.txt`` being
+    the first one's, and the drawings are one video, ``<name>.mp4``.
 
     Args:
-        images: pictures, folders of pictures, and patterns such as ``drive/*.jpg``.
+        images: pictures, videos, folders of pictures, and patterns such as ``drive/*.jpg``.
         calib: a KITTI calibration file, or a folder with one for each picture, of the picture's name.
         draw: also write drawings.
         progress: show a bar on stderr, where there are several pictures.
@@ -47,20 +49,25 @@ def predict_images(
     names = result_names(pictures_of(images))
     cameras = cameras_of(names, calib, intrinsics)
     endings = (".txt", ".png") if draw else (".txt",)
+    videos = {path: Video(path) for path in names if is_video(path)}
     for path, name in names.items():
-        for ending in endings:
+        for ending in (".mp4",) * draw if path in videos else endings:
             refuse_foreign(out / f"{name}{ending}", of=path)
     refuse_foreign(out / LINES)
     model = load(checkpoint, device)
     for path in names:
         camera, told = cameras[path]
-        size = picture_size(path)
+        size = videos[path].size if path in videos else picture_size(path)
         refuse_misfit(path, size, camera, told)
         try:
             placed(model.card, size, camera)
         except UserError as error:
             raise UserError(f"{path}: {error}") from None
-    lines = []
+    lines: list[str] = []
+    for path, video in videos.items():
+        yield from _predict_video(
+            model, video, cameras[path][0], out / names.pop(path), least_score, draw, progress, lines
+        )
     with ProgressBar("pictures", len(names), visible=progress and len(names) > 1) as bar:
         for path, name in names.items():
             camera, told = cameras[path]
@@ -72,6 +79,42 @@ def predict_images(
             bar.advance()
             yield out / f"{name}{endings[-1]}"
     write_output_text(out / LINES, "".join(f"{line}\n" for line in lines))
+
+
+def _predict_video(
+    model: Model, video: Video, camera: Camera, place: Path, least_score: float | None, draw: bool, progress: bool,
+    lines: list[str],
+) -> Iterator[Path]:  # fmt: skip
+    """The result files of a video's frames, then the video of their drawings, which is what is yielded last."""
+
+    def results(writer: VideoWriter | None) -> Iterator[Path]:
+        with ProgressBar(video.path.name, video.length, visible=progress) as bar:
+            for number, pixels in enumerate(video.frames()):
+                found = model.detect(pixels, camera, least_score)
+                of_frame = place.with_name(f"{place.name}_{number:06d}")
+                told = {"picture": str(video.path), "frame": number, "result": of_frame.name}
+                lines.append(json.dumps(told | {"objects": found.to_dict()}))
+                _write(of_frame, video.path, found, draw=False)
+                if writer is not None:
+                    writer.add(found.draw())
+                bar.advance()
+                yield of_frame.with_name(f"{of_frame.name}.txt")
+
+    if not draw:
+        yield from results(None)
+        return
+
+    def drawn(part: Path) -> None:
+        writer = VideoWriter(part, video.rate)
+        try:
+            for _ in results(writer):
+                pass
+        finally:
+            writer.close()
+
+    drawing = place.with_name(f"{place.name}.mp4")
+    write_output(drawing, drawn, of=video.path, flush=False)
+    yield drawing
 
 
 def _write(place: Path, picture: Path, found: Prediction, draw: bool) -> None:

@@ -78,13 +78,17 @@ def averaged(x: Sequence[float], y: Sequence[float], points: int = MOST_POINTS) 
     return [sum(a for a, _ in g) / len(g) for g in groups], [sum(b for _, b in g) / len(g) for g in groups]
 
 
-def linear_axis(low: float, high: float, ticks: int = TICKS) -> Axis:
-    """An axis that holds low..high and has about so many round ticks (1, 2, 2.5 or 5 times a power of ten)."""
+def linear_axis(low: float, high: float, ticks: int = TICKS, *, whole: bool = False) -> Axis:
+    """An axis that holds low..high and has about so many round ticks: 1, 2, 2.5 or 5 times a power of ten; of what is
+    counted ``whole`` numbers alone."""
+    if whole:
+        high = max(high, low + 1)
     if not high - low > max(LEAST_SPREAD * max(abs(low), abs(high)), LEAST_VALUE):
         low, high = low - max(abs(low), 1.0) / 2, high + max(abs(high), 1.0) / 2
-    rough = (high - low) / ticks
+    rough = max((high - low) / ticks, 1.0 if whole else 0.0)
     power = 10.0 ** math.floor(math.log10(rough))
-    step = next(power * m for m in (1, 2, 2.5, 5, 10) if power * m >= rough * (1 - 1e-9))
+    steps = (power * m for m in (1, 2, 2.5, 5, 10) if power * m >= rough * (1 - 1e-9))
+    step = next(step for step in steps if not whole or step == round(step))
     first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
     digits = next(n for n in range(MOST_DIGITS) if math.isclose(round(step, n), step, rel_tol=1e-6))
     return Axis(first * step, last * step, [(n * step, _number(n * step, digits)) for n in range(first, last + 1)])
@@ -116,12 +120,15 @@ def log_axis(low: float, high: float) -> Axis:
     return Axis(low, high, [(s, f"{s:g}") for s in inside], log=True)
 
 
-def fitting_axis(values: Sequence[float], *, from_zero: bool = False, may_log: bool = False) -> Axis:
-    """An axis for finite values: from zero, logarithmic where they spread widely, or just around them."""
+def fitting_axis(
+    values: Sequence[float], *, from_zero: bool = False, may_log: bool = False, whole: bool = False
+) -> Axis:
+    """An axis for finite values: from zero, logarithmic where they spread widely, or just around them; ``whole`` as in
+    ``linear_axis``."""
     low, high = (min(values), max(values)) if values else (0.0, 1.0)
     if may_log and low > LEAST_VALUE and high / low > LOG_SPREAD:
         return log_axis(low, high)
-    return linear_axis(min(low, 0.0) if from_zero else low, high)
+    return linear_axis(min(low, 0.0) if from_zero else low, high, whole=whole)
 
 
 def line_chart(

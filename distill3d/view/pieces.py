@@ -169,7 +169,7 @@ def progress_chart(
             notes = [f"{name}, epoch {epoch}: {value:.{digits}f}" for epoch, value in known]
             epochs, values = [epoch for epoch, _ in known], [value for _, value in known]
             series.append(Series(name, look, epochs, values, notes))
-    x_axis = charts.fitting_axis([epoch for one in series for epoch in one.x], from_zero=True)
+    x_axis = charts.fitting_axis([epoch for one in series for epoch in one.x], from_zero=True, whole=True)
     y_axis = charts.fitting_axis([value for one in series for value in one.y], from_zero=True)
     return charts.line_chart(title, series, x_label="epoch", x_axis=x_axis, y_axis=y_axis)
 

@@ -32,6 +32,18 @@ LOOK = Look("#123456")
 finite = st.floats(-1e6, 1e6, allow_subnormal=False)
 
 
+@given(st.integers(0, 100_000), st.integers(0, 100_000))
+def test_what_is_counted_has_whole_ticks(one: int, other: int) -> None:
+    low, high = min(one, other), max(one, other)
+    axis = linear_axis(low, high, whole=True)
+    places = [place for place, _ in axis.ticks]
+    assert axis.low <= low and high <= axis.high and 2 <= len(places) <= 14
+    assert all(place == round(place) for place in places) and all(
+        "." not in label or "k" in label for _, label in axis.ticks
+    )
+    assert len({label for _, label in axis.ticks}) == len(places)
+
+
 @given(finite, finite)
 def test_linear_axes_hold_their_values_and_have_a_few_round_ticks(a: float, b: float) -> None:
     low, high = sorted((a, b))
