@@ -58,7 +58,7 @@ def command_options() -> list[type]:
 
     calls = [(run, ["demo"] if name == "train" else []) for name, run in cli.COMMANDS.items() if name != "eval"]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(cli, "_parse", catch)
+        patch.setattr(cli, "parse", catch)
         for run, arguments in [*calls, *((run, []) for run in cli.EVALUATIONS.values())]:
             with pytest.raises(Found) as found:
                 run(arguments)

@@ -15,7 +15,7 @@ from torch import nn
 from distill3d.camera import Camera, ImageAffine
 from distill3d.data.sample import Batch
 from distill3d.detectors import build_detector, monodetr
-from distill3d.detectors.monodetr import CLASSES, RELEASED_BINS, MonoDETR
+from distill3d.detectors.monodetr import HEAT_CLASSES, RELEASED_BINS, MonoDETR
 from distill3d.detectors.monodle import RGB_MEAN, RGB_STD
 from distill3d.detectors.released import from_released, to_released
 from distill3d.errors import UserError
@@ -40,7 +40,7 @@ def results_of(modules: Iterable[nn.Module]) -> list[Any]:
 def test_whole_network(path: Path, tmp_path: Path) -> None:
     g, about = recorded(path), constants(path)
     detector = imported(
-        path, "monodetr", "student", tmp_path, classes=CLASSES, top_k=about["topk"],
+        path, "monodetr", "student", tmp_path, classes=HEAT_CLASSES, top_k=about["topk"],
         score_threshold=float(g["in.threshold"]),
     )  # fmt: skip
     assert isinstance(detector, MonoDETR)

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from distill3d.boxes import KITTI_CLASSES, Boxes3D
+from distill3d.data.kitti.names import KITTI_NAMES
 from distill3d.evaluate.kitti import evaluate_folders
 from distill3d.train import evaluation
 from distill3d.train.precision import Precision
@@ -49,7 +50,7 @@ def test_predictions_are_evaluated_as_in_training(
         box2d=torch.tensor([[100.0, 100, 200, 160]]), alpha=torch.zeros(1),
     )  # fmt: skip
     monkeypatch.setattr(evaluation, "detect", lambda *_: iter([(frame, boxes) for frame in frames]))
-    config = SimpleNamespace(min_height_scale=1.0)
+    config = SimpleNamespace(min_height_scale=1.0, names=KITTI_NAMES)
     detector: Any = None
     dataset: Any = SimpleNamespace(folder=labels.parent, classes=KITTI_CLASSES, config=config)
     evaluate_detector = inspect.unwrap(evaluation.evaluate_detector)  # stand-ins have other types
