@@ -106,7 +106,7 @@ def call(capsys: pytest.CaptureFixture, *arguments: object) -> tuple[int, str, s
 
 
 @needs_packages
-@pytest.mark.parametrize("name", STUDENTS)
+@pytest.mark.parametrize("name", [name for name in STUDENTS if name != "monodle"])  # which the command's test exports
 def test_onnx_runtime_answers_as_pytorch(name: str, tmp_path: Path) -> None:
     """With the calibration that was traced and with two others, which the answers depend on."""
     detector, card = student(name)

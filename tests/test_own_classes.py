@@ -16,7 +16,7 @@ from distill3d.data.kitti.names import KITTI_NAMES, LabelNames, names_of
 from distill3d.detectors import build_detector, labels_of, monodle
 from distill3d.errors import UserError
 from distill3d.evaluate.kitti import evaluate_folders, rules_of
-from distill3d.export import export_checkpoint
+from distill3d.export import described, example_inputs
 from distill3d.recipes import get_recipe
 from distill3d.synth.settings import StreetConfig
 from distill3d.synth.writer import write_kitti
@@ -199,11 +199,8 @@ def test_other_commands(fleet: Path, trained: Path, tmp_path: Path, capsys: pyte
         assert not stop.value.code, capsys.readouterr().err
     page = (tmp_path / "report.html").read_text()
     assert "Truck" in page and "Bus" in page
-    export_checkpoint(trained / "monoskd", tmp_path / "student.onnx")
-    import onnx
-
-    metadata = {entry.key: entry.value for entry in onnx.load(tmp_path / "student.onnx").metadata_props}
-    assert json.loads(metadata["classes"]) == list(model.classes)
+    inputs = example_inputs(model.detector, model.card, 0)
+    assert json.loads(described(model.detector, model.card, inputs, {})["classes"]) == list(model.classes)
 
 
 def test_evaluation_with_other_names(fleet: Path, tmp_path: Path) -> None:
