@@ -1,6 +1,6 @@
 # docker build -t distill3d .                                       with the CUDA libraries of PyTorch's wheels
 # docker build --build-arg TORCH_BACKEND=cpu -t distill3d:cpu .     without them, a quarter of the size
-# docker run --gpus all -v "$PWD":/home/user/work -w /home/user/work distill3d doctor
+# docker run --gpus all -v "$PWD":/work distill3d doctor
 FROM python:3.11-slim
 
 ARG TORCH_BACKEND=""
@@ -15,6 +15,6 @@ RUN uv pip install --system --no-cache --constraint constraints.txt \
     && useradd --create-home --uid 1000 user
 
 USER 1000
-WORKDIR /home/user
+WORKDIR /work
 ENTRYPOINT ["distill3d"]
 CMD ["--help"]

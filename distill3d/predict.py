@@ -9,12 +9,10 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from PIL import Image
-
 from distill3d.camera import Camera, misfit
 from distill3d.data.kitti.calibration import read_calibration
 from distill3d.data.kitti.labels import write_results
-from distill3d.data.pictures import FORMATS, picture_size
+from distill3d.data.pictures import ENDINGS, FORMATS, picture_size
 from distill3d.errors import UserError
 from distill3d.files import refuse_foreign, write_output, write_output_text
 from distill3d.model import Model, Prediction, as_pixels, load
@@ -138,9 +136,7 @@ def pictures_of(given: Iterable[Path]) -> list[Path]:
     found: list[Path] = []
     for path in given:
         if path.is_dir():
-            Image.init()
-            endings = {ending for ending, kind in Image.EXTENSION.items() if kind in FORMATS}
-            inside = sorted(p for p in path.iterdir() if p.suffix.lower() in endings and p.is_file())
+            inside = sorted(p for p in path.iterdir() if p.suffix.lower() in ENDINGS and p.is_file())
             if not inside:
                 raise UserError(f"{path}: holds no picture ({', '.join(FORMATS)})")
             found += inside

@@ -144,8 +144,11 @@ def widen(module: str, union: str, kind: type) -> None:
 
 
 def refuse_odd_settings(kind: type) -> None:
-    """Raises:
-    TypeError: a type of settings is no frozen dataclass, which fingerprints and command lines ask for."""
+    """Keeps settings to frozen dataclasses, which fingerprints and command lines ask for.
+
+    Raises:
+        TypeError: the type is none.
+    """
     if not (dataclasses.is_dataclass(kind) and vars(kind)["__dataclass_params__"].frozen):
         raise TypeError(f"{kind.__name__} holds settings, so it must be decorated with @dataclass(frozen=True)")
 

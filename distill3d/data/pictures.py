@@ -37,11 +37,9 @@ DEEP = 2**16 - 1  # the greatest value of a 16-bit picture
 DEEP_FILLED = 2**14
 
 
-#: Endings of pictures, the usual one first: a frame's picture may have any.
-ENDINGS = (
-    ".png",
-    *sorted(end for end, kind in Image.registered_extensions().items() if kind in FORMATS and end != ".png"),
-)
+#: Endings of pictures, the usual ones first, for they are looked for in this order.
+USUAL = (".png", ".jpg", ".jpeg")
+ENDINGS = (*USUAL, *sorted({e for e, kind in Image.registered_extensions().items() if kind in FORMATS} - {*USUAL}))
 
 
 def picture_named(folder: Path, stem: str) -> Path:

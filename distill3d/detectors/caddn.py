@@ -52,7 +52,7 @@ from distill3d.layers.heads.anchor_head import (
     AnchorTargets,
 )
 from distill3d.layers.heads.anchors import KITTI_ANCHORS
-from distill3d.layers.image.pretrained import load_file, missing_at, missing_file
+from distill3d.layers.image.pretrained import load_file, missing_of_torchvision
 from distill3d.layers.image.resnet import ResNet, ResNetConfig
 from distill3d.layers.points.voxels import STUDENT_RANGE, VoxelGrid
 from distill3d.layers.readout import Readout
@@ -92,14 +92,7 @@ class DepthTrunkConfig:
         """Why the weights that it asks for cannot be had."""
         if not self.pretrained or self.network == "small":
             return None
-        if self.weights is not None:
-            return missing_file(self.weights)
-        import torch
-        from torchvision.models import get_model_weights
-
-        url = get_model_weights(self.network)["DEFAULT"].url
-        there = Path(torch.hub.get_dir()) / "checkpoints" / url.rsplit("/", 1)[-1]
-        return None if there.is_file() else missing_at(url)
+        return missing_of_torchvision(self.network, self.weights)
 
 
 @dataclass(frozen=True)

@@ -492,8 +492,11 @@ def is_one_of(
 
 
 def refuse_unknown(classes: tuple[str, ...], vocabulary: tuple[str, ...]) -> None:
-    """Raises:
-    ValueError: a class is not of the vocabulary."""
+    """Keeps a detector to what it has channels for.
+
+    Raises:
+        ValueError: a class is not of the vocabulary.
+    """
     unknown = [name for name in classes if name not in vocabulary]
     if unknown:
         raise ValueError(f"detects some of {', '.join(vocabulary)}, not {', '.join(unknown)}")

@@ -127,12 +127,11 @@ def rules_of(names: LabelNames, overlaps: Iterable[str] = ()) -> Rules:
     given = dict(_overlap(pair, names) for pair in overlaps)
     if names.classes == KITTI_NAMES.classes and not given:
         return replace(OFFICIAL, names=names)
-    official = dict(zip(("strict", "loose"), MIN_OVERLAP.values(), strict=True))
     table: dict[Overlaps, dict[str, dict[str, float]]] = {"strict": {}, "loose": {}}
     for name in map(str.lower, names.classes):
         if name in CLASSES and name not in given:
             for overlap, rows in table.items():
-                rows[name] = official[overlap][name]
+                rows[name] = MIN_OVERLAP[overlap][name]
         else:
             strict, loose = given.get(name, OTHER_OVERLAPS)
             table["strict"][name] = {"bbox": strict, "bev": strict, "3d": strict}

@@ -31,8 +31,11 @@ class Logger(Protocol):
 
 
 def refuse_absent(names: Iterable[LoggerName]) -> None:
-    """Raises:
-    UserError: a logger's package is not installed."""
+    """Looks for the loggers' packages before anything is trained.
+
+    Raises:
+        UserError: one is not installed.
+    """
     for name in names:
         if name in EXTRAS and importlib.util.find_spec(name) is None:
             raise UserError(f"loggers: {name} is not installed: pip install 'distill3d[{name}]'")

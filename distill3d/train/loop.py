@@ -365,11 +365,11 @@ class _Run:
     def tell_beginning(self) -> None:
         """Says, once, what is trained on what."""
         schedule, left = self.stage.schedule, self.steps_left
-        frames = f"{len(self.data)} frames" + (f" ({skipped} without a scan left out)" if (
-            skipped := getattr(self.data, "skipped", 0)) else "")  # fmt: skip
+        skipped = getattr(self.data, "skipped", 0)
+        without = f" ({skipped} without a scan left out)" if skipped else ""
         print(
-            f"{self.stage.name}: {schedule.epochs} epochs of {frames}, batches of {schedule.batch_size}, {left} steps "
-            f"to go; {self.fabric.device.type}, {self.precision.name}",
+            f"{self.stage.name}: {schedule.epochs} epochs of {len(self.data)} frames{without}, batches of "
+            f"{schedule.batch_size}, {left} steps to go; {self.fabric.device.type}, {self.precision.name}",
             file=sys.stderr,
         )
 

@@ -101,8 +101,8 @@ def test_killed_while_it_evaluates_it_has_lost_no_step(
     assert len(taken) == 4, "a step was taken twice"
 
 
-def begun(streets: Path, out: Path) -> Path:
-    """A run that was stopped after its first step."""
+def begun(recipe: Recipe, out: Path) -> Path:
+    """A run that was stopped after its next step."""
     original = _Run.train_step
 
     def interrupted(self: _Run, batch: object) -> dict[str, float]:
@@ -112,12 +112,12 @@ def begun(streets: Path, out: Path) -> Path:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(_Run, "train_step", interrupted)
         with pytest.raises(Stopped):
-            run(evaluated(streets), out)
+            run(recipe, out)
     return out / "demo"
 
 
 def test_a_refused_call_changes_nothing(whole: Path, streets: Path, tmp_path: Path) -> None:
-    for folder in (whole.parent, begun(streets, tmp_path)):
+    for folder in (whole.parent, begun(evaluated(streets), tmp_path)):
         before = content(folder)
         with pytest.raises(UserError, match="other settings"):
             run(replace(evaluated(streets), seed=5), folder.parent)
@@ -136,16 +136,7 @@ def test_a_finished_stage_is_trained_longer(streets: Path, tmp_path: Path) -> No
     longer = run(in_steps(streets, 4), tmp_path / "whole") / "baseline"
     ours = run(in_steps(streets), tmp_path / "out") / "baseline"
     first = len((ours / "metrics.jsonl").read_text().splitlines())
-    original = _Run.train_step
-
-    def interrupted(self: _Run, batch: object) -> dict[str, float]:
-        os.kill(os.getpid(), signal.SIGTERM)
-        return original(self, batch)
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(_Run, "train_step", interrupted)
-        with pytest.raises(Stopped):
-            run(in_steps(streets, 4), tmp_path / "out")
+    begun(in_steps(streets, 4), tmp_path / "out")
     with pytest.raises(UserError, match=r"stages.baseline.schedule.epochs was 4 and is 3|epochs was 2 and is 3"):
         run(in_steps(streets, 3), tmp_path / "out")
     run(in_steps(streets, 4), tmp_path / "out")
@@ -236,7 +227,7 @@ def test_files_of_others_are_not_replaced(name: str, streets: Path, tmp_path: Pa
 
 
 def test_leftovers_of_a_kill_are_swept_at_the_next_start(streets: Path, tmp_path: Path) -> None:
-    folder = begun(streets, tmp_path) / "baseline"
+    folder = begun(evaluated(streets), tmp_path) / "baseline"
     (folder / "predictions").mkdir()
     for left in (folder, folder / "predictions"):
         (left / ".distill3d-0-1-0-0.part").write_text("half")

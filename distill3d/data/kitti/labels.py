@@ -120,7 +120,8 @@ def read_labels(path: Path, height_scale: float = 1.0, known: LabelNames = KITTI
     width = len(lines[0].numbers) if lines else len(LABEL_FIELDS) - 1
     table = torch.from_numpy(np.array([line.numbers for line in lines], np.float64).reshape(-1, width))
     names = [DONT_CARE if not has_box_3d(line.name, line.numbers) else line.name for line in lines]
-    label = torch.tensor([IGNORE if n == DONT_CARE else known.names.index(n) for n in names], dtype=torch.int64)
+    every = known.names
+    label = torch.tensor([IGNORE if n == DONT_CARE else every.index(n) for n in names], dtype=torch.int64)
     truncation, occlusion, box2d = table[:, 0], table[:, 1].long(), table[:, 3:7]
     geometry = torch.where(label[:, None] == IGNORE, math.nan, table)
     boxes = from_kitti(

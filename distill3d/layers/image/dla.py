@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from distill3d.layers.image.pretrained import missing_file, missing_of_timm, timm_trunk
+from distill3d.layers.image.pretrained import missing_of_timm, timm_trunk
 from distill3d.settings import Channels, Layers, Stride, added
 
 #: Strides of the trunk's six outputs; the neck uses the last four.
@@ -35,9 +35,7 @@ class DLAConfig:
 
     def missing(self) -> str | None:
         """Why the weights that it asks for cannot be had."""
-        if not self.pretrained:
-            return None
-        return missing_of_timm("dla34") if self.weights is None else missing_file(self.weights)
+        return missing_of_timm("dla34", self.weights) if self.pretrained else None
 
 
 def unused_in_released(config: DLAConfig) -> dict[str, tuple[int, ...]]:

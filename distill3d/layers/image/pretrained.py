@@ -54,8 +54,11 @@ def load_file(network: nn.Module, weights: Path) -> None:
         raise UserError(f"{weights}: is no file of this network's weights: {type(error).__name__}: {error}") from error
 
 
-def missing_of_timm(name: str) -> str | None:
-    """Why the weights of one of timm's networks cannot be had; None where they are there already, or in reach."""
+def missing_of_timm(name: str, weights: Path | None) -> str | None:
+    """Why the weights of one of timm's networks cannot be had, from the file ``weights`` or where that is None from
+    their server; None where they are there already, or in reach."""
+    if weights is not None:
+        return _missing_file(weights)
     import timm
     from huggingface_hub import constants, try_to_load_from_cache
 
@@ -63,10 +66,22 @@ def missing_of_timm(name: str) -> str | None:
     repository = getattr(config, "hf_hub_id", None)
     if repository and isinstance(try_to_load_from_cache(repository.strip("/"), constants.SAFETENSORS_SINGLE_FILE), str):
         return None
-    return missing_at(constants.ENDPOINT)
+    return _missing_at(constants.ENDPOINT)
 
 
-def missing_at(url: str) -> str | None:
+def missing_of_torchvision(name: str, weights: Path | None) -> str | None:
+    """``missing_of_timm`` of one of torchvision's networks."""
+    if weights is not None:
+        return _missing_file(weights)
+    import torch
+    from torchvision.models import get_model_weights
+
+    url = get_model_weights(name)["DEFAULT"].url
+    there = Path(torch.hub.get_dir()) / "checkpoints" / url.rsplit("/", 1)[-1]
+    return None if there.is_file() else _missing_at(url)
+
+
+def _missing_at(url: str) -> str | None:
     """Why a server cannot be asked."""
     try:
         urllib.request.urlopen(urllib.request.Request(url, method="HEAD"), timeout=PATIENCE).close()
@@ -77,6 +92,5 @@ def missing_at(url: str) -> str | None:
     return None
 
 
-def missing_file(weights: Path) -> str | None:
-    """Why a file of weights cannot be had."""
+def _missing_file(weights: Path) -> str | None:
     return None if weights.is_file() else f"{weights} is no file"

@@ -10,7 +10,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from distill3d.errors import UserError
-from distill3d.layers.image.pretrained import missing_file, missing_of_timm, timm_trunk
+from distill3d.layers.image.pretrained import missing_of_timm, timm_trunk
 from distill3d.settings import Channels, Layers, added
 
 #: Blocks of ResNet-50's stages, and of ResNet-101's.
@@ -37,7 +37,7 @@ class ResNetConfig:
         """Why the weights that it asks for cannot be had."""
         if not self.pretrained or self.layers not in RELEASED_WEIGHTS:
             return None
-        return missing_of_timm(RELEASED_WEIGHTS[self.layers]) if self.weights is None else missing_file(self.weights)
+        return missing_of_timm(RELEASED_WEIGHTS[self.layers], self.weights)
 
     @property
     def outputs(self) -> tuple[int, ...]:
