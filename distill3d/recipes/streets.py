@@ -41,7 +41,7 @@ def streets() -> Recipe:
             replace(head_start(taught), name="student"),
         ),
         DatasetConfig(
-            identity="synthetic-streets", canvas=CANVAS, depth="completed", min_height_scale=CANVAS[0] / KITTI_WIDTH,
+            identity="shipped-streets", canvas=CANVAS, depth="completed", min_height_scale=CANVAS[0] / KITTI_WIDTH,
         ),
         EvaluationConfig(every=2),
         note="varied synthetic streets; schedule and size are this project's own",

@@ -23,6 +23,7 @@ from distill3d.detectors.base import Detector
 from distill3d.errors import UserError
 from distill3d.files import at_once, decoded, parse_json, read_bytes, reason_of, write_atomically
 from distill3d.settings import from_plain, to_plain
+from distill3d.shipped import shipped_or_path
 from distill3d.train import seal
 from distill3d.train.card import CARD, parse_card, require, write_card
 
@@ -130,13 +131,13 @@ def save_weights(folder: Path, weights: dict[str, Tensor], card: dict[str, Any])
 
 
 def load_weights(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Weights and card of a stage folder or of a ``model.safetensors``.
+    """Weights and card of a stage folder, of a ``model.safetensors``, or of a shipped student by its name.  Weights of
+    half precision, which are for sharing, come as float32.
 
     Raises:
         UserError: there is no such file, it is none of ours or damaged, or a weight is not finite.
     """
-    if path.is_dir():
-        path = path / WEIGHTS
+    path = weights_file(path)
     if not path.is_file():
         raise UserError(f"{path}: no such file, expected a stage folder or a {WEIGHTS}")
     if path.suffix != ".safetensors":
@@ -154,12 +155,19 @@ def load_weights(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         raise UserError(f"{path}: is no safetensors file: {UNDAMAGED}") from None
     card = parse_json(decoded(seal.header(data), path), path)["__metadata__"].get("card", "")
     refuse_not_finite(weights, str(path))
+    weights = {name: value.float() if value.dtype == torch.float16 else value for name, value in weights.items()}
     return weights, parse_card(card, f"{path}: the card in its header")
 
 
+def weights_file(path: Path) -> Path:
+    """The file of a stage folder's or a shipped student's weights; of any other path, itself."""
+    path = shipped_or_path(path)
+    return path / WEIGHTS if path.is_dir() else path
+
+
 def weights_sum(path: Path) -> str:
-    """SHA-256 of a stage folder's weights, or of a ``model.safetensors``."""
-    return hashlib.sha256(read_bytes(path / WEIGHTS if path.is_dir() else path)).hexdigest()
+    """SHA-256 of the weights of a stage's folder, a ``model.safetensors``, or a shipped student."""
+    return hashlib.sha256(read_bytes(weights_file(path))).hexdigest()
 
 
 def refuse_not_finite(weights: Mapping[str, Tensor], where: str) -> None:

@@ -27,6 +27,7 @@ from distill3d.train.checkpoint import (
     load_detector,
     load_weights,
     save_weights,
+    weights_file,
     weights_sum,
 )
 from distill3d.train.classes import with_classes
@@ -119,7 +120,7 @@ def with_taken(recipe: Recipe, folder: Path) -> Recipe:
     for stage in recipe.stages:
         if stage.taken_from is not None:
             taken, source = folder / stage.name, stage.taken_from
-            moved = not source.exists() and (taken / CARD).exists()
+            moved = not weights_file(source).exists() and (taken / CARD).exists()
             detector, card = load_detector(taken if moved else source)
             require(card, source, "trained_on.frames")
             _refuse_other_frame(recipe, card, source)
@@ -172,7 +173,8 @@ def _take(recipe: Recipe, stage: StageConfig, source: Path, folder: Path) -> Non
     origin = {name: card[name] for name in ("recipe", "stage") if name in card}
     card |= {"recipe": recipe.name, "stage": stage.name, "role": stage.role,
              "fingerprint": recipe.stage_fingerprint(stage),
-             "taken_from": {**origin, "folder": str(source.resolve()), "sha256": stage.taken_sha256}}  # fmt: skip
+             "taken_from": {**origin, "folder": str(weights_file(source).parent.resolve()),
+                            "sha256": stage.taken_sha256}}  # fmt: skip
     write_settings(recipe, stage, folder)
     save_weights(folder, weights, card)
 
