@@ -1,4 +1,4 @@
-"""The student that the package ships, and its LiDAR teacher: on varied synthetic streets at half of KITTI's width."""
+"""The student that the package ships, its LiDAR teacher and its baseline, on varied synthetic streets."""
 
 from __future__ import annotations
 
@@ -8,41 +8,64 @@ from distill3d.boxes import KITTI_CLASSES
 from distill3d.data.augment.image import AugmentConfig, DistortionConfig
 from distill3d.detectors.monodle import tiny
 from distill3d.distill.methods.monoskd import MonoSKDConfig
-from distill3d.recipes.demo import KITTI_WIDTH, SCHEDULE
+from distill3d.recipes.demo import CANVAS, KITTI_WIDTH, SCHEDULE
 from distill3d.recipes.head_start import head_start
 from distill3d.synth.writer import StreetConfig
 from distill3d.train.recipe import DatasetConfig, EvaluationConfig, Recipe, StageConfig
 
 #: Cars, pedestrians, cyclists.
 CLASSES = KITTI_CLASSES[:3]
-CANVAS = (640, 192)  # px
+#: Of the shipped student, px: half of KITTI's pictures.
+HALF = (640, 192)
+#: Frames of its streets.
 FRAMES = {"train": 3000, "val": 300}
-#: Wider ranges than the generator's own: of light, air, noise, crowds, slopes, and of how the camera is mounted.
+#: Wider ranges than the generator's own: of light, air, noise, crowds, and of how the camera is mounted.
 VARIED = StreetConfig(
-    width=CANVAS[0], height=CANVAS[1], distance=(4.0, 60.0), cars=(3, 14), vans=(0, 2), pedestrians=(0, 5),
+    width=HALF[0], height=HALF[1], distance=(4.0, 60.0), cars=(3, 14), vans=(0, 2), pedestrians=(0, 5),
     cyclists=(0, 3), camera_height_sigma=0.15, pitch_sigma=1.2, roll_sigma=0.8, random_yaw_share=0.15,
     overcast_share=0.35, sun_elevation=(8.0, 65.0), haze=(0.0002, 0.004), exposure=(0.06, 0.22), noise=(0.5, 7.0),
 )  # fmt: skip
+#: The same streets at the size at which seeds are compared.
+VARIED_TINY, TINY_FRAMES = replace(VARIED, width=CANVAS[0], height=CANVAS[1]), {"train": 600, "val": 150}
 #: Pictures of other cameras: zoomed, shifted, and with other colours.
 AUGMENT = AugmentConfig(crop=0.25, zoom_deviation=0.2, zoom_range=(0.7, 1.3), style="intended",
                         distortion=DistortionConfig())  # fmt: skip
-TEACHER = replace(SCHEDULE, epochs=6)
-STUDENT = replace(SCHEDULE, epochs=10)
+#: Epochs of the teacher and of its student; and of all stages at the size at which seeds are compared.
+TEACHER_EPOCHS, STUDENT_EPOCHS, TINY_EPOCHS = 6, 10, 8
 
 
 def streets() -> Recipe:
-    """The shipped student: synthetic streets at 640 x 192, a LiDAR teacher, and a student with a head start."""
+    """The shipped student: varied streets at 640 x 192, a LiDAR teacher, the same student alone and with a head
+    start."""
     teacher = tiny(input="depth", depth_encoding="log", classes=CLASSES)
-    taught = StageConfig("monoskd", "student", tiny(classes=CLASSES), STUDENT, AUGMENT, ("teacher",), MonoSKDConfig())
+    schedule = replace(SCHEDULE, epochs=STUDENT_EPOCHS)
+    baseline = StageConfig("baseline", "baseline", tiny(classes=CLASSES), schedule, AUGMENT)
+    taught = replace(baseline, role="student", teachers=("teacher",), method=MonoSKDConfig())
     return Recipe(
         "streets",
         (
-            StageConfig("teacher", "teacher", teacher, TEACHER, replace(AUGMENT, distortion=None)),
+            StageConfig("teacher", "teacher", teacher, replace(SCHEDULE, epochs=TEACHER_EPOCHS),
+                        replace(AUGMENT, distortion=None)),
+            baseline,
             replace(head_start(taught), name="student"),
         ),
         DatasetConfig(
-            identity="shipped-streets", canvas=CANVAS, depth="completed", min_height_scale=CANVAS[0] / KITTI_WIDTH,
+            identity="shipped-streets", canvas=HALF, depth="completed", min_height_scale=HALF[0] / KITTI_WIDTH,
         ),
         EvaluationConfig(every=2),
         note="varied synthetic streets; schedule and size are this project's own",
     )  # fmt: skip
+
+
+def tiny_streets() -> Recipe:
+    """The shipped student's recipe at 320 x 96 and with equal epochs: what its teacher is worth, also on real
+    pictures."""
+    recipe = streets()
+    schedule = replace(SCHEDULE, epochs=TINY_EPOCHS)
+    return replace(
+        recipe,
+        name="tiny_streets",
+        stages=tuple(replace(stage, schedule=schedule) for stage in recipe.stages),
+        dataset=replace(recipe.dataset, canvas=CANVAS, min_height_scale=CANVAS[0] / KITTI_WIDTH, in_memory=True),
+        evaluation=EvaluationConfig(every=TINY_EPOCHS),
+    )
