@@ -334,12 +334,15 @@ def _evaluate_run(arguments: list[str]) -> None:
         batch_size: Number = 8
         allow_overlap: bool = False  # with frames that the detector was trained on
         version: str | None = None  # folder of nuScenes' tables; by default the recipe's, or the only one that is there
+        #: Of the data set, by default the stage's own; with another, frames of equal names are other frames.
+        identity: str | None = None
+        min_height_scale: HeightScale | None = None  # of KITTI's least box heights; by default as trained with
 
     o = parse(Options, "eval run", arguments)
     from distill3d.evaluate_run import evaluate_stage, show
 
     given = (o.run, o.data_root, o.split, o.out, o.device, o.batch_size, o.allow_overlap)
-    show(evaluate_stage(*given, version=o.version))
+    show(evaluate_stage(*given, version=o.version, identity=o.identity, min_height_scale=o.min_height_scale))
 
 
 EVALUATIONS: dict[str, Callable[[list[str]], None]] = {

@@ -11,11 +11,12 @@ from distill3d.devices import find_device
 from distill3d.errors import UserError
 from distill3d.evaluate.kitti import Result
 from distill3d.lock import only_writer
+from distill3d.shipped import shipped_or_path
 from distill3d.train.card import require
 from distill3d.train.checkpoint import load_detector
 from distill3d.train.evaluation import EVALUATION, PREDICTIONS
 from distill3d.train.precision import choose_precision
-from distill3d.train.recipe import EvaluationConfig, Recipe, StageConfig, SurroundDatasetConfig
+from distill3d.train.recipe import DatasetConfig, EvaluationConfig, Recipe, StageConfig, SurroundDatasetConfig
 from distill3d.train.sources import Verdict, source_of
 from distill3d.train.stages import data_of
 from distill3d.train.teachers import refuse_overlap, refuse_own_labels
@@ -26,17 +27,23 @@ NAMELESS = "stage"
 
 def evaluate_stage(
     run: Path, data_root: Path, split: str = "val", out: Path | None = None, device: str = "auto", batch_size: int = 8,
-    allow_overlap: bool = False, progress: bool = True, version: str | None = None,
+    allow_overlap: bool = False, progress: bool = True, version: str | None = None, identity: str | None = None,
+    min_height_scale: float | None = None,
 ) -> Verdict:  # fmt: skip
     """Detects on a split of the data set that the stage's recipe names and evaluates that officially.
 
     ``version`` is the folder of nuScenes' tables: by default the recipe's or, where that is absent, the only one.
+    ``identity`` and ``min_height_scale`` are those of the data set, by default the recipe's: a data set of another
+    identity shares no frame with those that the stage was trained on, whatever the frames are called.
     Predictions and evaluation.json go to ``out``, by default the stage's own folder, where the report finds them.
 
     Raises:
         UserError: the folder holds no stage, frames cannot be read, the stage was trained on frames of the split, or
             there are predictions in the folder already.
     """
+    given, run = run, shipped_or_path(run)
+    if run != given and out is None:
+        raise UserError(f"{given} is a part of the package: give the folder of predictions and numbers as --out")
     if not run.is_dir():
         raise UserError(f"{run}: is no folder, expected one of a finished stage")
     folder = run if out is None else out
@@ -47,7 +54,12 @@ def evaluate_stage(
     detector, card = load_detector(run)
     require(card, run, "trained_on.frames")
     dataset = data_of(run, "version" in card)
-    dataset = replace(dataset, root=data_root, eval_split=split)
+    dataset = replace(dataset, root=data_root, eval_split=split, identity=identity or dataset.identity)
+    if isinstance(dataset, DatasetConfig):
+        scale = dataset.min_height_scale if min_height_scale is None else min_height_scale
+        dataset = replace(dataset, min_height_scale=scale)
+    elif min_height_scale is not None:
+        raise UserError(f"--min-height-scale is {min_height_scale:g}, but {run} looks at surround views: it is KITTI's")
     if isinstance(dataset, SurroundDatasetConfig):
         dataset = replace(dataset, version=version or _version_in(data_root, dataset.version))
     elif version is not None:

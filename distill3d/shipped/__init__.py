@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
-#: Each lies in the folder of its name beside this file, made by ``python -m benchmarks.shipped``.
-NAMES = ("streets",)
+#: Their stages' folders beside this file, each with its run's recipe, made by ``python benchmarks/shipped.py make``.
+SHIPPED = {"streets": "streets/student"}
 
 
 def shipped_or_path(path: Path) -> Path:
     """The folder of the shipped student of this name; the path itself where something lies there, or it is no name."""
-    if str(path) in NAMES and not path.exists():
-        return Path(__file__).parent / path
+    if str(path) in SHIPPED and not path.exists():
+        return Path(__file__).parent / SHIPPED[str(path)]
     return path

@@ -9,13 +9,13 @@ import torch
 
 from distill3d.detectors import build_detector
 from distill3d.detectors.monodle import tiny
-from distill3d.shipped import NAMES, shipped_or_path
+from distill3d.shipped import SHIPPED, shipped_or_path
 from distill3d.train.checkpoint import load_detector, load_weights, save_weights, weights_sum
 
 
 def test_a_name_means_the_package_unless_something_lies_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    for name in NAMES:
+    for name in SHIPPED:
         assert shipped_or_path(Path(name)) != Path(name)
         (tmp_path / name).mkdir()
         assert shipped_or_path(Path(name)) == Path(name)

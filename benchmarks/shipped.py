@@ -1,0 +1,301 @@
+"""The student that the package ships: made, compared over seeds, and tried on real pictures.
+
+    python benchmarks/shipped.py make [--out FOLDER]             streets, trainings, then the package's own folder
+    python benchmarks/shipped.py seeds [--out FOLDER]            with and without its teacher, at 320 x 96
+    python benchmarks/shipped.py report KITTI [--out FOLDER]     all figures, and docs/streets.md
+
+KITTI is a folder in KITTI's layout with real labelled frames, all of its split ``trainval``; nothing was tuned on it.
+``make`` takes five hours of one core, ``seeds`` one and a half.  What is finished is kept, so the same command goes on
+after a kill.  Writes benchmarks/results/shipped.json.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from machine import describe_machine
+from processes import Job, run_all
+from seeds import card_of, mean_and_error, plus_minus, train_all
+
+from distill3d.evaluate.iou import image_coverage
+from distill3d.evaluate.kitti import MIN_HEIGHT, Annotations, frame_pairs
+from distill3d.evaluate.matching import MISSED, match_in_image, objects_of_interest
+from distill3d.evaluate_run import evaluate_stage
+from distill3d.recipes import get_recipe
+from distill3d.recipes.streets import CLASSES, FRAMES, TINY_FRAMES, VARIED, VARIED_TINY
+from distill3d.settings import to_plain
+from distill3d.shipped import shipped_or_path
+from distill3d.synth.writer import write_kitti
+from distill3d.train.checkpoint import load_weights, save_weights, weights_sum
+
+ROOT = Path(__file__).resolve().parents[1]
+RESULT, PAGE = ROOT / "benchmarks" / "results" / "shipped.json", ROOT / "docs" / "streets.md"
+NAME = "streets"
+#: Of the shipped student's streets.
+SEED = 7
+SEEDS = 3
+#: Of image boxes: a detection that overlaps an object by so much has found it.
+OVERLAP = 0.5
+#: A detection of which at least this share lies in a region that labels leave open is neither right nor wrong.
+OPEN_SHARE = 0.5
+MODERATE = 1
+#: Of the split that nothing but the score threshold was chosen on, and of the real frames.
+SYNTHETIC, REAL = "val", "trainval"
+#: Thresholds that are tried, as quantiles of the scores.
+QUANTILES = np.linspace(0, 1, 201)
+
+
+def make(out: Path) -> None:
+    """Streets and trainings, then the student in half precision in the package's folder."""
+    write_kitti(out / "streets", seed=SEED, config=VARIED, splits=FRAMES, workers=1)
+    stages = ("teacher", "student")
+    cards = {stage: out / "runs" / NAME / stage / "card.json" for stage in stages}
+    command = (sys.executable, "-m", "distill3d", "train", NAME, "--data-root", str(out / "streets"), "--out",
+               str(out / "runs"), "--threads", "1", "--no-progress", "--checkpoint-steps", "100", "--only")  # fmt: skip
+    needs = {"teacher": (), "student": (cards["teacher"],)}
+    run_all([Job(s, (*command, s), cards[s], out / f"{s}.log", needs[s]) for s in stages], 1)
+    ship(out / "runs" / NAME / "student")
+
+
+def ship(stage: Path) -> None:
+    """Puts a finished stage into the package: matrices in half precision, and its card and recipe."""
+    folder = Path(shipped_or_path(Path(NAME)))
+    weights, card = load_weights(stage)
+    halves = {name: value.half() if value.dim() > 1 else value for name, value in weights.items()}
+    folder.mkdir(parents=True, exist_ok=True)
+    save_weights(folder, halves, card)
+    shutil.copy(stage.parent / "recipe.yaml", folder.parent / "recipe.yaml")
+
+
+def found_in_image(
+    labels: Annotations, detections: Annotations, name: str, least_score: float, min_height_scale: float = 1.0
+) -> dict[str, Any]:
+    """How many objects of a class that count at KITTI's hard difficulty are found by detections of at least
+    ``least_score``, how many detections are none, and by how much the found ones' depth is off.
+
+    A detection has found an object of the class whose image box it overlaps by ``OVERLAP``.  Detections of objects that
+    do not count, of vans for cars, below the least height, and in regions that labels leave open (DontCare) are neither
+    right nor wrong.
+    """
+    detections = detections.rows((np.char.lower(detections.name) == name) & (detections.score >= least_score))
+    match = match_in_image(labels, detections, OVERLAP)
+    counts = objects_of_interest(labels, name, min_height_scale)
+    found = counts & (match != MISSED)
+    excused = np.zeros(len(detections.frame), dtype=bool)
+    excused[match[(match != MISSED) & ~counts]] = True
+    excused |= detections.box_height < MIN_HEIGHT[-1] * min_height_scale
+    open_regions = labels.rows(np.char.lower(labels.name) == "dontcare")
+    d, r = frame_pairs(detections, open_regions)
+    inside = image_coverage(detections.box2d[d], open_regions.box2d[r]) >= OPEN_SHARE
+    excused[d[inside]] = True
+    right = np.zeros(len(detections.frame), dtype=bool)
+    right[match[found]] = True
+    depth = labels.xyz[found, 2]
+    off = np.abs(detections.xyz[match[found], 2] - depth) / depth
+    wrong = int((~right & ~excused).sum())
+    hit = int(found.sum())
+    return {
+        "objects": int(counts.sum()), "found": hit, "wrong": wrong,
+        "recall": hit / max(int(counts.sum()), 1), "precision": hit / max(hit + wrong, 1),
+        "median_depth_error": float(np.median(off)) if hit else None,
+        "within_tenth": float((off <= 0.1).mean()) if hit else None,
+    }  # fmt: skip
+
+
+def best_threshold(labels: Annotations, detections: Annotations, name: str, min_height_scale: float) -> float:
+    """The score at which the harmonic mean of recall and precision is greatest."""
+    scores = detections.score[np.char.lower(detections.name) == name]
+    if not len(scores):
+        return 0.0
+
+    def quality(threshold: float) -> float:
+        told = found_in_image(labels, detections, name, threshold, min_height_scale)
+        return 2 * told["recall"] * told["precision"] / max(told["recall"] + told["precision"], 1e-9)
+
+    return max(map(float, np.unique(np.quantile(scores, QUANTILES))), key=quality)
+
+
+def annotations(root: Path, split: str, predictions: Path) -> tuple[Annotations, Annotations]:
+    """Labels of a split and what was detected there."""
+    frames = (root / "ImageSets" / f"{split}.txt").read_text().split()
+    labels = Annotations.from_folder(root / "training" / "label_2", scored=False, frames=frames)
+    return labels, Annotations.from_folder(predictions, scored=True, frames=frames)
+
+
+def judged(stage: Path, streets: Path, kitti: Path, out: Path, scale: float) -> dict[str, Any]:
+    """A stage on the streets' validation split, where a threshold is chosen for each class, and on real frames."""
+    for place, root, split, identity, heights in (
+        ("synthetic", streets, SYNTHETIC, None, scale), ("real", kitti, REAL, "kitti", 1.0),
+    ):  # fmt: skip
+        if not (out / place / "evaluation.json").exists():
+            evaluate_stage(stage, root, split, out / place, progress=False, identity=identity,
+                           min_height_scale=heights)  # fmt: skip
+    sets = {"synthetic": (*annotations(streets, SYNTHETIC, out / "synthetic" / "predictions"), scale),
+            "real": (*annotations(kitti, REAL, out / "real" / "predictions"), 1.0)}  # fmt: skip
+    told: dict[str, Any] = {"ap": {}, "classes": {}}
+    for place in sets:
+        found = json.loads((out / place / "evaluation.json").read_text())
+        told["ap"][place] = {
+            key: found["loose"][f"car_{key}"]["AP_R40"][MODERATE] for key in ("bbox", "bev", "3d")
+        }  # fmt: skip
+    for name in map(str.lower, CLASSES):
+        threshold = best_threshold(sets["synthetic"][0], sets["synthetic"][1], name, scale)
+        told["classes"][name] = {"threshold": threshold} | {
+            place: found_in_image(labels, detections, name, threshold, heights)
+            for place, (labels, detections, heights) in sets.items()
+        }
+    return told
+
+
+# ------------------------------------------------------------------------------------------------------------- seeds
+
+
+def compare_seeds(out: Path, side_by_side: int) -> None:
+    """Streets and trainings of the small form, ``SEEDS`` times."""
+    for seed in range(SEEDS):
+        write_kitti(out / f"streets_{seed}", seed=seed, config=VARIED_TINY, splits=TINY_FRAMES, workers=side_by_side)
+    train_all(get_recipe(f"tiny_{NAME}"), out, SEEDS, side_by_side)
+
+
+def collect_seeds(out: Path, kitti: Path) -> dict[str, Any]:
+    """What baseline and student of each seed find, on synthetic streets and on real frames."""
+    recipe = get_recipe(f"tiny_{NAME}")
+    scale = recipe.dataset.min_height_scale
+    return {
+        stage: [
+            judged(card_of(recipe, out, seed, stage).parent, out / f"streets_{seed}", kitti,
+                   out / "judged" / f"{seed}_{stage}", scale)
+            for seed in range(SEEDS)
+        ]
+        for stage in ("baseline", "student")
+    }  # fmt: skip
+
+
+#: Rows of the comparison: what it is, and where it stands in what ``judged`` tells.
+MEASURES = {
+    "synthetic, car AP 3D 0.5": lambda told: told["ap"]["synthetic"]["3d"],
+    "synthetic, car AP BEV 0.5": lambda told: told["ap"]["synthetic"]["bev"],
+    "real, car AP 2D 0.7": lambda told: told["ap"]["real"]["bbox"],
+    "real, car AP BEV 0.5": lambda told: told["ap"]["real"]["bev"],
+    "real, recall of cars": lambda told: 100 * told["classes"]["car"]["real"]["recall"],
+    "real, precision of cars": lambda told: 100 * told["classes"]["car"]["real"]["precision"],
+    "real, median depth error of found cars": lambda told: (
+        100 * (told["classes"]["car"]["real"]["median_depth_error"] or np.nan)
+    ),
+}
+
+
+# -------------------------------------------------------------------------------------------------------------- page
+
+
+def page(result: dict[str, Any]) -> str:
+    """docs/streets.md."""
+    shipped, seeds = result["shipped"], result["seeds"]
+    lines = ["# The student in the box", "", *ABOUT, "", "## What it finds", "",
+             f"{result['real_frames']} real frames of KITTI, on which nothing was tuned, and {FRAMES['val']} synthetic "
+             "streets that it was not trained on. A threshold of the score for each class was chosen on the synthetic "
+             "streets; objects count as at KITTI's hard difficulty, and are found by an image box that overlaps by "
+             f"{OVERLAP:g}. Depth errors are relative, of what was found.", "",
+             "| class | threshold | frames | objects | found | recall | precision | median depth error | within 10 % |",
+             "|---|---|---|---|---|---|---|---|---|"]  # fmt: skip
+    for name, told in shipped["classes"].items():
+        for place in ("real", "synthetic"):
+            row = told[place]
+            error = "" if row["median_depth_error"] is None else f"{100 * row['median_depth_error']:.1f} %"
+            near = "" if row["within_tenth"] is None else f"{100 * row['within_tenth']:.0f} %"
+            lines.append(
+                f"| {name} | {told['threshold']:.2f} | {place} | {row['objects']} | {row['found']} | "
+                f"{100 * row['recall']:.0f} % | {100 * row['precision']:.0f} % | {error} | {near} |"
+            )
+    ap = shipped["ap"]
+    lines += ["", "Car AP|R40 (%), moderate: " + "; ".join(
+        f"{place} 2D 0.7 {ap[place]['bbox']:.1f}, BEV 0.5 {ap[place]['bev']:.1f}, 3D 0.5 {ap[place]['3d']:.1f}"
+        for place in ("real", "synthetic")) + f". With so few real frames no AP|R40 can exceed "
+        f"{result['real_limit']:.0f} %.", ""]  # fmt: skip
+    lines += ["## What the teacher is worth", "",
+              f"The recipe's small form (`tiny_{NAME}`): {TINY_FRAMES['train']} streets of 320 x 96 px, the same steps "
+              f"with and without the LiDAR teacher, {SEEDS} seeds with their own streets; mean ± standard error, "
+              "differences paired.", "",
+              "| | baseline | student | student minus baseline |", "|---|---|---|---|"]  # fmt: skip
+    for measure, of in MEASURES.items():
+        baseline, student = ([of(told) for told in seeds[stage]] for stage in ("baseline", "student"))
+        gain = mean_and_error([b - a for a, b in zip(baseline, student, strict=True)])
+        clear = "" if abs(gain["mean"]) > 2 * gain["standard_error"] else " (noise)"
+        lines.append(f"| {measure} | {plus_minus(mean_and_error(baseline))} | {plus_minus(mean_and_error(student))} | "
+                     f"{plus_minus(gain, signed=True)}{clear} |")  # fmt: skip
+    machine = ", ".join(f"{k} {v}" for k, v in result["machine"].items())
+    lines += ["", f"Precision {shipped['precision']}; {machine}.",
+              "Recompute: `python benchmarks/shipped.py make`, `... seeds`, `... report KITTI` (numbers in "
+              "`benchmarks/results/shipped.json`)."]  # fmt: skip
+    return "\n".join(lines) + "\n"
+
+
+ABOUT = (
+    "The package ships one small trained detector, so that the first picture has its boxes in the first minute:",
+    "",
+    "```python",
+    "import distill3d",
+    "",
+    'model = distill3d.load("streets")',
+    'found = model.predict("street.jpg", camera=(720, 720, 620, 190))  # fx, fy, cx, cy in px',
+    "```",
+    "",
+    "    distill3d predict streets street.jpg --intrinsics 720,720,620,190",
+    "",
+    "It is a MonoDLE of 2.4 million parameters in half precision that has only ever seen synthetic streets",
+    f"({FRAMES['train']} of them, 640 x 192 px: light, haze, crowds and the camera's mounting vary), taught by a LiDAR",
+    "teacher (recipe `streets`: [head start](head-start.md)). It knows cars, pedestrians and cyclists, looks at any",
+    "picture whose camera is known and about level, and is a start for training on one's own data (recipe",
+    "`tuned_streets`).",
+    "",
+    "**What it is not.** It has never seen a real picture, so it misses much and finds what is not there; it is no",
+    "detector to rely on, and no number below is a benchmark's. Train on your own frames: that is what this library is",
+    "for.",
+)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("task", choices=["make", "seeds", "report"])
+    parser.add_argument("kitti", type=Path, nargs="?", help="report: folder with real frames in KITTI's layout")
+    parser.add_argument("--out", type=Path, default=ROOT / "runs" / "shipped")
+    parser.add_argument("--side-by-side", type=int, default=1, help="seeds: stages at a time, one core each")
+    options = parser.parse_args()
+    options.out.mkdir(parents=True, exist_ok=True)
+    if options.task == "make":
+        make(options.out)
+    elif options.task == "seeds":
+        compare_seeds(options.out / "seeds", options.side_by_side)
+    elif options.kitti is None:
+        parser.error("report: give the folder with real frames")
+    else:
+        result = collect(options.out, options.kitti)
+        RESULT.write_text(json.dumps(result, indent=1) + "\n")
+        PAGE.write_text(page(result))
+        print(page(result))
+
+
+def collect(out: Path, kitti: Path) -> dict[str, Any]:
+    """All figures of the page."""
+    recipe = get_recipe(NAME)
+    _, card = load_weights(Path(NAME))
+    shipped = judged(Path(NAME), out / "streets", kitti, out / "judged", recipe.dataset.min_height_scale)
+    real = (kitti / "ImageSets" / f"{REAL}.txt").read_text().split()
+    return {
+        "shipped": shipped | {"precision": card["precision"], "sha256": weights_sum(Path(NAME))},
+        "real_frames": len(real),
+        #: n counted objects give n recall points, of which the first is not among the forty.
+        "real_limit": 100 * min(max(shipped["classes"]["car"]["real"]["objects"] - 1, 0) / 40, 1),
+        "seeds": collect_seeds(out / "seeds", kitti),
+        "recipe": to_plain(recipe), "streets": to_plain(VARIED), "machine": describe_machine(),
+    }  # fmt: skip
+
+
+if __name__ == "__main__":
+    main()
