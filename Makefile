@@ -4,7 +4,7 @@ UV := $(VENV)/uv/bin/uv
 PYTHON := $(VENV)/bin/python
 READY := $(VENV)/.ready
 
-.PHONY: demo test lint bench faults fuzz setup clean
+.PHONY: demo test thorough lint bench faults fuzz setup clean
 
 setup: $(READY)
 
@@ -20,6 +20,10 @@ demo: $(READY)
 
 test: $(READY) lint
 	OMP_NUM_THREADS=1 $(PYTHON) -m pytest -n 2 --dist worksteal -q
+
+# All tests, those that repeat others in more settings included, and many more examples of each property: an hour.
+thorough: $(READY) lint
+	DISTILL3D_THOROUGH=1 OMP_NUM_THREADS=1 $(PYTHON) -m pytest -n 2 --dist worksteal -q -m ""
 
 lint: $(READY)
 	$(VENV)/bin/ruff check .

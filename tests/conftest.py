@@ -13,8 +13,10 @@ TENSOR_SIDE = ("boxes", "camera", "data", "detectors", "distill", "layers", "tra
 install_import_hook([f"distill3d.{name}" for name in TENSOR_SIDE], "typecheck.checker")
 
 # No test fails for being slow: machines differ, and torch's first call of anything is slow everywhere.
-settings.register_profile("untimed", deadline=None)
-settings.load_profile("untimed")
+# The thorough profile is `make thorough`'s.
+settings.register_profile("untimed", deadline=None, max_examples=40)
+settings.register_profile("thorough", deadline=None, max_examples=300)
+settings.load_profile("thorough" if os.environ.get("DISTILL3D_THOROUGH") else "untimed")
 
 ROOT = Path(__file__).resolve().parents[1]
 

@@ -63,8 +63,10 @@ def parameters(model: torch.nn.Module) -> int:
 @pytest.mark.parametrize(
     ("name", "counts", "bf16"),
     [
-        *((name, counts, False) for name in CONFIGS for counts in ((0,), (0, 3))),
-        *((name, (1,), True) for name in CONFIGS), ("plain", (60, 2), False), ("plain", (60, 2), True),
+        *((name, (0, 3), False) for name in CONFIGS),
+        ("plain", (0,), False), ("plain", (60, 2), False), ("plain", (1,), True), ("monotakd", (1,), True),
+        *(pytest.param(name, *more, marks=pytest.mark.thorough) for name in CONFIGS
+          for more in (((0,), False), ((1,), True), ((60, 2), True))),
     ],
 )  # fmt: skip
 def test_losses_are_finite_and_trainable(name: str, counts: tuple[int, ...], bf16: bool) -> None:

@@ -64,8 +64,14 @@ SCANS = {
 }
 
 
-@pytest.mark.parametrize("name", SCANS)
-@pytest.mark.parametrize("others", [0, 1], ids=["alone", "beside another"])
+@pytest.mark.parametrize(
+    ("name", "others"),
+    [
+        pytest.param(name, others, marks=pytest.mark.thorough if others and name not in ("no point", "all NaN") else [],
+                     id=f"{name}, {'beside another' if others else 'alone'}")
+        for name in SCANS for others in (0, 1)
+    ],
+)  # fmt: skip
 def test_any_scan_trains_and_decodes(detector: Detector, name: str, others: int) -> None:
     batch = batch_with(SCANS[name], *[street(2000)] * others)
     outputs = detector.train()(batch)

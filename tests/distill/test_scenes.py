@@ -41,7 +41,12 @@ def recipe(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
 
 @pytest.mark.parametrize(
     ("scene", "bf16"),
-    [*((scene, False) for scene in SCENES), ("one of two", True), ("two hundred", True)],
+    [
+        *((scene, False) for scene in SCENES if scene != "one"),
+        ("one of two", True),
+        pytest.param("one", False, marks=pytest.mark.thorough),
+        pytest.param("two hundred", True, marks=pytest.mark.thorough),
+    ],
     ids=lambda value: {False: "fp32", True: "bf16"}.get(value, value),
 )
 @pytest.mark.parametrize("method", METHODS)

@@ -465,6 +465,7 @@ def test_monoskds_teacher_teaches_did_m3d(streets: Path, tmp_path: Path) -> None
     assert len(steps) == 2 and all(np.isfinite(value) for terms in steps for value in terms.values())
 
 
+@pytest.mark.thorough
 def test_a_centerpoint_teaches_bevdepth(tmp_path: Path) -> None:
     """mmdetection3d's, at the published size; the student, small but for the ground that it shares with its teacher."""
     drives = write_drives(tmp_path / "drives")
