@@ -36,8 +36,9 @@ KILLS := 200
 faults: $(READY)
 	OMP_NUM_THREADS=1 $(PYTHON) -m tests.faults --kills $(KILLS)
 
-# All that measures speed and memory; benchmarks/seeds.py and benchmarks.distillation take hours, and are asked for.
-MEASUREMENTS := $(filter-out benchmarks/seeds.py benchmarks/machine.py benchmarks/processes.py,$(wildcard benchmarks/*.py))
+# All that measures speed and memory.  What takes hours (seeds, shipped, distillation) or needs real frames is asked for.
+ASKED_FOR := $(addprefix benchmarks/,seeds.py shipped.py real_frames.py machine.py processes.py)
+MEASUREMENTS := $(filter-out $(ASKED_FOR),$(wildcard benchmarks/*.py))
 
 bench: $(READY)
 	for file in $(MEASUREMENTS); do $(PYTHON) $$file || exit 1; done

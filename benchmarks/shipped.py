@@ -23,14 +23,16 @@ from machine import describe_machine
 from processes import Job, run_all
 from seeds import card_of, mean_and_error, plus_minus, train_all
 
+from distill3d.data.splits import read_split
+from distill3d.detectors.monodle import HEAT_CLASSES
 from distill3d.evaluate.iou import image_coverage
 from distill3d.evaluate.kitti import MIN_HEIGHT, Annotations, frame_pairs
 from distill3d.evaluate.matching import MISSED, match_in_image, objects_of_interest
 from distill3d.evaluate_run import evaluate_stage
 from distill3d.recipes import get_recipe
-from distill3d.recipes.streets import CLASSES, FRAMES, TINY_FRAMES, VARIED, VARIED_TINY
+from distill3d.recipes.streets import FRAMES, TINY_FRAMES, VARIED, VARIED_TINY
 from distill3d.settings import to_plain
-from distill3d.shipped import shipped_or_path
+from distill3d.shipped import shipped_folder
 from distill3d.synth.writer import write_kitti
 from distill3d.train.checkpoint import load_weights, save_weights, weights_sum
 
@@ -65,7 +67,7 @@ def make(out: Path) -> None:
 
 def ship(stage: Path) -> None:
     """Puts a finished stage into the package: matrices in half precision, and its card and recipe."""
-    folder = Path(shipped_or_path(Path(NAME)))
+    folder = shipped_folder(NAME)
     weights, card = load_weights(stage)
     halves = {name: value.half() if value.dim() > 1 else value for name, value in weights.items()}
     folder.mkdir(parents=True, exist_ok=True)
@@ -123,28 +125,26 @@ def best_threshold(labels: Annotations, detections: Annotations, name: str, min_
 
 def annotations(root: Path, split: str, predictions: Path) -> tuple[Annotations, Annotations]:
     """Labels of a split and what was detected there."""
-    frames = (root / "ImageSets" / f"{split}.txt").read_text().split()
+    frames = read_split(root / "ImageSets" / f"{split}.txt")
     labels = Annotations.from_folder(root / "training" / "label_2", scored=False, frames=frames)
     return labels, Annotations.from_folder(predictions, scored=True, frames=frames)
 
 
 def judged(stage: Path, streets: Path, kitti: Path, out: Path, scale: float) -> dict[str, Any]:
     """A stage on the streets' validation split, where a threshold is chosen for each class, and on real frames."""
+    sets, told = {}, {"ap": {}, "classes": {}}
     for place, root, split, identity, heights in (
         ("synthetic", streets, SYNTHETIC, None, scale), ("real", kitti, REAL, "kitti", 1.0),
     ):  # fmt: skip
         if not (out / place / "evaluation.json").exists():
             evaluate_stage(stage, root, split, out / place, progress=False, identity=identity,
                            min_height_scale=heights)  # fmt: skip
-    sets = {"synthetic": (*annotations(streets, SYNTHETIC, out / "synthetic" / "predictions"), scale),
-            "real": (*annotations(kitti, REAL, out / "real" / "predictions"), 1.0)}  # fmt: skip
-    told: dict[str, Any] = {"ap": {}, "classes": {}}
-    for place in sets:
+        sets[place] = (*annotations(root, split, out / place / "predictions"), heights)
         found = json.loads((out / place / "evaluation.json").read_text())
         told["ap"][place] = {
             key: found["loose"][f"car_{key}"]["AP_R40"][MODERATE] for key in ("bbox", "bev", "3d")
         }  # fmt: skip
-    for name in map(str.lower, CLASSES):
+    for name in map(str.lower, HEAT_CLASSES):
         threshold = best_threshold(sets["synthetic"][0], sets["synthetic"][1], name, scale)
         told["classes"][name] = {"threshold": threshold} | {
             place: found_in_image(labels, detections, name, threshold, heights)
@@ -284,11 +284,12 @@ def main() -> None:
 def collect(out: Path, kitti: Path) -> dict[str, Any]:
     """All figures of the page."""
     recipe = get_recipe(NAME)
-    _, card = load_weights(Path(NAME))
-    shipped = judged(Path(NAME), out / "streets", kitti, out / "judged", recipe.dataset.min_height_scale)
-    real = (kitti / "ImageSets" / f"{REAL}.txt").read_text().split()
+    folder = shipped_folder(NAME)
+    _, card = load_weights(folder)
+    shipped = judged(folder, out / "streets", kitti, out / "judged", recipe.dataset.min_height_scale)
+    real = read_split(kitti / "ImageSets" / f"{REAL}.txt")
     return {
-        "shipped": shipped | {"precision": card["precision"], "sha256": weights_sum(Path(NAME))},
+        "shipped": shipped | {"precision": card["precision"], "sha256": weights_sum(folder)},
         "real_frames": len(real),
         #: n counted objects give n recall points, of which the first is not among the forty.
         "real_limit": 100 * min(max(shipped["classes"]["car"]["real"]["objects"] - 1, 0) / 40, 1),

@@ -16,7 +16,7 @@ from distill3d.train.card import require
 from distill3d.train.checkpoint import load_detector
 from distill3d.train.evaluation import EVALUATION, PREDICTIONS
 from distill3d.train.precision import choose_precision
-from distill3d.train.recipe import DatasetConfig, EvaluationConfig, Recipe, StageConfig, SurroundDatasetConfig
+from distill3d.train.recipe import EvaluationConfig, Recipe, StageConfig, SurroundDatasetConfig
 from distill3d.train.sources import Verdict, source_of
 from distill3d.train.stages import data_of
 from distill3d.train.teachers import refuse_overlap, refuse_own_labels
@@ -55,15 +55,16 @@ def evaluate_stage(
     require(card, run, "trained_on.frames")
     dataset = data_of(run, "version" in card)
     dataset = replace(dataset, root=data_root, eval_split=split, identity=identity or dataset.identity)
-    if isinstance(dataset, DatasetConfig):
-        scale = dataset.min_height_scale if min_height_scale is None else min_height_scale
-        dataset = replace(dataset, min_height_scale=scale)
-    elif min_height_scale is not None:
-        raise UserError(f"--min-height-scale is {min_height_scale:g}, but {run} looks at surround views: it is KITTI's")
     if isinstance(dataset, SurroundDatasetConfig):
+        if min_height_scale is not None:
+            raise UserError(
+                f"--min-height-scale is {min_height_scale:g}, but {run} looks at surround views: it is KITTI's"
+            )
         dataset = replace(dataset, version=version or _version_in(data_root, dataset.version))
     elif version is not None:
         raise UserError(f"--version is {version!r}, but {run} looks at KITTI's layout, which has no versions")
+    elif min_height_scale is not None:
+        dataset = replace(dataset, min_height_scale=min_height_scale)
     stage = StageConfig(card.get("stage", NAMELESS), card.get("role", "student"), detector.config, augment=None)
     recipe = Recipe(card.get("recipe", NAMELESS), (stage,), dataset, EvaluationConfig(batch_size=batch_size))
     source = source_of(recipe)

@@ -4,17 +4,14 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from distill3d.boxes import KITTI_CLASSES
 from distill3d.data.augment.image import AugmentConfig, DistortionConfig
-from distill3d.detectors.monodle import tiny
+from distill3d.detectors.monodle import HEAT_CLASSES, tiny
 from distill3d.distill.methods.monoskd import MonoSKDConfig
 from distill3d.recipes.demo import CANVAS, KITTI_WIDTH, SCHEDULE
 from distill3d.recipes.head_start import head_start
 from distill3d.synth.writer import StreetConfig
 from distill3d.train.recipe import DatasetConfig, EvaluationConfig, Recipe, StageConfig
 
-#: Cars, pedestrians, cyclists.
-CLASSES = KITTI_CLASSES[:3]
 #: Of the shipped student, px: half of KITTI's pictures.
 HALF = (640, 192)
 #: Frames of its streets.
@@ -37,9 +34,9 @@ TEACHER_EPOCHS, STUDENT_EPOCHS, TINY_EPOCHS = 6, 10, 8
 def streets() -> Recipe:
     """The shipped student: varied streets at 640 x 192, a LiDAR teacher, the same student alone and with a head
     start."""
-    teacher = tiny(input="depth", depth_encoding="log", classes=CLASSES)
+    teacher = tiny(input="depth", depth_encoding="log", classes=HEAT_CLASSES)
     schedule = replace(SCHEDULE, epochs=STUDENT_EPOCHS)
-    baseline = StageConfig("baseline", "baseline", tiny(classes=CLASSES), schedule, AUGMENT)
+    baseline = StageConfig("baseline", "baseline", tiny(classes=HEAT_CLASSES), schedule, AUGMENT)
     taught = replace(baseline, role="student", teachers=("teacher",), method=MonoSKDConfig())
     return Recipe(
         "streets",

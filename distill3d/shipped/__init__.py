@@ -8,8 +8,13 @@ from pathlib import Path
 SHIPPED = {"streets": "streets/student"}
 
 
+def shipped_folder(name: str) -> Path:
+    """Where the package has the shipped student of this name."""
+    return Path(__file__).parent / SHIPPED[name]
+
+
 def shipped_or_path(path: Path) -> Path:
     """The folder of the shipped student of this name; the path itself where something lies there, or it is no name."""
     if str(path) in SHIPPED and not path.exists():
-        return Path(__file__).parent / SHIPPED[str(path)]
+        return shipped_folder(str(path))
     return path

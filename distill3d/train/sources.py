@@ -224,7 +224,7 @@ def kitti_config(recipe: Recipe, stage: StageConfig, split: str, train: bool) ->
     skip = "skip" if train else "always_skip"
     return KittiConfig(
         root=root_of(recipe), split=split, **frame_settings(dataset, inputs_of(recipe, stage, train)),
-        min_height_scale=dataset.min_height_scale, 
+        min_height_scale=dataset.min_height_scale,
         without_scan=skip if dataset.without_scan == "skip" else "refuse",
         augment=stage.augment if train else None, lidar_augment=stage.lidar_augment if train else None,
         in_memory=dataset.in_memory,

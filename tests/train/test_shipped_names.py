@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from distill3d.detectors import build_detector
+from distill3d.detectors import build_detector, detector_name
 from distill3d.detectors.monodle import tiny
+from distill3d.settings import to_plain
 from distill3d.shipped import SHIPPED, shipped_or_path
 from distill3d.train.checkpoint import load_detector, load_weights, save_weights, weights_sum
 
@@ -23,11 +24,10 @@ def test_a_name_means_the_package_unless_something_lies_there(tmp_path: Path, mo
 
 
 def test_half_precision_is_computed_in_float32(tmp_path: Path) -> None:
-    weights = build_detector(tiny()).state_dict()
+    config = tiny()
+    weights = build_detector(config).state_dict()
     halves = {name: value.half() if value.dim() > 1 else value for name, value in weights.items()}
-    card = {"detector": "monodle", "config": {"trunk": {"levels": [1] * 6, "channels": [32, 32, 32, 64, 128, 128],
-            "stem_stride": 2}, "head_channels": 64, "head_std": None}}  # fmt: skip
-    save_weights(tmp_path, halves, card)
+    save_weights(tmp_path, halves, {"detector": detector_name(config), "config": to_plain(config)})
     loaded, _ = load_weights(tmp_path)
     assert all(value.dtype in (torch.float32, torch.int64) for value in loaded.values())
     detector, _ = load_detector(tmp_path)
