@@ -4,7 +4,7 @@ UV := $(VENV)/uv/bin/uv
 PYTHON := $(VENV)/bin/python
 READY := $(VENV)/.ready
 
-.PHONY: demo test thorough lint bench faults fuzz setup clean
+.PHONY: demo test thorough lint index bench faults fuzz setup clean
 
 setup: $(READY)
 
@@ -29,6 +29,10 @@ lint: $(READY)
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/basedpyright --level error --pythonpath $(PYTHON)
+
+# What `distill3d recipes` and `train NAME --help` say without asking the recipes, which takes seconds.
+index: $(READY)
+	$(PYTHON) -m distill3d.recipe_index
 
 # Every command ended at random moments: results, leftovers, messages; about six seconds a kill.
 KILLS := 200

@@ -195,26 +195,21 @@ def recipes(arguments: list[str]) -> None:
         name: tyro.conf.Positional[str | None] = None
 
     options = parse(Options, "recipes", arguments)
-    from distill3d.plugins import load_installed
-    from distill3d.recipes import RECIPES, get_recipe
+    from distill3d.recipe_index import recipe_entry, recipe_summaries
 
-    load_installed()
     if options.name is None:
-        width = max(map(len, RECIPES))
-        for name, build in RECIPES.items():
-            print(f"{name:{width}}  {(build.__doc__ or '').splitlines()[0]}")
+        summaries = recipe_summaries()
+        width = max(map(len, summaries))
+        for name, summary in summaries.items():
+            print(f"{name:{width}}  {summary}")
         return
     import yaml
 
-    from distill3d.settings import to_plain
-
-    print(yaml.safe_dump(to_plain(get_recipe(options.name)), sort_keys=False), end="")
+    print(yaml.safe_dump(recipe_entry(options.name).settings, sort_keys=False), end="")
 
 
 def train(arguments: list[str]) -> None:
     """Train the stages of a recipe; finished ones are skipped, an interrupted one goes on."""
-    import tyro
-
     if not arguments or arguments[0].startswith("-"):
         if arguments and arguments[0] in ("-h", "--help"):
             print("usage: distill3d train RECIPE [--data-root DIR] [--out DIR] [any field of the recipe]\n\n"
@@ -222,8 +217,16 @@ def train(arguments: list[str]) -> None:
                   "distill3d recipes lists the recipes.")  # fmt: skip
             return
         raise UserError("train: expected a recipe's name first, distill3d recipes lists them")
+    from distill3d.recipe_index import recipe_entry, refuse_unknown
+
+    if {"-h", "--help"} & set(arguments[1:]):
+        print(recipe_entry(arguments[0]).overview)
+        return
+    refuse_unknown(arguments[0])
+    import tyro
+
     from distill3d.plugins import load_installed
-    from distill3d.recipes import RECIPES, get_recipe
+    from distill3d.recipes import get_recipe
     from distill3d.train.loop import RunOptions
     from distill3d.train.preflight import is_first_process
     from distill3d.train.recipe import Recipe
@@ -231,11 +234,6 @@ def train(arguments: list[str]) -> None:
 
     load_installed()
     base = get_recipe(arguments[0])
-    if {"-h", "--help"} & set(arguments[1:]):
-        from distill3d.recipes.overview import overview
-
-        print(overview(base, (RECIPES[arguments[0]].__doc__ or "").strip()))
-        return
 
     @dataclass(frozen=True)
     class Options:

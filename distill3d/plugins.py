@@ -37,6 +37,11 @@ def load_installed() -> None:
                 raise UserError(f"the plugin {point.name!r}{of} cannot be imported: {_told(error)}") from error
 
 
+def any_known() -> bool:
+    """Whether a plugin was imported, or an installed package names one."""
+    return bool(_loaded) or bool(entry_points(group=GROUP))
+
+
 def load_plugin(name: str) -> None:
     """Imports a module by its name, also from the folder in which the command was called, or by its file's path.
 

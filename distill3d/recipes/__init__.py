@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Callable
 
-from distill3d.errors import UserError
 from distill3d.plugins import load_installed
+from distill3d.recipe_index import no_recipe
 from distill3d.recipes import bev, surround
 from distill3d.recipes.demo import demo, demo_control
 from distill3d.recipes.head_start import head_start_monodle, tiny_head_start
@@ -60,7 +59,5 @@ def get_recipe(name: str) -> Recipe:
     if name not in RECIPES:
         load_installed()
     if name not in RECIPES:
-        near = difflib.get_close_matches(name, RECIPES, n=1)
-        hint = f"did you mean {near[0]!r}?" if near else f"known are {', '.join(RECIPES)}"
-        raise UserError(f"there is no recipe {name!r}: {hint}")
+        raise no_recipe(name, RECIPES)
     return RECIPES[name]()
