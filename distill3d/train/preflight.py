@@ -56,6 +56,8 @@ from distill3d.train.sources import Source, source_of
 VERDICT = 1
 #: Problems that are named; of the others the number is told.
 NAMED = 3
+#: Who tells a process its number: torchrun, Fabric's own launcher, SLURM's srun.
+RANKS = ("RANK", "LOCAL_RANK", "SLURM_PROCID")
 #: Processes on the CPU for each of its cores.
 PER_CORE = 4
 
@@ -92,7 +94,7 @@ def check_recipe(recipe: Recipe, stages: Sequence[StageConfig], options: RunOpti
 
 def is_first_process() -> bool:
     """Whether this is the one of a training's processes that speaks, before these know of each other."""
-    return os.environ.get("RANK", os.environ.get("LOCAL_RANK", "0")) == "0"
+    return next((os.environ[name] for name in RANKS if name in os.environ), "0") == "0"
 
 
 def _evaluated(recipe: Recipe) -> list[str]:

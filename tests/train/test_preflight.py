@@ -287,3 +287,21 @@ def test_surround_sets_are_looked_at(damage: Callable[[Path], object], sentence:
 def test_sound_surround_sets_tell_their_counts(drives: Path, capsys: pytest.CaptureFixture) -> None:
     look(small_surround_preset("tiny_labeldistill", drives), progress=True)
     assert re.search(r"baseline: learns from \d+ of \d+ car", capsys.readouterr().err)
+
+
+@pytest.mark.parametrize(
+    ("told", "first"),
+    [
+        ({}, True),
+        ({"RANK": "4", "LOCAL_RANK": "0"}, False),  # torchrun, on a second machine
+        ({"LOCAL_RANK": "1", "SLURM_PROCID": "0"}, False),  # processes of Fabric's own, in a batch script
+        ({"SLURM_PROCID": "1", "SLURM_LOCALID": "0"}, False),  # srun
+        ({"SLURM_PROCID": "0"}, True),
+    ],
+)
+def test_one_process_speaks(told: dict[str, str], first: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in preflight.RANKS:
+        monkeypatch.delenv(name, raising=False)
+    for name, value in told.items():
+        monkeypatch.setenv(name, value)
+    assert preflight.is_first_process() is first
