@@ -172,12 +172,12 @@ def _faults(value: Any, hint: Any, name: str) -> Iterator[SettingFault]:
         yield from _union_faults(value, members, name)
     elif typing.get_origin(kind) is Literal:
         if not any(value == v and type(value) is type(v) for v in typing.get_args(kind)):
-            yield SettingFault(name, value, _expected(hint))
+            yield SettingFault(name, value, expected_words(hint))
     elif typing.get_origin(kind) is tuple:
         yield from _tuple_faults(value, kind, extras, name)
     elif typing.get_origin(kind) is dict:
         if not isinstance(value, dict):
-            yield SettingFault(name, value, _expected(hint))
+            yield SettingFault(name, value, expected_words(hint))
             return
         of_key, of_value = typing.get_args(kind)
         for key, item in value.items():
@@ -188,14 +188,14 @@ def _faults(value: Any, hint: Any, name: str) -> Iterator[SettingFault]:
         fits = integral or (kind is float and isinstance(value, float))
         ranges = [extra for extra in extras if isinstance(extra, Between)] or [Between(-math.inf, math.inf)]
         if not fits or math.isnan(value) or not all(r.holds(value) for r in ranges):
-            yield SettingFault(name, value, _expected(hint))
+            yield SettingFault(name, value, expected_words(hint))
     elif dataclasses.is_dataclass(kind):
         if isinstance(value, typing.cast(type, kind)):
             yield from setting_faults(value, name)
         else:
-            yield SettingFault(name, value, _expected(hint))
+            yield SettingFault(name, value, expected_words(hint))
     elif isinstance(kind, type) and not isinstance(value, kind):
-        yield SettingFault(name, value, _expected(hint))
+        yield SettingFault(name, value, expected_words(hint))
 
 
 def _union_faults(value: Any, members: tuple[Any, ...], name: str) -> Iterator[SettingFault]:
@@ -212,14 +212,14 @@ def _union_faults(value: Any, members: tuple[Any, ...], name: str) -> Iterator[S
         if alone:
             yield from (dataclasses.replace(f, expected=f.expected + optional * (f.name == name)) for f in tried[0])
         else:
-            yield SettingFault(name, value, " or ".join(_expected(m) for m in others) + optional)
+            yield SettingFault(name, value, " or ".join(expected_words(m) for m in others) + optional)
 
 
 def _tuple_faults(value: Any, kind: Any, extras: tuple[Any, ...], name: str) -> Iterator[SettingFault]:
     items = typing.get_args(kind)
     wanted = len(value) if isinstance(value, tuple) and items[-1:] == (Ellipsis,) else len(items)
     if not isinstance(value, tuple) or len(value) != wanted:
-        yield SettingFault(name, value, _expected(kind))
+        yield SettingFault(name, value, expected_words(kind))
         return
     ranges = [extra for extra in extras if isinstance(extra, Between)]
     faults: list[SettingFault] = []
@@ -232,12 +232,12 @@ def _tuple_faults(value: Any, kind: Any, extras: tuple[Any, ...], name: str) -> 
         yield SettingFault(name, value, "two numbers in ascending order")
 
 
-def _expected(hint: Any) -> str:
+def expected_words(hint: Any) -> str:
     """What a hint asks for, in words."""
     kind, extras = _parts(hint)
     ranges = "".join(f" {extra}" for extra in extras if isinstance(extra, Between))
     if len(members_of(kind)) > 1:
-        return " or ".join(_expected(m) for m in members_of(kind))
+        return " or ".join(expected_words(m) for m in members_of(kind))
     if kind in (int, float):
         return ("an integer" if kind is int else "a number") + ranges
     if typing.get_origin(kind) is Literal:
@@ -246,7 +246,10 @@ def _expected(hint: Any) -> str:
         items = typing.get_args(kind)
         return "a list" if items[-1:] == (Ellipsis,) else f"a list of {len(items)}"
     words = {str: "text", bool: "true or false", Path: "a path (pathlib.Path)", type(None): "none"}
-    return words.get(kind) or f"a {getattr(typing.get_origin(kind) or kind, '__name__', kind)}"
+    if kind in words:
+        return words[kind]
+    name = str(getattr(typing.get_origin(kind) or kind, "__name__", kind))
+    return f"{'an' if name[0] in 'AEIOU' else 'a'} {name}"
 
 
 def _parts(hint: Any) -> tuple[Any, tuple[Any, ...]]:

@@ -51,14 +51,14 @@ def overview(recipe: Recipe, about: str) -> str:
     if recipe.note:
         lines += textwrap.wrap(recipe.note, WIDTH)
     names = [stage.name for stage in recipe.stages]
-    lines += ["", "stages, in this order:", *_columns([_about(stage) for stage in recipe.stages])]
+    lines += ["", "stages, in this order:", *_columns([stage_row(stage) for stage in recipe.stages])]
     shown = next((s for s in reversed(recipe.stages) if s.role == "student"), recipe.stages[-1])
     rows = [("--data-root DIR", "folder of the data set"), (f"--only {' '.join(names[:2])} ...", "stages to train")]
-    rows += _options(RUN, RunOptions(), "--")
-    rows += _options(RECIPE, recipe, "--")
+    rows += option_rows(RUN, RunOptions(), "--")
+    rows += option_rows(RECIPE, recipe, "--")
     lines += ["", "settings that are changed most, with their values:", *_columns(rows)]
     lines += ["", f"and of each stage, here of {shown.name}:"]
-    lines += _columns(list(_options(STAGE, shown, f"--stages.{shown.name.replace('_', '-')}.")))
+    lines += _columns(list(option_rows(STAGE, shown, f"--stages.{shown.name.replace('_', '-')}.")))
     count = sum(1 for _ in option_names(Recipe, recipe))
     return "\n".join(
         [*lines, "", f"distill3d train {recipe.name} --help-all lists all {count} settings, "
@@ -66,7 +66,8 @@ def overview(recipe: Recipe, about: str) -> str:
     )  # fmt: skip
 
 
-def _about(stage: StageConfig) -> tuple[str, ...]:
+def stage_row(stage: StageConfig) -> tuple[str, str, str, str]:
+    """Name, role, detector and its input, and what it learns and starts from."""
     taught = ""
     if stage.method is not None:
         by = f" by {', '.join(stage.teachers)}" if stage.teachers else ""
@@ -76,8 +77,8 @@ def _about(stage: StageConfig) -> tuple[str, ...]:
     return stage.name, stage.role, looks, ", ".join(filter(None, (taught, begins)))
 
 
-def _options(named: dict[str, str], settings: Any, prefix: str) -> Iterator[tuple[str, str]]:
-    """The options among ``named`` that these settings have."""
+def option_rows(named: dict[str, str], settings: Any, prefix: str) -> Iterator[tuple[str, str]]:
+    """The options among ``named`` that these settings have, with their values, and what they are."""
     for path, what in named.items():
         value = settings
         for part in path.split("."):
