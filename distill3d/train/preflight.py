@@ -78,6 +78,13 @@ def check_recipe(recipe: Recipe, stages: Sequence[StageConfig], options: RunOpti
         data = source.frames(stage)
         world, schedule = options.devices * options.nodes, stage.schedule
         EpochSampler(len(data), schedule.batch_size, 0, drop_last=schedule.drop_last, world=world)
+        left = 0 if schedule.drop_last else len(data) % schedule.batch_size
+        if left and world > 1:  # some processes would have no frame and no step, and the others would wait for them
+            raise UserError(
+                f"stages.{stage.name}.schedule.drop_last is false, but the last batch of an epoch holds {left} of "
+                f"{schedule.batch_size} frames, which {world} processes cannot share: give "
+                f"--stages.{stage.name.replace('_', '-')}.schedule.drop-last"
+            )
         if schedule.batch_size // world % schedule.accumulate:
             raise UserError(
                 f"stages.{stage.name}.schedule.accumulate is {schedule.accumulate}, expected a divisor of the "

@@ -305,3 +305,17 @@ def test_one_process_speaks(told: dict[str, str], first: bool, monkeypatch: pyte
     for name, value in told.items():
         monkeypatch.setenv(name, value)
     assert preflight.is_first_process() is first
+
+
+def test_processes_share_every_batch(streets: Path) -> None:
+    """Of eight frames in batches of six two are left: the second process would have no step where the first has one."""
+    recipe = small_recipe(streets, batch_size=6)
+    stage = recipe.stage("baseline")
+    options = RunOptions(devices=2, accelerator="cpu", progress=False)
+    kept = replace(stage, schedule=replace(stage.schedule, drop_last=False))
+    with pytest.raises(
+        UserError, match=r"holds 2 of 6 frames, which 2 processes .* --stages\.baseline\.schedule\.drop"
+    ):
+        check_recipe(recipe, [kept], options)
+    check_recipe(recipe, [kept], replace(options, devices=1))
+    check_recipe(recipe, [stage], options)
