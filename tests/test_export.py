@@ -2,18 +2,22 @@
 
 import importlib.util
 import json
+import re
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from PIL import Image
 from streets import TRUNK
 
+import distill3d
 import distill3d.export as ex
 from distill3d.cli import main
 from distill3d.detectors import bevdepth, build_detector, caddn, did_m3d, gupnet, monodetr, monodle, second
@@ -255,8 +259,12 @@ def test_a_file_that_answers_otherwise_is_not_left(name: str, tmp_path: Path, mo
 
 
 @needs_packages
-def test_command(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
-    detector = build_detector(monodle.tiny(trunk=TRUNK, head_channels=8, score_threshold=0.0))
+def test_command_and_what_the_page_does_with_its_file(
+    tmp_path: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The code of docs/export.md, word for word, on a picture as KITTI's; then on one of training's own size, where it
+    answers as ``predict``."""
+    detector = build_detector(monodle.tiny(trunk=TRUNK, head_channels=8, **ALL))
     card = {"detector": "monodle", "config": to_plain(detector.config), **KITTI_CARD}
     save_weights(tmp_path / "stage", detector.state_dict(), card)
     code, out, err = call(capsys, "export", tmp_path / "stage", "--onnx", tmp_path / "out" / "student.onnx")
@@ -266,6 +274,26 @@ def test_command(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     assert rows["heatmap"][0] == "1x3x16x40" and rows["centre"][0] == "1x50x3"
     assert all(float(row[2]) <= ex.TOLERANCE for row in rows.values())
     assert {p.name for p in (tmp_path / "out").iterdir()} == {"student.onnx", RECORD}
+
+    text = (Path(__file__).parents[1] / "docs" / "export.md").read_text(encoding="utf-8")
+    monkeypatch.chdir(tmp_path / "out")
+    noise = np.random.default_rng(0).integers(0, 256, (375, 1242, 3), dtype=np.uint8)
+    Image.fromarray(noise).save("street.png")
+    names: dict[str, Any] = {}
+    for block in re.findall(r"```python\n(.*?)```", text, re.DOTALL):
+        exec(compile(block, "export.md", "exec"), names)
+    kept, lines = names["answers"]["kept"], capsys.readouterr().out.splitlines()
+    assert kept.sum() == len(lines) >= 10 and all(" m ahead" in line for line in lines)
+    assert np.fromfile("projection.bin", np.float32).reshape(1, 3, 4)[0, 0, 0] == pytest.approx(721.5)
+
+    (width, height), camera = card["canvas"], np.array([[93.0, 0, 80], [0, 93, 30], [0, 0, 1]])
+    small = Image.fromarray(noise[:height, :width])
+    found = distill3d.load(tmp_path / "stage").predict(small, camera)
+    answers = ex.run(names["session"], {k: torch.from_numpy(v) for k, v in names["inputs_of"](small, camera).items()})
+    centres = answers["centre"][0][answers["kept"][0]]
+    assert len(found) == len(centres)
+    order = torch.cdist(found.boxes.centre.double(), centres.double()).argmin(1)
+    torch.testing.assert_close(centres[order], found.boxes.centre.float(), rtol=1e-3, atol=1e-3)
 
 
 REFUSED = {

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+from typing import Any
 
 import distill3d
 from website.registered import Section
@@ -11,19 +12,18 @@ from website.registered import Section
 MODULES = {
     "Boxes, cameras, data": (
         "distill3d.boxes", "distill3d.camera", "distill3d.data.sample", "distill3d.data.surround",
-        "distill3d.synth.writer", "distill3d.errors",
+        "distill3d.data.collate", "distill3d.synth.writer", "distill3d.errors",
     ),
     "Detectors": ("distill3d.detectors", "distill3d.detectors.base", "distill3d.layers.distributed"),
     "Distillation": (
         "distill3d.distill.methods", "distill3d.distill.term", "distill3d.distill.context",
         "distill3d.distill.adapters", "distill3d.distill.masks", "distill3d.distill.responses",
-        "distill3d.distill.relations",
-        "distill3d.distill.distances", "distill3d.distill.softrank", "distill3d.distill.map_terms",
-        "distill3d.distill.precision", "distill3d.distill.style",
+        "distill3d.distill.relations", "distill3d.distill.distances", "distill3d.distill.softrank",
+        "distill3d.distill.map_terms", "distill3d.distill.precision", "distill3d.distill.style",
     ),
     "Training": (
         "distill3d.train.recipe", "distill3d.train.schedules", "distill3d.train.htl", "distill3d.train.loop",
-        "distill3d.settings", "distill3d.recipes",
+        "distill3d.settings", "distill3d.recipes", "distill3d.recipes.demo", "distill3d.train.sources",
     ),
     "Deployment": ("distill3d.export",),
 }  # fmt: skip
@@ -39,7 +39,8 @@ ONLY = {"distill3d.train.loop": ("RunOptions",)}
 def api() -> Section:
     """One page for ``distill3d`` itself and one for each module."""
     names = "\n\n".join(f"::: distill3d.{name}" for name in distill3d.__all__)
-    pages, nav = {"api/index.md": f"{BEGIN}\n{names}\n"}, ["api/index.md"]
+    pages = {"api/index.md": f"{BEGIN}\n{names}\n"}
+    nav: list[Any] = ["api/index.md"]
     for title, modules in MODULES.items():
         nav.append({title: [{module: f"api/{module}.md"} for module in modules]})
         pages |= {f"api/{module}.md": _page(module) for module in modules}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -42,12 +43,14 @@ def on_files(files: Files, config: MkDocsConfig) -> None:
     texts = {page: text for section in _made.values() for page, text in section.pages.items()}
     own = pages_of_modules()
     for file, page in links.PAGES.items():
-        texts[page] = _text(file, page, own)
-    for file in files.documentation_pages():
-        texts[file.src_uri] = _text(f"{links.DOCS}{file.src_uri}", file.src_uri, own)
-    for file in [f for f in files if f.src_uri.endswith(links.NOTEBOOK)]:
-        page = file.src_uri.removesuffix(links.NOTEBOOK) + links.PAGE
-        texts[page], pictures = notebooks.page(links.ROOT / links.DOCS / file.src_uri, page)
+        texts[page] = _linked((links.ROOT / file).read_text(encoding="utf-8"), file, page, own)
+    for written in files.documentation_pages():
+        file, page = f"{links.DOCS}{written.src_uri}", written.src_uri
+        texts[page] = _linked((links.ROOT / file).read_text(encoding="utf-8"), file, page, own)
+    for written in [f for f in files if f.src_uri.endswith(links.NOTEBOOK)]:
+        file, page = f"{links.DOCS}{written.src_uri}", written.src_uri.removesuffix(links.NOTEBOOK) + links.PAGE
+        linked = partial(_linked, file=file, page=page, own=own)
+        texts[page], pictures = notebooks.page(links.ROOT / file, page, linked)
         for place, data in pictures.items():
             files.append(File.generated(config, place, content=data))
     texts |= {page: links.source_text(page) for page in links.linked_sources(texts)}
@@ -59,9 +62,8 @@ def on_files(files: Files, config: MkDocsConfig) -> None:
         files.append(File.generated(config, f"assets/{name}", abs_src_path=str(Path(__file__).with_name(name))))
 
 
-def _text(file: str, page: str, own: dict[str, str]) -> str:
-    """The text of a file of the repository as that of a page."""
-    text = (links.ROOT / file).read_text(encoding="utf-8")
+def _linked(text: str, file: str, page: str, own: dict[str, str]) -> str:
+    """A text of a file of the repository, with the links that it has on a page."""
     try:
         return links.rewritten(text, file.rpartition("/")[0], page, lambda f: links.site_page(f, own))
     except links.NoSuchFile as error:

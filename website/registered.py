@@ -55,7 +55,7 @@ def recipes() -> Section:
         names = [name for name, recipe in built.items() if recipe.dataset.identity == identity]
         for name in names:
             pages[f"recipes/{name}.md"] = recipe_page(name, built[name], RECIPES[name])
-            listed.append(f"| [`{name}`]({name}.md) | {_first_paragraph(inspect.getdoc(RECIPES[name]))} |")
+            listed.append(_row((f"[`{name}`]({name}.md)", _first_paragraph(inspect.getdoc(RECIPES[name])))))
         nav.append({title: [{name: f"recipes/{name}.md"} for name in names]})
     pages["recipes/index.md"] = "\n".join(listed) + "\n"
     return Section(pages, ["recipes/index.md", *nav])
@@ -98,10 +98,15 @@ def methods() -> Section:
     modules = {name: sys.modules[method.config_type.__module__] for name, method in METHODS.items()}
     kinds = {name: method.config_type for name, method in METHODS.items()}
     modules["mixed"], kinds["mixed"] = sys.modules[MixedConfig.__module__], MixedConfig
-    users = _users(lambda stage: () if stage.method is None else map(method_name, parts_of(stage.method)))
-    users["mixed"] = _users(lambda s: ("mixed",) if isinstance(s.method, MixedConfig) else ())["mixed"]
+    users = _users(_methods_of)
     pages = {f"methods/{name}.md": method_page(name, modules[name], kinds[name], users.get(name, [])) for name in kinds}
     return _with_index("methods", "Methods", "What a student is taught by.", modules, pages)
+
+
+def _methods_of(stage: StageConfig) -> Iterable[str]:
+    if stage.method is None:
+        return ()
+    return *map(method_name, parts_of(stage.method)), *(("mixed",) if isinstance(stage.method, MixedConfig) else ())
 
 
 def method_page(name: str, module: ModuleType, kind: type, recipes: list[str]) -> str:
