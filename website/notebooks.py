@@ -34,7 +34,7 @@ def executed(path: Path) -> NotebookNode:
         resources = {"metadata": {"path": folder}}
         kernel = notebook.metadata.kernelspec.name
         manager = AsyncKernelManager(kernel_name=kernel, transport=TRANSPORT, ip=f"{folder}/kernel")
-        client = NotebookClient(notebook, manager, timeout=CELL_TIMEOUT, resources=resources)
+        client = NotebookClient(notebook, manager, timeout=CELL_TIMEOUT, resources=resources, coalesce_streams=True)
         client.execute(cleanup_kc=True, env={**os.environ, **SURROUNDINGS})
     return notebook
 
@@ -55,6 +55,7 @@ def page(path: Path, place: str, linked: Callable[[str], str]) -> tuple[str, dic
     resources: dict[str, Any] = {"output_files_dir": path.stem, "unique_key": path.stem}
     text, resources = MarkdownExporter().from_notebook_node(notebook, resources)
     folder = place.rpartition("/")[0]
-    pictures = {f"{folder}/{name}": data for name, data in resources["outputs"].items()}
+    shown = {name: data for name, data in resources["outputs"].items() if f"({name})" in text}  # of several formats one
+    pictures = {f"{folder}/{name}": data for name, data in shown.items()}
     title, newline, rest = text.lstrip().partition("\n")
     return f"{title}{newline}\n[This page as a notebook]({path.name}), to run it.\n{rest}", pictures
