@@ -305,7 +305,7 @@ def test_plain_data_comes_back() -> None:
         ({}, "card: Outer lacks its setting 'needed'"),
         ({"needed": "1"}, "card: needed is '1', expected an integer from 0 to 1000000"),
         ({"needed": 1, "inner": {"share": 2}}, "card: inner.share is 2, expected a number from 0 to 1"),
-        ({"needed": 1, "inner": 5}, "card: inner is 5, expected a Inner or none"),
+        ({"needed": 1, "inner": 5}, "card: inner is 5, expected an Inner or none"),
         (
             {"needed": 1, "inner": {"pairs": [["a", -1]]}},
             "card: inner.pairs.0.1 is -1, expected an integer from 0 to 1000000",
