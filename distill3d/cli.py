@@ -354,8 +354,10 @@ def predict(arguments: list[str]) -> None:
 
     @dataclass(frozen=True)
     class Options:
-        checkpoint: tyro.conf.Positional[Path]  # a stage folder or a model.safetensors
-        images: tyro.conf.Positional[tuple[Path, ...]]  # pictures, videos, folders of pictures, 'drive/*.jpg'
+        paths: tyro.conf.Positional[tuple[Path, ...]]
+        """Without --model first a stage folder, a model.safetensors or streets, the package's own student; then
+        pictures, videos, folders of pictures, 'drive/*.jpg'."""
+        model: Path | None = None  # stage folder, model.safetensors or streets
         calib: Path | None = None  # KITTI calibration file, or a folder with one for each picture, of its name
         intrinsics: str | None = None  # fx,fy,cx,cy in px
         out: Path = Path("predictions")
@@ -364,11 +366,15 @@ def predict(arguments: list[str]) -> None:
         the depth: of MonoDLE and MonoDETR that is one over the scale (m) of its error, so that it can exceed 1."""
         device: str = "auto"
         draw: bool = True  # also write drawings
+        batch: Number = 1  # pictures, or frames of a video, that are computed at once
 
     o = parse(Options, "predict", arguments)
     from distill3d.predict import predict_images
 
-    given = (o.checkpoint, o.images, o.calib, o.intrinsics, o.out, o.score, o.device, o.draw)
+    checkpoint, *images = (*(() if o.model is None else (o.model,)), *o.paths) or (None,)
+    if checkpoint is None:
+        raise UserError("predict: give a stage folder or --model streets, and pictures")
+    given = (checkpoint, tuple(images), o.calib, o.intrinsics, o.out, o.score, o.device, o.draw, o.batch)
     for path in predict_images(*given, progress=True):
         print(path)
 

@@ -8,10 +8,11 @@ for box in found:
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
-from typing import Any, NamedTuple, overload
+from typing import Any, NamedTuple, TypeVar, overload
 
 import numpy as np
 import torch
@@ -29,13 +30,14 @@ from distill3d.detectors.base import Detector
 from distill3d.devices import find_device
 from distill3d.errors import UserError
 from distill3d.files import refuse_foreign, write_output
-from distill3d.picture import camera_of_intrinsics, pictures_detector, predict_image
+from distill3d.picture import camera_of_intrinsics, pictures_detector, predict_pictures
 from distill3d.train.card import CARD
 
 #: A picture: a file, a Pillow image, an array (H, W, 3) or a tensor (3, H, W), of bytes or of numbers in 0..1, RGB.
 Picture = str | Path | Image.Image | np.ndarray | Tensor
 #: A camera: the path of a KITTI calibration file, (fx, fy, cx, cy) in px, or a matrix (3, 3) or (3, 4).
 CameraLike = Camera | str | Path | Sequence[float] | np.ndarray | Tensor
+T = TypeVar("T")
 EXPECTED_CAMERA = "expected a calibration file, (fx, fy, cx, cy) in px, or a matrix (3, 3) or (3, 4)"
 
 
@@ -135,12 +137,13 @@ class Model:
 
     @overload
     def predict(
-        self, picture: list[Picture] | tuple[Picture, ...], camera: CameraLike, least_score: float | None = None
-    ) -> list[Prediction]: ...
+        self, picture: list[Picture] | tuple[Picture, ...], camera: CameraLike, least_score: float | None = None,
+        batch_size: int = 1,
+    ) -> list[Prediction]: ...  # fmt: skip
 
     def predict(
         self, picture: Picture | list[Picture] | tuple[Picture, ...], camera: CameraLike,
-        least_score: float | None = None,
+        least_score: float | None = None, batch_size: int = 1,
     ) -> Prediction | list[Prediction]:  # fmt: skip
         """What is in a picture, or in each of several of one camera.
 
@@ -148,30 +151,53 @@ class Model:
             picture: a file, a Pillow image, an array (H, W, 3) or a tensor (3, H, W), RGB, or a list of such.
             camera: a KITTI calibration file, (fx, fy, cx, cy) in px, or a matrix (3, 3) or (3, 4).
             least_score: of what is returned; by default the detector's own.
+            batch_size: how many of a list are computed at once.
 
         Raises:
             UserError: a picture or the camera cannot be read, or the camera cannot have taken the picture.
         """
+        if batch_size < 1:
+            raise UserError(f"batch_size is {batch_size}, expected at least 1")
         seen = as_camera(camera)
-        if isinstance(picture, list | tuple):
-            return [self._predict(one, seen, least_score) for one in picture]
-        return self._predict(picture, seen, least_score)
+        if not isinstance(picture, list | tuple):
+            return self.detect([(_fitting(picture, seen), seen)], least_score)[0]
+        found: list[Prediction] = []
+        for some in in_batches(picture, batch_size):
+            found += self.detect([(_fitting(one, seen), seen) for one in some], least_score)
+        return found
 
-    def _predict(self, picture: Picture, camera: Camera, least_score: float | None) -> Prediction:
-        pixels = as_pixels(picture)
-        fault = misfit(camera, (pixels.shape[-1], pixels.shape[-2]))
-        if fault is not None:
-            raise UserError(f"camera: {fault}")
-        return self.detect(pixels, camera, least_score)
+    def detect(
+        self, pictures: Sequence[tuple[Float[Tensor, "3 _ _"], Camera]], least_score: float | None = None
+    ) -> list[Prediction]:
+        """``predict`` of pictures, RGB in 0..1, each with a camera that is known to fit, all computed at once."""
+        found = []
+        boxes_of_all = predict_pictures(self.detector, self.card, pictures, self.device)
+        for (pixels, camera), boxes in zip(pictures, boxes_of_all, strict=True):
+            boxes = boxes[boxes.label != IGNORE]
+            assert boxes.score is not None
+            order = boxes.score.argsort(descending=True)
+            kept = order if least_score is None else order[boxes.score[order] >= least_score]
+            found.append(Prediction(boxes[kept], self.classes, pixels, camera))
+        return found
 
-    def detect(self, pixels: Float[Tensor, "3 h w"], camera: Camera, least_score: float | None = None) -> Prediction:
-        """``predict`` of one picture, RGB in 0..1, that the camera is known to fit."""
-        boxes = predict_image(self.detector, self.card, pixels, camera, self.device)
-        boxes = boxes[boxes.label != IGNORE]
-        assert boxes.score is not None
-        order = boxes.score.argsort(descending=True)
-        kept = order if least_score is None else order[boxes.score[order] >= least_score]
-        return Prediction(boxes[kept], self.classes, pixels, camera)
+
+def in_batches(items: Iterable[T], size: int) -> Iterator[list[T]]:
+    """The items in lists of ``size``, the last of which may be shorter; taken as they are asked for."""
+    rest = iter(items)
+    return iter(lambda: list(islice(rest, size)), [])
+
+
+def _fitting(picture: Picture, camera: Camera) -> Float[Tensor, "3 _ _"]:
+    """A picture's pixels.
+
+    Raises:
+        UserError: it cannot be read, or the camera cannot have taken it.
+    """
+    pixels = as_pixels(picture)
+    fault = misfit(camera, (pixels.shape[-1], pixels.shape[-2]))
+    if fault is not None:
+        raise UserError(f"camera: {fault}")
+    return pixels
 
 
 def load(path: str | Path, device: str = "auto") -> Model:

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from jaxtyping import Float
+from torch import Tensor
 
 from distill3d.boxes import Boxes3D
 from distill3d.camera import Camera, ImageAffine
@@ -95,24 +98,39 @@ def placed(card: dict[str, Any], size: tuple[int, int], camera: Camera) -> Place
     return PlacedPicture(pixels, affine, Camera(projection), enlarged)
 
 
-def predict_image(
-    detector: Detector, card: dict[str, Any], image: torch.Tensor, camera: Camera, device: torch.device | str = "cpu"
-) -> Boxes3D:
-    """Boxes in the camera frame of one picture (3, H, W) with values in 0..1; ``placed`` says what becomes of it.
+def predict_pictures(
+    detector: Detector, card: dict[str, Any], pictures: Sequence[tuple[Float[Tensor, "3 _ _"], Camera]],
+    device: torch.device | str = "cpu",
+) -> list[Boxes3D]:  # fmt: skip
+    """Boxes of each picture, RGB in 0..1, in its camera's frame; ``placed`` says what becomes of a picture.
+
+    Those that are looked at on canvases of one size are one batch, so the caller says by their number how much memory
+    is needed.
 
     Raises:
         UserError: as ``placed``.
     """
-    pixels, affine, camera, enlarged = placed(card, (image.shape[-1], image.shape[-2]), camera)
     mounted = card.get("lidar_to_camera")  # for detectors that answer in a LiDAR's frame: as it was in training
-    sample = Sample(
-        "picture", resample(image, pixels), affine.camera(camera), affine,
-        lidar_to_camera=None if mounted is None else torch.tensor(mounted, dtype=torch.float64),
-    )  # fmt: skip
-    batch = collate([sample]).to(device)
-    with torch.no_grad():
-        (boxes,) = detector.decode(detector(batch), batch)
-    boxes = boxes.to("cpu")
+    lidar_to_camera = None if mounted is None else torch.tensor(mounted, dtype=torch.float64)
+    places = [placed(card, (image.shape[-1], image.shape[-2]), camera) for image, camera in pictures]
+    groups: dict[tuple[int, ...], list[int]] = {}
+    samples: list[Sample] = []
+    for number, ((image, _), (pixels, affine, camera, _)) in enumerate(zip(pictures, places, strict=True)):
+        seen = resample(image, pixels)
+        groups.setdefault(seen.shape, []).append(number)
+        samples.append(Sample(f"picture {number}", seen, affine.camera(camera), affine,
+                              lidar_to_camera=lidar_to_camera))  # fmt: skip
+    found: dict[int, Boxes3D] = {}
+    for members in groups.values():
+        batch = collate([samples[number] for number in members]).to(device)
+        with torch.no_grad():
+            decoded = detector.decode(detector(batch), batch)
+        found |= zip(members, decoded, strict=True)
+    return [_in_file(found[number].to("cpu"), place.enlarged) for number, place in enumerate(places)]
+
+
+def _in_file(boxes: Boxes3D, enlarged: float) -> Boxes3D:
+    """Boxes whose 2D boxes are in px of the picture's file."""
     return boxes if boxes.box2d is None else replace(boxes, box2d=boxes.box2d / enlarged)
 
 

@@ -7,7 +7,11 @@ import json
 import os
 from collections import Counter
 from collections.abc import Iterable, Iterator
+from itertools import chain
 from pathlib import Path
+
+from jaxtyping import Float
+from torch import Tensor
 
 from distill3d.camera import Camera, misfit
 from distill3d.data.kitti.calibration import read_calibration
@@ -15,7 +19,7 @@ from distill3d.data.kitti.labels import write_results
 from distill3d.data.pictures import ENDINGS, FORMATS, picture_size
 from distill3d.errors import UserError
 from distill3d.files import refuse_foreign, write_output, write_output_text
-from distill3d.model import Model, Prediction, as_pixels, load
+from distill3d.model import Model, Prediction, as_pixels, in_batches, load
 from distill3d.picture import camera_of_intrinsics, placed
 from distill3d.train.progress import ProgressBar
 from distill3d.video import Video, VideoWriter, is_video
@@ -26,7 +30,8 @@ LINES = "predictions.jsonl"
 
 def predict_images(
     checkpoint: Path, images: tuple[Path, ...], calib: Path | None, intrinsics: str | None, out: Path,
-    least_score: float | None = None, device: str = "auto", draw: bool = True, progress: bool = False,
+    least_score: float | None = None, device: str = "auto", draw: bool = True, batch_size: int = 1,
+    progress: bool = False,
 ) -> Iterator[Path]:  # fmt: skip
     """Detects in each picture and writes ``<out>/<name>.txt`` (KITTI result lines) and ``<out>/<name>.png`` (drawing),
     named as ``result_names`` says, and at the end ``LINES``; yields of each picture what was written last.  All
@@ -37,6 +42,7 @@ def predict_images(
         images: pictures, videos, folders of pictures, and patterns such as ``drive/*.jpg``.
         calib: a KITTI calibration file, or a folder with one for each picture, of the picture's name.
         draw: also write drawings.
+        batch_size: pictures, or frames of a video, that are computed at once.
         progress: show a bar on stderr, where there are several pictures.
 
     Raises:
@@ -64,31 +70,41 @@ def predict_images(
     lines: list[str] = []
     for path, video in videos.items():
         yield from _predict_video(
-            model, video, cameras[path][0], out / names.pop(path), least_score, draw, progress, lines
+            model, video, cameras[path][0], out / names.pop(path), least_score, draw, batch_size, progress, lines
         )
     with ProgressBar("pictures", len(names), visible=progress and len(names) > 1) as bar:
-        for path, name in names.items():
-            camera, told = cameras[path]
-            pixels = as_pixels(path)
-            refuse_misfit(path, (pixels.shape[-1], pixels.shape[-2]), camera, told)
-            found = model.detect(pixels, camera, least_score)
-            lines.append(json.dumps({"picture": str(path), "result": name, "objects": found.to_dict()}))
-            _write(out / name, path, found, draw)
-            bar.advance()
-            yield out / f"{name}{endings[-1]}"
+        for some in in_batches(names.items(), batch_size):
+            pictures = [(_fitting(path, *cameras[path]), cameras[path][0]) for path, _ in some]
+            for (path, name), found in zip(some, model.detect(pictures, least_score), strict=True):
+                lines.append(json.dumps({"picture": str(path), "result": name, "objects": found.to_dict()}))
+                _write(out / name, path, found, draw)
+                bar.advance()
+                yield out / f"{name}{endings[-1]}"
     write_output_text(out / LINES, "".join(f"{line}\n" for line in lines))
 
 
+def _fitting(path: Path, camera: Camera, told: Path | str) -> Float[Tensor, "3 _ _"]:
+    """A picture's pixels.
+
+    Raises:
+        UserError: it cannot be read, or the camera cannot have taken it.
+    """
+    pixels = as_pixels(path)
+    refuse_misfit(path, (pixels.shape[-1], pixels.shape[-2]), camera, told)
+    return pixels
+
+
 def _predict_video(
-    model: Model, video: Video, camera: Camera, place: Path, least_score: float | None, draw: bool, progress: bool,
-    lines: list[str],
+    model: Model, video: Video, camera: Camera, place: Path, least_score: float | None, draw: bool, batch_size: int,
+    progress: bool, lines: list[str],
 ) -> Iterator[Path]:  # fmt: skip
     """The result files of a video's frames, then the video of their drawings, which is what is yielded last."""
 
     def results(writer: VideoWriter | None) -> Iterator[Path]:
         with ProgressBar(video.path.name, video.length, visible=progress) as bar:
-            for number, pixels in enumerate(video.frames()):
-                found = model.detect(pixels, camera, least_score)
+            frames = ((pixels, camera) for pixels in video.frames())
+            found_in = (model.detect(some, least_score) for some in in_batches(frames, batch_size))
+            for number, found in enumerate(chain.from_iterable(found_in)):
                 of_frame = place.with_name(f"{place.name}_{number:06d}")
                 told = {"picture": str(video.path), "frame": number, "result": of_frame.name}
                 lines.append(json.dumps(told | {"objects": found.to_dict()}))

@@ -16,7 +16,7 @@ from distill3d.detectors import bevdepth, build_detector, caddn, pointpillars, s
 from distill3d.detectors.base import Detector
 from distill3d.detectors.monodle import HEAT_CLASSES
 from distill3d.errors import UserError
-from distill3d.picture import predict_image
+from distill3d.picture import predict_pictures
 from distill3d.predict import pictures_of, predict_images, result_names
 from distill3d.recipes.synthetic import TINY
 from distill3d.settings import to_plain
@@ -33,7 +33,7 @@ def test_pixels_do_not_matter(name: str) -> None:
     found = []
     for size in (1, 2, 3):
         camera = Camera.from_intrinsics(93.0 * size, 93.0 * size, 80.0 * size, 20.0 * size)
-        found.append(predict_image(detector, CARD, torch.full((3, 64 * size, 160 * size), 0.5), camera))
+        found += predict_pictures(detector, CARD, [(torch.full((3, 64 * size, 160 * size), 0.5), camera)])
     assert len(found[0])
     for size, boxes in zip((2, 3), found[1:], strict=True):
         for field in ("centre", "size", "yaw", "score"):
@@ -65,7 +65,7 @@ def test_pixels_do_not_matter_to_caddn(placement: str) -> None:
     for size in (1, 2, 3):
         camera = Camera.from_intrinsics(93.0 * size, 93.0 * size, 80.0 * size, 20.0 * size)
         picture = torch.full((3, 64 * size, 160 * size), 0.5)
-        found.append(predict_image(detector, PLACEMENTS[placement], picture, camera))
+        found += predict_pictures(detector, PLACEMENTS[placement], [(picture, camera)])
     assert len(found[0])
     for size, boxes in zip((2, 3), found[1:], strict=True):
         for field in ("centre", "size", "yaw", "score"):
@@ -317,6 +317,25 @@ def test_a_folder_with_a_folder_of_calibrations(model: Path, drive: Path, tmp_pa
     assert (alone / "c.txt").read_text() == (out / "c.txt").read_text()
     (calib / "b.txt").unlink()
     assert "b.txt: no such file, expected the calibration of" in refused(model, (drive,), calib, None, tmp_path / "no")
+
+
+@pytest.mark.parametrize("batch_size", [2, 3, 9])
+def test_batches_find_what_single_pictures_do(model: Path, drive: Path, tmp_path: Path, batch_size: int) -> None:
+    """Also where a picture of another size comes between those of a batch."""
+    with Image.open(drive / "b.png") as picture:
+        picture.resize((640, 192)).save(drive / "b.png")
+    (tmp_path / "calib" / "b.txt").write_text("P2: 372 0 320 0 0 372 80 0 0 0 1 0\n")
+    found = []
+    for size in (1, batch_size):
+        out = tmp_path / f"out{size}"
+        written = list(predict_images(model, (drive,), tmp_path / "calib", None, out, batch_size=size))
+        assert [path.name for path in written] == ["a.png", "b.png", "c.png"]
+        found.append([json.loads(line) for line in (out / "predictions.jsonl").read_text().splitlines()])
+    for alone, together in zip(*found, strict=True):
+        assert alone["picture"] == together["picture"] and len(alone["objects"]) == len(together["objects"]) > 0
+        for field in ("score", "centre", "box2d"):
+            values = [torch.tensor([o[field] for o in line["objects"]]) for line in (alone, together)]
+            torch.testing.assert_close(*values, rtol=1e-3, atol=1e-2)
 
 
 def test_patterns(model: Path, drive: Path, tmp_path: Path) -> None:

@@ -81,6 +81,11 @@ def test_predict(model: Path, tmp_path: Path) -> None:
     plain = list(predict_images(model, (drive,), None, CAMERA, tmp_path / "plain", device="cpu", draw=False))
     assert [path.name for path in plain] == results
     assert all((path.read_bytes() == (out / path.name).read_bytes()) for path in plain)
+    batches = predict_images(model, (drive,), None, CAMERA, tmp_path / "threes", device="cpu", draw=False, batch_size=3)
+    assert [path.name for path in batches] == results
+    for name in results:
+        alone, together = ((out / name).read_text().split(), (tmp_path / "threes" / name).read_text().split())
+        assert alone[0] == together[0] and len(alone) == len(together)
 
 
 def test_what_is_no_video(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from distill3d.train.card import CARD
+
 #: Their stages' folders beside this file, each with its run's recipe, made by ``python benchmarks/shipped.py make``.
 SHIPPED = {"streets": "streets/student"}
 
@@ -14,7 +16,8 @@ def shipped_folder(name: str) -> Path:
 
 
 def shipped_or_path(path: Path) -> Path:
-    """The folder of the shipped student of this name; the path itself where something lies there, or it is no name."""
-    if str(path) in SHIPPED and not path.exists():
-        return shipped_folder(str(path))
-    return path
+    """The folder of the shipped student of this name; the path itself where it is no name, or a file, a stage or a run
+    lies there; a folder of data does not hide the student."""
+    if str(path) not in SHIPPED or path.is_file() or any(p.exists() for p in (path / CARD, *path.glob(f"*/{CARD}"))):
+        return path
+    return shipped_folder(str(path))

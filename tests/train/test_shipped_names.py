@@ -14,11 +14,13 @@ from distill3d.shipped import SHIPPED, shipped_or_path
 from distill3d.train.checkpoint import load_detector, load_weights, save_weights, weights_sum
 
 
-def test_a_name_means_the_package_unless_something_lies_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_name_means_the_package_unless_a_run_lies_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     for name in SHIPPED:
         assert shipped_or_path(Path(name)) != Path(name)
-        (tmp_path / name).mkdir()
+        (tmp_path / name / "training").mkdir(parents=True)  # a data set of this name hides nothing
+        assert shipped_or_path(Path(name)) != Path(name)
+        (tmp_path / name / "training" / "card.json").touch()
         assert shipped_or_path(Path(name)) == Path(name)
     assert shipped_or_path(Path("other")) == Path("other")
 
