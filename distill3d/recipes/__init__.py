@@ -11,7 +11,7 @@ from distill3d.recipes.demo import demo, demo_control
 from distill3d.recipes.head_start import head_start_monodle, tiny_head_start
 from distill3d.recipes.kitti import BASES, METHODS, alone, monodle_overfit, selective_monoskd, taught
 from distill3d.recipes.pseudo_labels import pseudo_labels_monodle, tiny_pseudo_labels
-from distill3d.recipes.streets import streets, tiny_streets
+from distill3d.recipes.streets import streets, tiny_streets, tuned_streets
 from distill3d.recipes.synthetic import tiny, tiny_bev, tiny_labelled, tiny_lidar
 from distill3d.train.recipe import Recipe
 
@@ -28,6 +28,7 @@ RECIPES: dict[str, Callable[[], Recipe]] = {
     "tiny_pseudo_labels": tiny_pseudo_labels,
     "streets": streets,
     "tiny_streets": tiny_streets,
+    "tuned_streets": tuned_streets,
     "tiny_lidar": tiny_lidar,
     "tiny_bev": tiny_bev,
     "tiny_labelled": tiny_labelled,

@@ -1,8 +1,10 @@
-"""The student that the package ships, its LiDAR teacher and its baseline, on varied synthetic streets."""
+"""The student that the package ships, its LiDAR teacher and its baseline, on varied synthetic streets; and from it to
+one's own data."""
 
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
 from distill3d.data.augment.image import AugmentConfig, DistortionConfig
 from distill3d.detectors.monodle import HEAT_CLASSES, tiny
@@ -65,4 +67,23 @@ def tiny_streets() -> Recipe:
         stages=tuple(replace(stage, schedule=schedule) for stage in recipe.stages),
         dataset=replace(recipe.dataset, canvas=CANVAS, min_height_scale=CANVAS[0] / KITTI_WIDTH, in_memory=True),
         evaluation=EvaluationConfig(every=TINY_EPOCHS),
+    )
+
+
+def tuned_streets() -> Recipe:
+    """Your own data: the shipped student trained on, beside the same network from nothing."""
+    student = tiny(classes=HEAT_CLASSES)
+    schedule = replace(SCHEDULE, epochs=STUDENT_EPOCHS)
+    return Recipe(
+        "tuned_streets",
+        (
+            StageConfig("streets", "preparation", student, schedule, AUGMENT, taken_from=Path("streets")),
+            StageConfig("baseline", "baseline", student, schedule, AUGMENT),
+            StageConfig(
+                "tuned", "student", student, schedule, AUGMENT, inherit=("streets",)
+            ),  # its heads, too, where classes agree
+        ),
+        DatasetConfig(canvas=HALF),
+        EvaluationConfig(every=2),
+        note="schedule and size are this project's own",
     )

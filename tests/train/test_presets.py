@@ -183,7 +183,9 @@ def test_a_head_start_is_all_that_reads_the_teachers_features() -> None:
 
 #: Paper-size recipes: what is neither on synthetic data nor a check by heart.
 PAPER_SIZE = sorted(
-    name for name in RECIPES if not name.startswith(("tiny_", "demo", "streets")) and "overfit" not in name
+    name
+    for name in RECIPES
+    if not name.startswith(("tiny_", "demo")) and "streets" not in name and "overfit" not in name
 )
 
 
