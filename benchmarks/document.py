@@ -5,11 +5,17 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from html import escape
+from pathlib import Path
+from typing import ClassVar
 
-from distill3d.view.charts import svg_file
+from jinja2 import FileSystemLoader
+from markupsafe import Markup, escape
+
+from distill3d.view.charts import Chart, svg_file
 from distill3d.view.headline import NO_BREAK
-from distill3d.view.page import page_html
+from distill3d.view.page import TEMPLATES, environment
+from distill3d.view.pieces import Cell, Row
+from distill3d.view.pieces import Table as PageTable
 
 #: Cells that hold one are set as text.
 WORD = re.compile("[A-Za-z]{2}")
@@ -17,27 +23,32 @@ WORD = re.compile("[A-Za-z]{2}")
 
 @dataclass(frozen=True)
 class Heading:
+    kind: ClassVar[str] = "heading"
     text: str
 
 
 @dataclass(frozen=True)
 class Paragraph:
+    kind: ClassVar[str] = "paragraph"
     text: str
 
 
 @dataclass(frozen=True)
 class Points:
+    kind: ClassVar[str] = "points"
     lines: Sequence[str]
 
 
 @dataclass(frozen=True)
 class Table:
+    kind: ClassVar[str] = "table"
     head: Sequence[str]
     rows: Sequence[Sequence[str]]
 
 
 @dataclass(frozen=True)
 class Command:
+    kind: ClassVar[str] = "command"
     text: str
 
 
@@ -45,9 +56,11 @@ class Command:
 class Picture:
     """A chart: inline in HTML, beside the Markdown as the file ``name``."""
 
+    kind: ClassVar[str] = "picture"
     name: str
     about: str
-    svg: str
+    chart: Chart
+    narrow: Chart | None = None  # the same for narrow screens
 
 
 Block = Heading | Paragraph | Points | Table | Command | Picture
@@ -55,7 +68,7 @@ Block = Heading | Paragraph | Points | Table | Command | Picture
 
 def pictures(blocks: Sequence[Block]) -> dict[str, str]:
     """What the files that the Markdown shows hold, by their names."""
-    return {block.name: svg_file(block.svg) for block in blocks if isinstance(block, Picture)}
+    return {block.name: svg_file(block.chart) for block in blocks if isinstance(block, Picture)}
 
 
 def markdown(title: str, blocks: Sequence[Block]) -> str:
@@ -71,7 +84,7 @@ def markdown(title: str, blocks: Sequence[Block]) -> str:
                 parts.append("\n".join(f"- {line}" for line in lines))
             case Command(text):
                 parts.append(f"    {text}")
-            case Picture(name, about, _):
+            case Picture(name, about):
                 parts.append(f"![{about}]({name})")
             case Table(head, rows):
                 lines = [head, ["---"] * len(head), *rows]
@@ -81,45 +94,33 @@ def markdown(title: str, blocks: Sequence[Block]) -> str:
 
 def html(title: str, blocks: Sequence[Block]) -> str:
     """The same, self-contained."""
-    parts = [f'<header><h1>{escape(title)}</h1></header><main><section class="first">']
+    sections: list[list[Block]] = [[]]
     for block in blocks:
-        match block:
-            case Heading(text):
-                parts.append(f"</section><section><h2>{inline(text)}</h2>")
-            case Paragraph(text):
-                parts.append(f"<p>{inline(text)}</p>")
-            case Points(lines):
-                parts.append(f'<ul class="plain">{"".join(f"<li>{inline(line)}</li>" for line in lines)}</ul>')
-            case Command(text):
-                parts.append(f"<pre>{escape(text)}</pre>")
-            case Picture(svg=svg):
-                parts.append(f'<figure class="scroll" tabindex="0">{svg}</figure>')
-            case Table(head, rows):
-                parts.append(_table(head, rows))
-    return page_html(title, [*parts, "</section></main>"])
+        if isinstance(block, Heading):
+            sections.append([])
+        sections[-1].append(block)
+    return _PAGES.get_template("document.html").render(title=title, sections=sections)
 
 
-def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+def page_table(table: Table) -> PageTable:
     """Numbers stay on one line, at the right; words may take several, and headings, so that wide tables fit."""
-    styles = [' class="words"' if any(WORD.search(row[n]) for row in rows) else "" for n in range(len(head))]
+    styles = ["words" if any(WORD.search(row[n]) for row in table.rows) else "" for n in range(len(table.head))]
 
-    def cells(tag: str, texts: Sequence[str]) -> str:
-        return "".join(f"<{tag}{style}>{inline(text)}</{tag}>" for style, text in zip(styles, texts, strict=True))
+    def cells(texts: Sequence[str]) -> list[Cell]:
+        return [Cell(inline(text), style) for text, style in zip(texts[1:], styles[1:], strict=True)]
 
-    top = cells("th", head)
-    body = "".join(
-        f'<tr><th scope="row">{inline(row[0])}</th>{cells("td", row).partition("</td>")[2]}</tr>' for row in rows
-    )
-    return (
-        f'<div class="scroll" tabindex="0"><table class="ap fits"><thead><tr>{top}</tr></thead>'
-        f"<tbody>{body}</tbody></table></div>"
-    )
+    rows = [Row(inline(row[0]), cells(row)) for row in table.rows]
+    return PageTable("", [cells(table.head)], rows, inline(table.head[0]), "fits")
 
 
-def inline(text: str) -> str:
+def inline(text: str) -> Markup:
     """Bold and code of Markdown as HTML."""
-    pieces = escape(text).split("`")
+    pieces = str(escape(text)).split("`")
     code = "".join(f"<code>{piece}</code>" if i % 2 else piece for i, piece in enumerate(pieces))
     bold = code.split("**")
     marked = "".join(f"<b>{piece}</b>" if i % 2 else piece for i, piece in enumerate(bold))
-    return marked.replace("± ", f"±{NO_BREAK}")  # a line may end before the sign, not after it
+    return Markup(marked.replace("± ", f"±{NO_BREAK}"))  # a line may end before the sign, not after it
+
+
+_PAGES = environment().overlay(loader=FileSystemLoader([TEMPLATES, Path(__file__).parent]))
+_PAGES.filters |= {"inline": inline, "page_table": page_table}

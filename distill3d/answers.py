@@ -180,7 +180,7 @@ def _maps(
 
 
 def _residual_text(config: ResponseConfig) -> str:
-    """How R comes about, in words and HTML; nothing where the method has none."""
+    """How R comes about; nothing where the method has none."""
     if not isinstance(config, MonoTAKDConfig):
         return ""
     teacher, assistant = MAPS["teacher"].symbol, MAPS["assistant"].symbol

@@ -359,12 +359,7 @@ def mapped_frames(analysis: Analysis) -> dict[str, str]:
 
 def _classes(student: Stage, detections: Annotations) -> tuple[str, ...]:
     """The evaluated classes that the student was trained on, or else those in the baseline's result files."""
-    config = student.card.get("config") or {}
-    head = config.get("head")
-    trained = config.get("classes") or (head.get("classes") if isinstance(head, dict) else None)
-    listed = trained if isinstance(trained, list) else []
-    named = [one.get("name") if isinstance(one, dict) else one for one in listed]
-    names = {str(name).lower() for name in (named or detections.name.tolist())}
+    names = student.trained_classes or set(detections.name.tolist())
     return tuple(name for name in student.rules.classes if name in names) or (student.leading,)
 
 

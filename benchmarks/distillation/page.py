@@ -245,9 +245,11 @@ def picture(size: str, found: Sequence[Comparison]) -> Picture:
         ("control", "italic: a control, no method"), ("grey", f"baseline below {FLOOR:g}: says little"),
     ]  # fmt: skip
     title = "How many points each way of training gains over the same detector, untaught"
-    svg = interval_chart(title, blocks, x_label="points gained", keys=keys)
+    wide, narrow = (
+        interval_chart(title, blocks, x_label="points gained", keys=keys, columns=columns) for columns in (2, 1)
+    )
     about = f"Gains of {len(found)} rows, each with its interval, size {size}; the table below has the numbers"
-    return Picture(f"{NAME}-gains.svg", about, svg)
+    return Picture(f"{NAME}-gains.svg", about, wide, narrow)
 
 
 def sentences(record: dict[str, Any], found: Sequence[Comparison]) -> list[str]:
@@ -571,14 +573,14 @@ def curves(key: str, group: dict[str, Any]) -> list[Block]:
     ends = [y + side * e for one in series for y, e in zip(one.y, one.errors, strict=True) for side in (-1, 1)]
     x_axis, y_axis = loose_axis([x for one in series for x in one.x], free=0.1), loose_axis([0.0, *ends])
     title = f"{metric(group)}: gain against steps"
-    svg = line_chart(title, series, x_label="steps", x_axis=x_axis, y_axis=y_axis, named=True)
+    chart = line_chart(title, series, x_label="steps", x_axis=x_axis, y_axis=y_axis, named=True)
     grows = joined(name for name, points in known.items() if points[-1][1].mean > points[0][1].mean) or "none"
     return [
         Paragraph(
             f"Does a gain last? After more steps, measured against what the table names, the mean is higher for {grows}"
             f" of {len(known)}; lines are {CLEAR:g} standard errors either way."
         ),
-        Picture(f"{NAME}-steps-{key}.svg", f"Gain against steps: {', '.join(known)}", svg),
+        Picture(f"{NAME}-steps-{key}.svg", f"Gain against steps: {', '.join(known)}", chart),
     ]
 
 

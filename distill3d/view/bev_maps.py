@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from html import escape
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float, UInt8
@@ -16,7 +16,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from distill3d.detectors.base import BevGeometry
 from distill3d.view.draw import HALO, INK, PAPER, RING_STEP, SUPERSAMPLE, draw_lines
-from distill3d.view.gallery import image_html
+from distill3d.view.page import Photo, photo
 from distill3d.view.palette import GROUND_RAMP, LOOKS, TRUE
 
 #: Pictures are about this wide (px): cells are enlarged by a whole factor.
@@ -24,8 +24,6 @@ MAP_WIDTH = 440
 #: px of the picture, which a page shows at half its size or a little more.
 MAP_FONT_SIZE, TICK_LENGTH, TEXT_GAP = 24, 9, 5
 OUTLINE_WIDTH, OUTLINE_HALO = 3.5, 1.0
-#: CSS px of one picture on the page, at most.
-WIDEST = 340
 #: A picture's colours: shades of the ramp, and what lines and letters add.
 SHADES, MAP_COLOURS = 64, 128
 #: Ticks to the side carry a number at every second one: there is less room than ahead.
@@ -53,22 +51,22 @@ class BevMaps:
     frames: tuple[FrameMaps, ...]
     stages: dict[str, str]  # the stage that each of teacher, assistant and student is
     inputs: dict[str, str]  # what each of them looks at, a ``Modality``
-    residual: str  # HTML: how R is made of F_T and F_A
+    residual: str  # how R is made of F_T and F_A
 
 
 @dataclass(frozen=True)
 class Kind:
     """A map in the papers' words."""
 
-    symbol: str  # HTML
+    symbol: str  # what stands behind an underscore is a subscript
     title: str
     owner: str | None = None  # whose it is, a key of ``BevMaps.stages``
 
 
 #: The kinds of maps in the order of a row: those of one scale stand together.
 MAPS = {
-    "teacher": Kind("F<sub>T</sub>", "teacher", "teacher"),
-    "assistant": Kind("F<sub>A</sub>", "assistant", "assistant"),
+    "teacher": Kind("F_T", "teacher", "teacher"),
+    "assistant": Kind("F_A", "assistant", "assistant"),
     "visual": Kind("V", "student", "student"),
     "residual": Kind("R", "residual"),
     "spatial": Kind("P", "student, second map", "student"),
@@ -162,6 +160,12 @@ class Scale:
     end: float
     dazzled: bool  # whether ``DAZZLING`` of the first kind's cells lie beyond the end
 
+    @property
+    def ends(self) -> str:
+        """What its last colour means."""
+        symbol = MAPS[self.kinds[0]].symbol
+        return f"{100 * (1 - DAZZLING):g} % of {symbol} lie below" if self.dazzled else f"the largest of {symbol}"
+
 
 def scales(frames: Sequence[FrameMaps]) -> list[Scale]:
     """A scale for each of ``SCALES`` that frames have maps of.
@@ -178,35 +182,34 @@ def scales(frames: Sequence[FrameMaps]) -> list[Scale]:
     return found
 
 
-def maps_html(maps: BevMaps, classes: str) -> str:
-    """The section of a page: how to read it, and a figure for each frame; ``classes`` is what the outlines hold."""
+@dataclass(frozen=True)
+class GroundFigure:
+    """A frame as a page shows it: a row of its maps, and what they are apart."""
+
+    frame: str
+    reason: str
+    panels: list[tuple[str, str, Photo]]  # symbol, whose, picture
+    apart: list[str]
+
+
+def ground_section(maps: BevMaps, classes: str) -> dict[str, Any]:
+    """What the template of maps asks for; ``classes`` is what the outlines hold."""
     shared = scales(maps.frames)
     end_of = {kind: scale.end for scale in shared for kind in scale.kinds}
-    kinds = [kind for kind in MAPS if kind in end_of]
-    meanings = "".join(f"<li><b>{MAPS[kind].symbol}</b>: {_meaning(kind, maps)}</li>" for kind in kinds)
     goals = {a: b for a, b in reversed(COMPARED) if {a, b} <= end_of.keys()}  # an assistant goes before the teacher
-    learned = [f"{MAPS[a].symbol} is bright where {MAPS[goals[a]].symbol} is" for a in kinds if a in goals]
-    reading = (
-        (f"The student sees what it was taught as far as {' and '.join(learned)}. " if learned else "")
-        + "Below each frame stand relative L2 distances over all channels and cells: 0 where two maps are equal, 1"
-        " where one is as far from the other as zeros would be."
-    )
-    key = f'<svg class="key" viewBox="0 0 30 12"><rect x="5" y="1" width="20" height="10" {_OUTLINE}/></svg>'
-    legend = f"<li>{key}labelled {escape(classes)}</li>" + "".join(map(_scale, shared))
-    figures = "".join(_figure(one, maps, end_of) for one in maps.frames)
-    return (
-        '<h3>Maps of the ground</h3><p class="method">What the networks see of the ground, each map as the mean over'
-        " its channels; ahead is up, with m ahead at the left edge and m to either side at the bottom.</p>"
-        f'<ul class="plain method">{meanings}</ul><p class="method">{reading}</p>'
-        f'<ul class="legend">{legend}</ul>{figures}'
-    )
-
-
-_OUTLINE = f'fill="none" stroke="{LOOKS[TRUE].colour}" stroke-width="2.4"'
+    return {
+        "meanings": {MAPS[kind].symbol: _meaning(kind, maps) for kind in MAPS if kind in end_of},
+        "learned": [(MAPS[a].symbol, MAPS[goals[a]].symbol) for a in MAPS if a in goals],
+        "classes": classes,
+        "scales": [([MAPS[kind].symbol for kind in one.kinds], f"{one.end:.2g}", one.ends) for one in shared],
+        "ramp": ",".join(GROUND_RAMP),
+        "outline": LOOKS[TRUE].colour,
+        "figures": [_figure(one, maps, end_of) for one in maps.frames],
+    }
 
 
 def _meaning(kind: str, maps: BevMaps) -> str:
-    """What a kind of map is, HTML."""
+    """What a kind of map is."""
     if kind == "residual":
         return maps.residual
     owner = MAPS[kind].owner or ""
@@ -215,31 +218,17 @@ def _meaning(kind: str, maps: BevMaps) -> str:
     return f"the {owner}'s, of {SOURCES.get(maps.inputs[owner], maps.inputs[owner])}"
 
 
-def _scale(scale: Scale) -> str:
-    """What a scale's colours mean."""
-    symbols = [MAPS[kind].symbol for kind in scale.kinds]
-    colours = f'<span class="ramp" style="background:linear-gradient(90deg,{",".join(GROUND_RAMP)})"></span>'
-    ends = f"{100 * (1 - DAZZLING):g} % of {symbols[0]} lie below" if scale.dazzled else f"the largest of {symbols[0]}"
-    return f"<li><span>{', '.join(symbols)}: 0</span>{colours}<span>{scale.end:.2g} ({ends})</span></li>"
-
-
-def _figure(one: FrameMaps, maps: BevMaps, end_of: dict[str, float]) -> str:
-    """One frame: a row of its maps, and what they are apart."""
+def _figure(one: FrameMaps, maps: BevMaps, end_of: dict[str, float]) -> GroundFigure:
     panels = []
-    for kind in MAPS:
+    for kind, about in MAPS.items():
         if kind in one.maps:
-            about, owner = MAPS[kind], maps.stages.get(MAPS[kind].owner or "")
+            owner = maps.stages.get(about.owner or "")
             name = about.title if owner in (None, about.title) else f"{about.title} ({owner})"
             picture = map_picture(one.maps[kind], maps.geometry, one.outlines, end_of[kind]).quantize(MAP_COLOURS)
-            shown = image_html(picture, f"Frame {one.frame} from above: map of {name}", "bird")
-            panels.append(f'<div>{shown}<p class="soft"><b>{about.symbol}</b> {escape(name)}</p></div>')
-    figures = "".join(
-        f"; |{MAPS[a].symbol} {MINUS} {MAPS[b].symbol}| / |{MAPS[b].symbol}| = {value:.2f}"
-        for (a, b), value in one.distances.items()
-        if math.isfinite(value)
-    )
-    return (
-        f'<figure><div class="frame maps" style="--columns:repeat({len(panels)},minmax(0,{WIDEST}px))">'
-        f"{''.join(panels)}</div><figcaption><b>Frame {escape(one.frame)}</b>, {escape(one.reason)}{figures}."
-        "</figcaption></figure>"
-    )
+            panels.append((about.symbol, name, photo(picture, f"Frame {one.frame} from above: map of {name}")))
+    symbols = {(a, b): (MAPS[a].symbol, MAPS[b].symbol) for a, b in one.distances}
+    apart = [
+        f"|{a} {MINUS} {b}| / |{b}| = {one.distances[pair]:.2f}"
+        for pair, (a, b) in symbols.items() if math.isfinite(one.distances[pair])
+    ]  # fmt: skip
+    return GroundFigure(one.frame, one.reason, panels, apart)

@@ -1,45 +1,77 @@
-"""Charts as SVG, inline or as files: no script, no font and no style from elsewhere.
+"""Charts as SVG: axes, curves, bars and intervals as marks, which the templates write into a page or a file of its own.
 
-Text takes the page's font; axes and grid take the style sheet's classes, so that a chart follows the page's colours.
+A chart's title stands beside the drawing, so that it wraps on a narrow screen; text takes the page's font, axes and
+grid take the style sheet's classes.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from html import escape
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
 
+from distill3d.view.page import render
 from distill3d.view.palette import Look
-from distill3d.view.stylesheet import BASICS, CHARTS
 
-WIDTH, HEIGHT = 420, 250  # user units of the view box; the page scales it to its column
-LEFT, RIGHT, TOP, BOTTOM = 46, 12, 30, 40  # margins around the plot
+WIDTH, HEIGHT = 420, 228  # user units of the view box; the page scales it to its column
+LEFT, RIGHT, TOP, BOTTOM = 46, 14, 10, 40  # margins around the plot; the left one grows with the numbers there
 NAMES = 130  # the right one where curves have their names beside them
-TICKS = 5  # about as many per axis
+TICKS, COUNT_TICKS = 5, 7  # about as many per axis, and per axis of what is counted
+#: Steps between ticks are these, times powers of ten.
+ROUND = (1, 2, 5, 10)
+#: Numbers from here on are told in thousands, millions or as powers, where the steps between them allow it.
+THOUSANDS = ((1e12, 1e10, 1e12, "T"), (1e10, 1e8, 1e9, "G"), (1e7, 1e5, 1e6, "M"), (1e4, 1e2, 1e3, "k"))
 #: Where all values are positive and spread over more than this factor, a logarithmic axis shows more.
 LOG_SPREAD = 30.0
 #: Points beyond which a curve gets averaged: more do not show at the size of a chart.
 MOST_POINTS = 120
 LINE_HEIGHT = 14
+#: Labels below an axis have at most so many lines.
+MOST_LINES = 3
 #: Curves whose points have intervals stand so far beside each other that those do not cover each other.
 ASIDE = 4.0
 #: Bars take this share of their slot, and no more units than WIDEST_BAR.
 BAR_SHARE, WIDEST_BAR = 0.5, 44.0
-#: Units that a letter of a tick takes, about.
-LETTER_WIDTH = 7.0
-#: Decimals that a tick may need: a double has no more than about 300.
-MOST_DIGITS = 320
+#: Units that a digit and a letter take in a wide font such as Verdana, and what is free beside a label at the left, and
+#: between labels below.
+DIGIT, LETTER, BESIDE, BETWEEN = 8.3, 7.0, 6.0, 2.0
+#: Decimals that a tick may need: a double has no more than about 300; beyond FEW they are told as powers.
+MOST_DIGITS, FEW = 320, 5
 #: Values that spread less than this, of themselves or absolutely, are one value to an axis.
 LEAST_SPREAD, LEAST_VALUE = 1e-9, 1e-30
 #: Of charts of intervals, as wide as a source tree's readers show pictures: their rows, and the room beside the marks.
 BROAD, ROW_HEIGHT, BLOCK_GAP, NAME_WIDTH, NUMBER_WIDTH, GUTTER = 900, 18, 9, 190, 44, 32
 #: About as many ticks have they, and an axis that ends where its values do leaves so much free beyond them.
 INTERVAL_TICKS, FREE = 7, 0.03
-#: Units that a letter of their legend takes, about; paper around a chart that is a file.
-LEGEND_LETTER, EDGE = 6.1, 12
+#: Units that a letter of their legend and of their names takes, about; the height of a line of their legend.
+LEGEND_LETTER, LEGEND_HEIGHT = 6.4, 20
+#: Paper around a chart that is a file, and the height of its title.
+EDGE, TITLE_HEIGHT = 12, 24
 #: Their kinds of marks, and which of them are filled.
 KINDS = {"up": True, "down": True, "noise": False, "grey": False}
+MINUS, ELLIPSIS = "\u2212", "\u2026"
+
+
+@dataclass(frozen=True)
+class Mark:
+    """An SVG element with a tooltip, text and elements inside; attributes without a value are left out."""
+
+    tag: str
+    attributes: dict[str, str | None] = field(default_factory=dict)
+    text: str = ""
+    note: str = ""
+    marks: Sequence[Mark] = ()
+
+
+@dataclass(frozen=True)
+class Chart:
+    """A drawing in user units, and what stands above it."""
+
+    title: str
+    marks: Sequence[Mark]
+    width: int = WIDTH
+    height: int = HEIGHT
+    aside: str = ""  # at the title's end
 
 
 @dataclass(frozen=True)
@@ -52,6 +84,9 @@ class Series:
     y: Sequence[float]
     notes: Sequence[str] = ()  # a tooltip for each point; where given, points are marked
     errors: Sequence[float] = ()  # half the length of each point's interval
+
+
+# ----------------------------------------------------------------------------------------------------------------- axes
 
 
 @dataclass(frozen=True)
@@ -69,6 +104,10 @@ class Axis:
             return math.log(value / self.low) / math.log(self.high / self.low)
         return (value - self.low) / (self.high - self.low)
 
+    def cut(self, low: float, high: float) -> Axis:
+        """The same ticks, as far as they lie between other ends."""
+        return Axis(low, high, [tick for tick in self.ticks if low <= tick[0] <= high], self.log)
+
 
 def averaged(x: Sequence[float], y: Sequence[float], points: int = MOST_POINTS) -> tuple[list[float], list[float]]:
     """At most ``points`` points, each the mean of a run of neighbours; values that are not finite are left out."""
@@ -79,33 +118,42 @@ def averaged(x: Sequence[float], y: Sequence[float], points: int = MOST_POINTS) 
 
 
 def linear_axis(low: float, high: float, ticks: int = TICKS, *, whole: bool = False) -> Axis:
-    """An axis that holds low..high and has about so many round ticks: 1, 2, 2.5 or 5 times a power of ten; of what is
-    counted ``whole`` numbers alone."""
+    """An axis that holds low..high and has about so many ticks at ``ROUND`` numbers; of what is counted ``whole``
+    numbers alone."""
     if whole:
         high = max(high, low + 1)
     if not high - low > max(LEAST_SPREAD * max(abs(low), abs(high)), LEAST_VALUE):
         low, high = low - max(abs(low), 1.0) / 2, high + max(abs(high), 1.0) / 2
     rough = max((high - low) / ticks, 1.0 if whole else 0.0)
     power = 10.0 ** math.floor(math.log10(rough))
-    steps = (power * m for m in (1, 2, 2.5, 5, 10) if power * m >= rough * (1 - 1e-9))
-    step = next(step for step in steps if not whole or step == round(step))
+    step = next(power * m for m in ROUND if power * m >= rough * (1 - 1e-9))
     first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
-    digits = next(n for n in range(MOST_DIGITS) if math.isclose(round(step, n), step, rel_tol=1e-6))
-    return Axis(first * step, last * step, [(n * step, _number(n * step, digits)) for n in range(first, last + 1)])
+    tell = _telling(step, max(abs(first), abs(last)) * step)
+    return Axis(first * step, last * step, [(n * step, tell(n * step)) for n in range(first, last + 1)])
 
 
-def _number(value: float, digits: int) -> str:
-    if abs(value) >= 10_000:
-        return f"{value / 1000:g}k"
-    return f"{value:.{digits}f}".replace("-", "\u2212")
+def _telling(step: float, largest: float) -> Callable[[float], str]:
+    """How an axis's numbers are written: all alike, and as short as their step allows."""
+    unit, letter = next(
+        ((unit, letter) for least, fine, unit, letter in THOUSANDS if largest >= least and step >= fine), (1.0, "")
+    )
+    digits = next(n for n in range(MOST_DIGITS) if math.isclose(round(step / unit, n), step / unit, rel_tol=1e-6))
+    if digits > FEW or largest / unit >= 1e9:
+        return lambda value: f"{value:g}".replace("-", MINUS)
+    return lambda value: f"{value / unit:.{digits}f}{letter if value else ''}".replace("-", MINUS)
 
 
 def loose_axis(values: Sequence[float], ticks: int = TICKS, free: float = FREE) -> Axis:
     """An axis that ends a share ``free`` of its length beyond the outermost values, whether there is a tick or not."""
     low, high = min(values), max(values)
     room = free * (high - low or 1.0)
-    low, high = low - room, high + room
-    return Axis(low, high, [tick for tick in linear_axis(low, high, ticks).ticks if low <= tick[0] <= high])
+    return linear_axis(low - room, high + room, ticks).cut(low - room, high + room)
+
+
+def count_axis(values: Sequence[float]) -> Axis:
+    """Of what is counted from 0 on, such as epochs and steps: whole numbers, to the last of the values."""
+    last = max([1.0, *values])
+    return linear_axis(0, last, COUNT_TICKS, whole=True).cut(0, last)
 
 
 def log_axis(low: float, high: float) -> Axis:
@@ -120,105 +168,157 @@ def log_axis(low: float, high: float) -> Axis:
     return Axis(low, high, [(s, f"{s:g}") for s in inside], log=True)
 
 
-def fitting_axis(
-    values: Sequence[float], *, from_zero: bool = False, may_log: bool = False, whole: bool = False
-) -> Axis:
-    """An axis for finite values: from zero, logarithmic where they spread widely, or just around them; ``whole`` as in
-    ``linear_axis``."""
+def fitting_axis(values: Sequence[float], *, from_zero: bool = False, may_log: bool = False) -> Axis:
+    """An axis for finite values: from zero, logarithmic where they spread widely, or just around them."""
     low, high = (min(values), max(values)) if values else (0.0, 1.0)
     if may_log and low > LEAST_VALUE and high / low > LOG_SPREAD:
         return log_axis(low, high)
-    return linear_axis(min(low, 0.0) if from_zero else low, high, whole=whole)
+    return linear_axis(min(low, 0.0) if from_zero else low, high)
+
+
+# ---------------------------------------------------------------------------------------------------------------- marks
+
+
+def _mark(
+    tag: str, style: str = "", text: str = "", note: str = "", marks: Sequence[Mark] = (), **where: float | str
+) -> Mark:
+    """``where`` are attributes with underscores for hyphens; numbers are written to a tenth."""
+    told = {
+        key.replace("_", "-"): value if isinstance(value, str) else f"{round(value, 1):g}"
+        for key, value in where.items()
+    }
+    return Mark(tag, {"class": style or None, **{key: value or None for key, value in told.items()}}, text, note, marks)
+
+
+def _text(style: str, x: float, y: float, text: str, anchor: str = "middle", note: str = "") -> Mark:
+    return _mark("text", style, text, note, x=x, y=y, text_anchor=anchor)
+
+
+def _line(
+    style: str, x1: float, y1: float, x2: float, y2: float, stroke: str = "", width: float | str = "", dash: str = ""
+) -> Mark:
+    return _mark("line", style, x1=x1, y1=y1, x2=x2, y2=y2, stroke=stroke, stroke_width=width, stroke_dasharray=dash)
+
+
+def shortened(text: str, room: float, letter: float = LETTER) -> str:
+    """A text that takes no more than about ``room`` units: its end gives way."""
+    most = max(int(room / letter), 1)
+    return text if len(text) <= most else f"{text[: most - 1].rstrip()}{ELLIPSIS}"
+
+
+def wrapped(text: str, room: float) -> list[str]:
+    """The lines of a label that is ``room`` units wide: broken between words, and within longer ones."""
+    lines: list[str] = []
+    for word in text.replace("_", "_ ").split(" "):
+        joined = f"{lines[-1]}{'' if lines[-1].endswith('_') else ' '}{word}" if lines else word
+        if lines and len(joined) * LETTER <= room:
+            lines[-1] = joined
+        else:
+            lines.append(word)
+    if len(lines) > MOST_LINES:
+        lines = [*lines[: MOST_LINES - 1], " ".join(lines[MOST_LINES - 1 :])]
+    return [shortened(line, room) for line in lines]
+
+
+@dataclass(frozen=True)
+class _Plot:
+    """Where a chart's axes lie."""
+
+    x: Axis
+    y: Axis
+    left: float
+    right: float
+    bottom: float
+
+    def at_x(self, value: float) -> float:
+        return self.left + self.x.share(value) * (self.right - self.left)
+
+    def at_y(self, value: float) -> float:
+        return self.bottom - min(max(self.y.share(value), 0.0), 1.0) * (self.bottom - TOP)
+
+
+def _plot(x: Axis, y: Axis, x_label: str, under: Sequence[tuple[float, str]], right: float) -> tuple[_Plot, list[Mark]]:
+    """The plot of two axes, and their lines and labels; ``under`` is a second row below the x axis, of ``n``."""
+    left = max(LEFT, max((len(text) for _, text in y.ticks), default=0) * DIGIT + 2 * BESIDE)
+    places = [left + x.share(value) * (right - left) for value, _ in x.ticks]
+    room = min((b - a for a, b in zip(places, places[1:], strict=False)), default=right - left) - BETWEEN
+    labels = [wrapped(text, room) for _, text in x.ticks]
+    rows = max(map(len, labels), default=1)
+    plot = _Plot(x, y, left, right, HEIGHT - BOTTOM - LINE_HEIGHT * (rows - 1 + bool(under)))
+    drawn = [_line("axis", left, plot.bottom, right, plot.bottom)]
+    for value, text in y.ticks:
+        height = plot.at_y(value)
+        drawn.append(_line("axis" if value == 0 else "grid", left, height, right, height))
+        drawn.append(_text("tick", left - BESIDE, height + 4, text, "end"))
+    for place, lines, (_, text) in zip(places, labels, x.ticks, strict=True):
+        note = text if any(line.endswith(ELLIPSIS) for line in lines) else ""
+        for n, one in enumerate(lines):
+            drawn.append(_text("tick", place, plot.bottom + LINE_HEIGHT * (n + 1), one, note=note))
+    if under:
+        height = plot.bottom + LINE_HEIGHT * (rows + 1)
+        drawn.append(_text("tick faint", left - BESIDE, height, "n =", "end"))
+        drawn += [_text("tick faint", plot.at_x(value), height, text) for value, text in under]
+    drawn.append(_text("label", (left + right) / 2, HEIGHT - 6, x_label))
+    return plot, drawn
+
+
+# --------------------------------------------------------------------------------------------------------------- curves
 
 
 def line_chart(
     title: str, series: Sequence[Series], *, x_label: str, y_axis: Axis | None = None, x_axis: Axis | None = None,
-    y_label: str = "", under: Sequence[tuple[float, str]] = (), named: bool = False,
-) -> str:  # fmt: skip
-    """An SVG element with one curve per series.
+    aside: str = "", under: Sequence[tuple[float, str]] = (), named: bool = False,
+) -> Chart:  # fmt: skip
+    """One curve per series.
 
-    Axes are fitted to the data where none is given. ``under`` holds a second line of labels below the x axis; ``named``
+    Axes are fitted to the data where none is given. ``under`` holds a number for each place of the x axis; ``named``
     curves have their names at their right ends, and need no legend.
     """
     points = [(x, y) for s in series for x, y in zip(s.x, s.y, strict=True) if math.isfinite(y)]
     x_axis = x_axis or fitting_axis([x for x, _ in points])
     y_axis = y_axis or fitting_axis([y for _, y in points], may_log=True)
-    bottom = HEIGHT - BOTTOM - (14 if under else 0)
-    right = WIDTH - (NAMES if named else RIGHT)
-
-    def at_x(x: float) -> float:
-        return LEFT + x_axis.share(x) * (right - LEFT)
-
-    def at_y(y: float) -> float:
-        return bottom - y_axis.share(y) * (bottom - TOP)
-
-    parts = [
-        f'<svg class="chart" viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{escape(title)}">',
-        _text("chart-title", LEFT, 15, title, "start"),
-    ]
-    for value, text in y_axis.ticks:
-        y = at_y(value)
-        style = "axis" if value == 0 else "grid"
-        parts.append(f'<line class="{style}" x1="{LEFT}" x2="{right}" y1="{y:.1f}" y2="{y:.1f}"/>')
-        parts.append(_text("tick", LEFT - 6, y + 3.5, text, "end"))
-    parts.append(f'<line class="axis" x1="{LEFT}" x2="{right}" y1="{bottom}" y2="{bottom}"/>')
-    for value, text in x_axis.ticks:
-        parts.append(_text("tick", at_x(value), bottom + 15, text))
-    for value, text in under:
-        parts.append(_text("tick faint", at_x(value), bottom + 28, text))
-    middle = (LEFT + right) / 2
     label = x_label + (" (log scale up)" if y_axis.log else "")
-    parts.append(_text("label", middle, HEIGHT - 6, label))
-    if y_label:
-        parts.append(_text("label", WIDTH - RIGHT, 15, y_label, "end"))
+    plot, drawn = _plot(x_axis, y_axis, label, under, WIDTH - (NAMES if named else RIGHT))
     for index, one in enumerate(series):
-        aside = (index - (len(series) - 1) / 2) * ASIDE if one.errors else 0.0
-        parts.append(_curve(one, lambda x, aside=aside: at_x(x) + aside, at_y))
+        drawn += _curve(one, plot, (index - (len(series) - 1) / 2) * ASIDE if one.errors else 0.0)
     if named:
-        parts += _names([one for one in series if len(one.y) and math.isfinite(one.y[-1])], right, at_y)
+        drawn += _names([one for one in series if len(one.y) and math.isfinite(one.y[-1])], plot)
     if not points:
-        parts.append(_text("label", middle, (TOP + bottom) / 2, "no values"))
-    return "".join([*parts, "</svg>"])
+        drawn.append(_text("label", (plot.left + plot.right) / 2, (TOP + plot.bottom) / 2, "no values"))
+    return Chart(title, drawn, aside=aside)
 
 
-def _text(style: str, x: float, y: float, text: str, anchor: str = "middle") -> str:
-    return f'<text class="{style}" x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}">{escape(text)}</text>'
-
-
-def _curve(series: Series, at_x: Callable[[float], float], at_y: Callable[[float], float]) -> str:
-    """The path of one series and, where it has notes, its marked points."""
-    path, pen_down = [], False
-    for x, y in zip(series.x, series.y, strict=True):
+def _curve(series: Series, plot: _Plot, aside: float) -> list[Mark]:
+    """The path of one series, its intervals and, where it has notes, its marked points."""
+    path, pen_down, look = [], False, series.look
+    points = [(plot.at_x(x) + aside, y) for x, y in zip(series.x, series.y, strict=True)]
+    for x, y in points:
         if math.isfinite(y):
-            path.append(f"{'L' if pen_down else 'M'}{at_x(x):.1f} {at_y(y):.1f}")
+            path.append(f"{'L' if pen_down else 'M'}{x:.1f} {plot.at_y(y):.1f}")
         pen_down = math.isfinite(y)
-    stroke = f'stroke="{series.look.colour}"' + (f' stroke-dasharray="{series.look.dash}"' if series.look.dash else "")
-    spread = [
-        f'<line stroke="{series.look.colour}" stroke-width="1.2" x1="{at_x(x):.1f}" x2="{at_x(x):.1f}"'
-        f' y1="{at_y(y - error):.1f}" y2="{at_y(y + error):.1f}"/>'
-        for x, y, error in zip(series.x, series.y, series.errors, strict=False)
-        if math.isfinite(y) and math.isfinite(error)
-    ]
-    drawn = f'<path class="curve" d="{"".join(path)}" {stroke}><title>{escape(series.name)}</title></path>'
-    marks = [
-        f'<circle cx="{at_x(x):.1f}" cy="{at_y(y):.1f}" r="3.2" fill="{series.look.colour}">'
-        f"<title>{escape(note)}</title></circle>"
-        for x, y, note in zip(series.x, series.y, series.notes, strict=False)
-        if math.isfinite(y)
-    ]
-    return drawn + "".join([*spread, *marks])
-
-
-def _names(series: Sequence[Series], right: float, at_y: Callable[[float], float]) -> list[str]:
-    """The curves' names at the height of their ends, pushed down where they would touch, with a piece of their line."""
-    drawn, y = [], -math.inf
-    for one in sorted(series, key=lambda one: at_y(one.y[-1])):
-        y = max(at_y(one.y[-1]), y + LINE_HEIGHT)
-        dash = f' stroke-dasharray="{one.look.dash}"' if one.look.dash else ""
-        place = f'x1="{right + 8:.1f}" x2="{right + 26:.1f}" y1="{y:.1f}" y2="{y:.1f}"'
-        drawn.append(f'<line stroke="{one.look.colour}" stroke-width="2.2"{dash} {place}/>')
-        drawn.append(_text("row", right + 31, y + 4, one.name, "start"))
+    drawn = [_mark("path", "curve", note=series.name, d="".join(path), stroke=look.colour, stroke_dasharray=look.dash)]
+    for (x, y), error in zip(points, series.errors, strict=False):
+        if math.isfinite(y) and math.isfinite(error):
+            drawn.append(_line("", x, plot.at_y(y - error), x, plot.at_y(y + error), stroke=look.colour,
+                               width=1.2))  # fmt: skip
+    for (x, y), note in zip(points, series.notes, strict=False):
+        if math.isfinite(y):
+            drawn.append(_mark("circle", note=note, cx=x, cy=plot.at_y(y), r=3.2, fill=look.colour))
     return drawn
+
+
+def _names(series: Sequence[Series], plot: _Plot) -> list[Mark]:
+    """The curves' names at the height of their ends, pushed down where they would touch, with a piece of their line."""
+    drawn, y, x = [], -math.inf, plot.right + 8
+    for one in sorted(series, key=lambda one: plot.at_y(one.y[-1])):
+        y = max(plot.at_y(one.y[-1]), y + LINE_HEIGHT)
+        drawn.append(_line("", x, y, x + 18, y, stroke=one.look.colour, width=2.2,
+                           dash=one.look.dash))  # fmt: skip
+        drawn.append(_text("row", x + 23, y + 4, shortened(one.name, NAMES - 31), "start"))
+    return drawn
+
+
+# ------------------------------------------------------------------------------------------------------------- balances
 
 
 @dataclass(frozen=True)
@@ -236,62 +336,52 @@ class Balance:
     note: str = ""  # tooltip
 
 
-def balance_chart(title: str, bars: Sequence[Balance], *, x_label: str, y_axis: Axis) -> str:
-    """An SVG element with a bar up and a bar down for each bin, and a mark with its interval for what is left."""
-    slot = (WIDTH - LEFT - RIGHT) / max(len(bars), 1)
-    labels = [_lines(bar.label, slot) for bar in bars]
-    rows = max(map(len, labels), default=1)
-    bottom = HEIGHT - BOTTOM - rows * LINE_HEIGHT
+def bin_axis(labels: Sequence[str]) -> Axis:
+    """A slot of equal width for each label."""
+    return Axis(-0.5, max(len(labels), 1) - 0.5, [(float(n), label) for n, label in enumerate(labels)])
 
-    def at_y(y: float) -> float:
-        return bottom - min(max(y_axis.share(y), 0.0), 1.0) * (bottom - TOP)
 
-    parts = [
-        f'<svg class="chart" viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{escape(title)}">',
-        _text("chart-title", LEFT, 15, title, "start"),
-    ]
-    for value, text in y_axis.ticks:
-        y = at_y(value)
-        style = "axis" if value == 0 else "grid"
-        parts.append(f'<line class="{style}" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{y:.1f}" y2="{y:.1f}"/>')
-        parts.append(_text("tick", LEFT - 6, y + 3.5, text, "end"))
+def counted(counts: Iterable[int], places: Iterable[float] | None = None) -> list[tuple[float, str]]:
+    """A number for each place, by default each slot of ``bin_axis``; large ones are rounded."""
+    told = []
+    for count in counts:
+        unit, letter = next(((unit, letter) for least, _, unit, letter in THOUSANDS if count >= least), (1, ""))
+        told.append(f"{count / unit:.0f}{letter}")
+    return list(zip(map(float, range(len(told)) if places is None else places), told, strict=True))
+
+
+def balance_chart(title: str, bars: Sequence[Balance], *, x_label: str, y_axis: Axis) -> Chart:
+    """A bar up and a bar down for each bin, and a mark with its interval for what is left."""
+    x_axis = bin_axis([bar.label for bar in bars])
+    plot, drawn = _plot(x_axis, y_axis, x_label, counted(bar.count for bar in bars), WIDTH - RIGHT)
+    width = min(BAR_SHARE * (plot.right - plot.left) / max(len(bars), 1), WIDEST_BAR)
     for index, bar in enumerate(bars):
-        middle = LEFT + (index + 0.5) * slot
-        for n, text in enumerate(labels[index]):
-            parts.append(_text("tick", middle, bottom + (n + 1) * LINE_HEIGHT, text))
-        parts.append(_text("tick faint", middle, bottom + (rows + 1) * LINE_HEIGHT, f"n={bar.count}"))
-        parts.append(_balance(bar, middle, slot, at_y))
-    parts.append(_text("label", (LEFT + WIDTH - RIGHT) / 2, HEIGHT - 6, x_label))
-    return "".join([*parts, "</svg>"])
+        if math.isfinite(bar.up + bar.down):
+            drawn.append(_balance(bar, plot.at_x(index), width, plot))
+        else:
+            drawn.append(_text("tick faint", plot.at_x(index), plot.at_y(0) - LINE_HEIGHT - 4, "too"))
+            drawn.append(_text("tick faint", plot.at_x(index), plot.at_y(0) - 4, "few"))
+    return Chart(title, drawn)
 
 
-def _lines(label: str, room: float) -> list[str]:
-    """A label of several words on two lines where it would be wider than ``room``."""
-    return label.split(" ", 1) if len(label) * LETTER_WIDTH > room else [label]
-
-
-def _balance(bar: Balance, middle: float, slot: float, at_y: Callable[[float], float]) -> str:
-    if not math.isfinite(bar.up + bar.down):
-        return _text("tick faint", middle, at_y(0) - 5, "too few")
-    width = min(BAR_SHARE * slot, WIDEST_BAR)
-    zero, drawn = at_y(0), []
+def _balance(bar: Balance, middle: float, width: float, plot: _Plot) -> Mark:
+    zero, drawn = plot.at_y(0), []
     for style, value in (("up", bar.up), ("down", -bar.down)):
-        top, height = min(at_y(value), zero), abs(at_y(value) - zero)
-        drawn.append(
-            f'<rect class="{style}" fill="currentColor" fill-opacity="0.55" x="{middle - width / 2:.1f}" y="{top:.1f}"'
-            f' width="{width:.1f}" height="{height:.1f}"/>'
-        )
+        end = plot.at_y(value)
+        drawn.append(_mark("rect", style, x=middle - width / 2, y=min(end, zero), width=width, height=abs(end - zero),
+                           fill="currentColor", fill_opacity="0.55"))  # fmt: skip
     if math.isfinite(bar.net):
-        x, low, high = f"{middle:.1f}", f"{at_y(bar.low):.1f}", f"{at_y(bar.high):.1f}"
-        drawn.append(f'<line stroke="currentColor" stroke-width="2" x1="{x}" x2="{x}" y1="{low}" y2="{high}"/>')
-        drawn.append(f'<circle fill="currentColor" cx="{x}" cy="{at_y(bar.net):.1f}" r="4"/>')
+        drawn.append(_line("", middle, plot.at_y(bar.low), middle, plot.at_y(bar.high), stroke="currentColor",
+                           width=2))  # fmt: skip
+        drawn.append(_mark("circle", cx=middle, cy=plot.at_y(bar.net), r=4, fill="currentColor"))
     if math.isfinite(bar.other):
-        x, y, r = middle + width / 2 + 5, at_y(bar.other), 4
-        drawn.append(
-            f'<path fill="none" stroke="currentColor" stroke-width="1.5" d="M{x:.1f} {y - r:.1f}l{r} {r}l-{r} {r}l-{r}'
-            f' -{r}z"/>'
-        )
-    return f"<g><title>{escape(bar.note)}</title>{''.join(drawn)}</g>"
+        x, y, r = middle + width / 2 + 5, plot.at_y(bar.other), 4
+        diamond = f"M{x:.1f} {y - r:.1f}l{r} {r}l-{r} {r}l-{r} -{r}z"
+        drawn.append(_mark("path", d=diamond, fill="none", stroke="currentColor", stroke_width=1.5))
+    return _mark("g", note=bar.note, marks=drawn)
+
+
+# ------------------------------------------------------------------------------------------------------------ intervals
 
 
 @dataclass(frozen=True)
@@ -321,106 +411,87 @@ class IntervalBlock:
 
 
 def interval_chart(
-    title: str, blocks: Sequence[IntervalBlock], *, x_label: str, keys: Sequence[tuple[str, str]] = ()
-) -> str:
-    """An SVG element with a line of marks for every difference, largest first, in two columns with one axis.
+    title: str, blocks: Sequence[IntervalBlock], *, x_label: str, keys: Sequence[tuple[str, str]] = (),
+    columns: int = 2,
+) -> Chart:  # fmt: skip
+    """A line of marks for every difference, largest first, in two columns with one axis, or in one.
 
     ``keys`` are words for the kinds of marks (``KINDS``) or ``control``, in the order of their legend.
     """
     ends = [end for block in blocks for row in block.rows for end in (row.mean - row.error, row.mean + row.error)]
     axis = loose_axis([0.0, *ends], INTERVAL_TICKS)
-    columns = _columns(blocks)
-    width = (BROAD - GUTTER) / 2
-    top = 48 if keys else 26
-    bottom = top + max(map(_height, columns))
-    height = bottom + 38
-    parts = [
-        f'<svg class="chart broad" viewBox="0 0 {BROAD} {height}" role="img" aria-label="{escape(title)}">',
-        _text("chart-title", 0, 15, title, "start"),
-        _keys(keys, 38),
-    ]
-    for index, column in enumerate(columns):
-        if not column:
-            continue
+    width = (BROAD - GUTTER) // 2
+    whole = width if columns == 1 else BROAD
+    drawn, top = _keys(keys, whole)
+    parts = [part for part in (_halves(blocks) if columns == 2 else [blocks]) if part]
+    bottom = top + max(map(_height, parts), default=0)
+    for index, part in enumerate(parts):
         left = index * (width + GUTTER)
-        start, end = left + NAME_WIDTH, left + width - NUMBER_WIDTH
-
-        def at_x(value: float, start: float = start, end: float = end) -> float:
-            return start + axis.share(value) * (end - start)
-
+        plot = _Plot(axis, axis, left + NAME_WIDTH, left + width - NUMBER_WIDTH, bottom)
         for value, text in axis.ticks:
-            x, style = at_x(value), "zero" if value == 0 else "grid"
-            parts.append(f'<line class="{style}" x1="{x:.1f}" x2="{x:.1f}" y1="{top + 4}" y2="{bottom}"/>')
-            parts.append(_text("tick", x, bottom + 14, text if value <= 0 else f"+{text}"))
-        parts.append(_text("label", (start + end) / 2, bottom + 31, x_label))
-        y = float(top)
-        for block in column:
-            parts.append(_block(block, left, left + width, y, at_x))
+            x = plot.at_x(value)
+            drawn.append(_line("zero" if value == 0 else "grid", x, top + 4, x, bottom))
+            drawn.append(_text("tick", x, bottom + 14, text if value <= 0 else f"+{text}"))
+        drawn.append(_text("label", (plot.left + plot.right) / 2, bottom + 31, x_label))
+        y = top
+        for block in part:
+            drawn.append(_block(block, left, left + width, y, plot))
             y += _height([block])
-    return "".join([*parts, "</svg>"])
+    return Chart(title, drawn, whole, bottom + 38)
 
 
 def _height(blocks: Sequence[IntervalBlock]) -> int:
     return sum(ROW_HEIGHT * (1 + len(block.rows)) + BLOCK_GAP for block in blocks)
 
 
-def _columns(blocks: Sequence[IntervalBlock]) -> tuple[Sequence[IntervalBlock], Sequence[IntervalBlock]]:
+def _halves(blocks: Sequence[IntervalBlock]) -> tuple[Sequence[IntervalBlock], Sequence[IntervalBlock]]:
     """The blocks in their order, cut where both parts become least high."""
     cut = min(range(len(blocks) + 1), key=lambda n: (max(_height(blocks[:n]), _height(blocks[n:])), -n))
     return blocks[:cut], blocks[cut:]
 
 
-def _block(block: IntervalBlock, left: float, right: float, top: float, at_x: Callable[[float], float]) -> str:
+def _block(block: IntervalBlock, left: float, right: float, top: float, plot: _Plot) -> Mark:
     """A heading, over a strip of the page's colour so that no line of the grid crosses it, and the rows below."""
-    drawn = [f'<rect class="paper" x="{left:.1f}" y="{top + 2:.1f}" width="{right - left:.1f}" height="{ROW_HEIGHT}"/>',
-             _text("block", left, top + ROW_HEIGHT - 4, block.title, "start"),
-             _text("aside", right, top + ROW_HEIGHT - 4, block.aside, "end") if block.aside else ""]  # fmt: skip
+    free = right - left - len(block.title) * LEGEND_LETTER - BESIDE
+    base = top + ROW_HEIGHT - 4
+    drawn = [
+        _mark("rect", "paper", x=left, y=top + 2, width=right - left, height=ROW_HEIGHT),
+        _text("block", left, base, block.title, "start"),
+        _text("aside", right, base, shortened(block.aside, free, LEGEND_LETTER), "end"),
+    ]
     for index, row in enumerate(sorted(block.rows, key=lambda row: -row.mean)):
         y = top + ROW_HEIGHT * (index + 1.5) + 2
-        kind = "grey" if block.grey else row.kind
-        name = _text("row control" if row.control else "row", left + NAME_WIDTH - 10, y + 4.5, row.name, "end")
-        number = _text("tick", right, y + 4.5, f"{row.mean:+.1f}".replace("-", "\u2212"), "end")
-        ends = f'x1="{at_x(row.mean - row.error):.1f}" x2="{at_x(row.mean + row.error):.1f}" y1="{y:.1f}" y2="{y:.1f}"'
-        mark = f'<line class="interval" {ends}/>{_mark(at_x(row.mean), y, row.kind != "noise")}'
-        drawn.append(f'<g class="{kind}"><title>{escape(row.note)}</title>{name}{mark}{number}</g>')
-    return f'<g class="{"grey" if block.grey else "judged"}">{"".join(drawn)}</g>'
+        name = shortened(row.name, NAME_WIDTH - 10, LEGEND_LETTER)
+        marks = [
+            _text("row control" if row.control else "row", plot.left - 10, y + 4.5, name, "end"),
+            _line("interval", plot.at_x(row.mean - row.error), y, plot.at_x(row.mean + row.error), y),
+            _dot(plot.at_x(row.mean), y, row.kind != "noise"),
+            _text("tick", right, y + 4.5, f"{row.mean:+.1f}".replace("-", MINUS), "end"),
+        ]
+        drawn.append(_mark("g", "grey" if block.grey else row.kind, note=row.note, marks=marks))
+    return _mark("g", "grey" if block.grey else "judged", marks=drawn)
 
 
-def _mark(x: float, y: float, filled: bool) -> str:
-    style = 'fill="currentColor"' if filled else 'class="hollow"'
-    return f'<circle {style} cx="{x:.1f}" cy="{y:.1f}" r="4.2"/>'
+def _dot(x: float, y: float, filled: bool) -> Mark:
+    return _mark("circle", "" if filled else "hollow", cx=x, cy=y, r=4.2, fill="currentColor" if filled else "")
 
 
-def _keys(keys: Sequence[tuple[str, str]], y: float) -> str:
-    """A legend in one line."""
-    drawn, x = [], 0.0
+def _keys(keys: Sequence[tuple[str, str]], room: float) -> tuple[list[Mark], int]:
+    """A legend of as many lines as it takes, and where it ends."""
+    drawn, x, y = [], 0.0, 14
     for kind, words in keys:
-        if kind in KINDS:
-            line = f'<line class="interval" x1="{x:.1f}" x2="{x + 22:.1f}" y1="{y - 4:.1f}" y2="{y - 4:.1f}"/>'
-            drawn.append(f'<g class="{kind}">{line}{_mark(x + 11, y - 4, KINDS[kind])}</g>')
-            x += 28
-        drawn.append(_text(f"tick {kind}", x, y, words, "start"))
-        x += len(words) * LEGEND_LETTER + 18
-    return "".join(drawn)
+        line = 28 if kind in KINDS else 0
+        if x and x + line + len(words) * LEGEND_LETTER > room:
+            x, y = 0.0, y + LEGEND_HEIGHT
+        if line:
+            marks = [_line("interval", x, y - 4, x + 22, y - 4), _dot(x + 11, y - 4, KINDS[kind])]
+            drawn.append(_mark("g", kind, marks=marks))
+        drawn.append(_text(f"tick {kind}", x + line, y, words, "start"))
+        x += line + len(words) * LEGEND_LETTER + 18
+    return drawn, y + 10 if keys else 2
 
 
-def svg_file(chart: str) -> str:
-    """A chart as the text of a file of its own, with the pages' colours and their paper below it."""
-    head, rest = chart.split(">", 1)
-    box = head.split('viewBox="')[1].split('"')[0]
-    _, _, width, height = map(int, box.split())
-    width, height = width + 2 * EDGE, height + 2 * EDGE
-    size = f'xmlns="http://www.w3.org/2000/svg" width="{width}" height="{height}"'
-    head = head.replace(f'viewBox="{box}"', f'{size} viewBox="{-EDGE} {-EDGE} {width} {height}"')
-    frame = f'<rect class="paper" x="{-EDGE}" y="{-EDGE}" width="{width}" height="{height}"/>'
-    return f"{head}><style>{BASICS}{CHARTS}svg {{ font-family: var(--font); }}</style>{frame}{rest}\n"
-
-
-def legend(entries: Sequence[tuple[str, Look]]) -> str:
-    """Names with a piece of their line, as an HTML list."""
-    items = []
-    for name, look in entries:
-        dash = f' stroke-dasharray="{look.dash}"' if look.dash else ""
-        line = f'<line x1="1" x2="29" y1="6" y2="6" stroke="{look.colour}" stroke-width="2.6"{dash}/>'
-        items.append(f'<li><svg class="key" viewBox="0 0 30 12" aria-hidden="true">{line}</svg>{escape(name)}</li>')
-    return f'<ul class="legend">{"".join(items)}</ul>'
+def svg_file(chart: Chart) -> str:
+    """A chart as the text of a file of its own, with its title, the pages' colours and their paper below it."""
+    width, height = chart.width + 2 * EDGE, chart.height + 2 * EDGE + TITLE_HEIGHT
+    return render("chart.svg", chart=chart, left=-EDGE, top=-EDGE - TITLE_HEIGHT, width=width, height=height)

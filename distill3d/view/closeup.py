@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from html import escape
 
 import torch
 from jaxtyping import Float
@@ -23,7 +22,8 @@ from distill3d.view.draw import (
     draw_boxes,
     field_of_view,
 )
-from distill3d.view.gallery import BIRD_COLOURS, image_html
+from distill3d.view.gallery import BIRD_COLOURS
+from distill3d.view.page import Photo, photo
 from distill3d.view.palette import LOOKS, TRUE
 
 PANEL_SIZE = (560, 420)  # px, (width, height)
@@ -40,28 +40,32 @@ class Closeup:
     truth: Boxes3D  # of one box, camera frame
     boxes: dict[str, Boxes3D]  # of one box each
     remarks: dict[str, str]  # a line under the panel of each part, also of those without a box
+    title: str
     caption: str
 
 
-def closeup_html(sample: Sample, closeup: Closeup) -> str:
-    """The object as an HTML figure: a panel for each part, with the truth, and all of them from above."""
+@dataclass(frozen=True)
+class CloseupFigure:
+    """The object as a page shows it: a panel for each part, with the truth, and all of them from above."""
+
+    panels: dict[str, Photo]
+    bird: Photo
+    closeup: Closeup
+    columns: str  # of the style sheet's grid
+
+
+def pictured_closeup(sample: Sample, closeup: Closeup) -> CloseupFigure:
+    """The pictures of an object."""
     window = _window(sample, closeup)
-    ratio = PANEL_SIZE[0] / PANEL_SIZE[1]
-    panels = []
+    panels = {}
     for part, remark in closeup.remarks.items():
-        shown = {TRUE: closeup.truth} | ({part: closeup.boxes[part]} if part in closeup.boxes else {})
-        picture = image_html(_panel(sample, window, shown), f"{part}: {remark}")
-        key = f'<span class="swatch" style="background:{LOOKS[part].colour}"></span>'
-        panels.append(f'<div>{picture}<p class="soft">{key}{escape(remark)}</p></div>')
+        sets = {TRUE: closeup.truth} | ({part: closeup.boxes[part]} if part in closeup.boxes else {})
+        panels[part] = photo(_panel(sample, window, sets), f"{part}: {remark}")
     sets = {TRUE: closeup.truth, **{part: closeup.boxes[part] for part in closeup.remarks if part in closeup.boxes}}
     view = field_of_view(sample.camera, sample.image.shape[-1])
     above = bird_view(sample.points, sets, _extent(sets), view, PANEL_SIZE[1]).quantize(BIRD_COLOURS)
-    panels.append(f'<div>{image_html(above, "the object from above", "bird")}<p class="soft">from above</p></div>')
-    columns = " ".join([f"{ratio:.3f}fr"] * len(closeup.remarks) + ["1fr"])
-    return (
-        f'<figure><div class="frame" style="--columns:{columns}">{"".join(panels)}</div>'
-        f"<figcaption>{closeup.caption}</figcaption></figure>"
-    )
+    columns = " ".join([f"{PANEL_SIZE[0] / PANEL_SIZE[1]:.3f}fr"] * len(panels) + ["1fr"])
+    return CloseupFigure(panels, photo(above, "the object from above"), closeup, columns)
 
 
 def _window(sample: Sample, closeup: Closeup) -> Float[Tensor, "4"]:

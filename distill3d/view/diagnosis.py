@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from html import escape
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -28,18 +28,18 @@ from distill3d.evaluate.transfer import (
 )
 from distill3d.files import write_output_text
 from distill3d.view import charts
-from distill3d.view.bev_maps import BevMaps, maps_html
-from distill3d.view.charts import Axis, Balance, Series
-from distill3d.view.closeup import Closeup, closeup_html
+from distill3d.view.bev_maps import BevMaps, ground_section
+from distill3d.view.charts import MINUS, Balance, Chart, Series
+from distill3d.view.closeup import Closeup, CloseupFigure, pictured_closeup
 from distill3d.view.headline import NO_BREAK, caution
 from distill3d.view.kitti import KittiKind, height_cautions
-from distill3d.view.page import page_html
+from distill3d.view.page import Head, render
 from distill3d.view.palette import LOOKS, TRUE, Look
+from distill3d.view.pieces import DASH, Table, plain_table
 from distill3d.view.runs import Stage
 
 #: Objects shown of each kind, about 0.2 MB each.
 PICTURES = 4
-DASH, MINUS = "\u2013", "\u2212"
 MEANING = {
     "positive": "both found it, the student's depth is nearer to the truth",
     "neutral": "both found it, their depth errors are level",
@@ -81,16 +81,20 @@ def write_page(
     Raises:
         UserError: ``out`` cannot be written, or holds what this library did not write.
     """
-    parts = [
-        f'<section id="student-{n}"><h2>{escape(one.student.name)} against {escape(baseline.name)}</h2>'
-        f"{_section(one, dataset)}</section>"
-        for n, one in enumerate(sections)
-    ]
-    body = [
-        _header(sections, baseline, lacks), "<main>", *parts, _method(sections[0].analysis.settings), "</main>",
-        f"<footer><p>Made by distill3d from {escape(str(sections[0].student.folder.parent))}</p></footer>",
-    ]  # fmt: skip
-    write_output_text(out, page_html(f"{sections[0].student.run} {DASH} distill3d diagnosis", body))
+    settings = sections[0].analysis.settings
+    page = render(
+        "diagnosis.html",
+        head=_head(sections, baseline, lacks),
+        titles={**{f"student-{n}": one.student.name for n, one in enumerate(sections)}, "method": "How it is counted"},
+        sections=[
+            {"id": f"student-{n}", "title": f"{one.student.name} against {baseline.name}", **_section(one, dataset)}
+            for n, one in enumerate(sections)
+        ],
+        meanings=MEANING,
+        settings=settings,
+        margin=f"{100 * settings.margin:g}",
+    )
+    write_output_text(out, page)
     return out
 
 
@@ -179,39 +183,32 @@ def contrast_sentences(one: Section) -> list[str]:
     return sentences
 
 
-def _line(sentence: str, style: str = "soft") -> str:
-    return f'<p class="{style}">{escape(sentence)}</p>'
-
-
-def _header(sections: Sequence[Section], baseline: Stage, lacks: Sequence[str]) -> str:
-    told = "; ".join(map(_told, sections))
-    first = sections[0].analysis
+def _head(sections: Sequence[Section], baseline: Stage, lacks: Sequence[str]) -> Head:
+    first, run = sections[0].analysis, sections[0].student.run
     stages = [baseline, *(one.student for one in sections)]
-    cautions = [*caution(stages, KittiKind().measures(stages)), *height_cautions(stages)]
-    warned = "".join(f"<p>{escape(sentence)}</p>" for sentence in cautions)
     unnamed = {one.student.name: [one.teacher.name] if one.teacher else [] for one in sections}
     teachers = [name for one in sections for name in one.student.teachers or unnamed[one.student.name]]
     own = baseline.folder.parent == sections[0].student.folder.parent
-    entries = {
-        "Data": str(baseline.dataset.get("root", DASH)),
-        "Split": str(baseline.dataset.get("eval_split", DASH)),
-        "Frames": str(len(first.objects.frames)),
-        f"{things(first.settings).capitalize()} that count": f"{first.total.objects} in {first.total.frames} frames",
-        "Baseline": baseline.name if own else f"{baseline.name} ({baseline.run})",
-        "Teachers": ", ".join(dict.fromkeys(teachers)) or DASH,
-        "Margin": f"{100 * first.settings.margin:g} % of depth",
-        "Least box height": f"KITTI's × {first.settings.min_height_scale:.4g}",
-    }
-    items = "".join(f"<div><dt>{escape(k)}</dt><dd>{escape(v)}</dd></div>" for k, v in entries.items())
-    missing = "".join(f"<li>{escape(sentence)}</li>" for sentence in dict.fromkeys(lacks))
-    links = "".join(f'<li><a href="#student-{n}">{escape(s.student.name)}</a></li>' for n, s in enumerate(sections))
-    return (
-        f'<header><p class="kind">distill3d diagnosis · {escape(sections[0].student.run)}</p>'
-        f"<h1>Net depth transfer: {escape(told)}</h1>"
-        + (f'<div class="caution" role="note">{warned}</div>' if warned else "")
-        + f'<dl class="settings">{items}</dl>'
-        + (f'<h3>What is missing</h3><ul class="plain">{missing}</ul>' if missing else "")
-        + f'<nav aria-label="Contents"><ul>{links}<li><a href="#method">How it is counted</a></li></ul></nav></header>'
+    return Head(
+        kind=f"diagnosis · {run}",
+        title=f"{run} {DASH} distill3d diagnosis",
+        heading=f"Net depth transfer: {'; '.join(map(_told, sections))}",
+        leads=[],
+        cautions=[*caution(stages, KittiKind().measures(stages)), *height_cautions(stages)],
+        settings={
+            "Data": str(baseline.dataset.get("root", DASH)),
+            "Split": str(baseline.dataset.get("eval_split", DASH)),
+            "Frames": str(len(first.objects.frames)),
+            f"{things(first.settings).capitalize()} that count": (
+                f"{first.total.objects} in {first.total.frames} frames"
+            ),
+            "Baseline": baseline.name if own else f"{baseline.name} ({baseline.run})",
+            "Teachers": ", ".join(dict.fromkeys(teachers)) or DASH,
+            "Margin": f"{100 * first.settings.margin:g} % of depth",
+            "Least box height": f"KITTI's × {first.settings.min_height_scale:.4g}",
+        },
+        missing=list(dict.fromkeys(lacks)),
+        folders=[str(sections[0].student.folder.parent)],
     )
 
 
@@ -225,66 +222,38 @@ def _told(one: Section) -> str:
     return f"{one.student.name} {ours} points, untaught {stage.name} {theirs}: {words}"
 
 
-def _method(settings: TransferSettings) -> str:
-    rows = "".join(f'<tr><th scope="row">{name}</th><td>{meaning}</td></tr>' for name, meaning in MEANING.items())
-    sentences = (
-        f"Objects are the labelled {', '.join(settings.classes)} that count at KITTI's hard difficulty. Every box that"
-        " a detector wrote takes part, whatever its score. In order of score each takes the object of its class whose"
-        " image box it overlaps most and that is still free, if IoU is at least"
-        f" {settings.least_overlap:g}; depth has no say in it.",
-        f"Depth errors |z {MINUS} z true| count as different where they differ by more than"
-        f" {100 * settings.margin:g} % of the object's depth. Net depth transfer is (positive {MINUS} negative) /"
-        f" objects that both found; net finding is (gained {MINUS} lost) / all objects.",
-        f"Standard errors and 95 % intervals come from {settings.resamples} resamples of whole frames. They tell how"
-        " far other frames of the same kind would move a number, not how far another seed of training would: a second"
-        " baseline, compared by --student, tells that. Intervals of single bins are not corrected for their number: of"
-        " twenty, one excludes 0 by chance.",
-        f"Bins with fewer than {settings.least_objects} objects, or in fewer than {settings.least_frames} frames, are"
-        " counted but not drawn.",
-    )
-    return (
-        f'<section id="method"><h2>How it is counted</h2><div class="card"><table>{rows}</table></div>'
-        + "".join(_line(sentence, "method") for sentence in sentences)
-        + "</section>"
-    )
-
-
 # ---------------------------------------------------------------------------------------------------------- one student
 
 
-def _section(one: Section, dataset: KittiDataset | None) -> str:
-    analysis = one.analysis
-    parts = [_line(sentence, "lead" if n == 0 else "") for n, sentence in enumerate(leads(one))]
-    parts += [_line(sentence) for sentence in one.lacks]
-    parts += [_totals(one), _margins(one), _keys(one)]
+def _section(one: Section, dataset: KittiDataset | None) -> dict[str, Any]:
+    """What the template asks for of one student."""
+    analysis, parts = one.analysis, list(one.analysis.parts)
     other = {} if one.untaught is None else {g.key: bins for g, bins in one.untaught[1].groups}
-    for grouping, bins in analysis.groups:
-        parts.append(_group(grouping, bins, other.get(grouping.key), one))
+    pictures, problem = {}, ""
     if dataset is not None:
-        parts.append(_pictures(one, dataset))
-    if one.maps is not None:
-        parts.append(maps_html(one.maps, things(analysis.settings)))
-    return "".join(parts)
-
-
-def _table(head: Sequence[str], rows: Sequence[Sequence[str]], label: str) -> str:
-    """A table whose cells are plain text."""
-    top = "".join(f'<th scope="col">{escape(cell)}</th>' for cell in head)
-    body = "".join(
-        f'<tr><th scope="row">{escape(row[0])}</th>{"".join(f"<td>{escape(cell)}</td>" for cell in row[1:])}</tr>'
-        for row in rows
-    )
-    return (
-        f'<div class="scroll" tabindex="0" role="region" aria-label="{escape(label)}"><table class="ap"><thead>'
-        f"<tr>{top}</tr></thead><tbody>{body}</tbody></table></div>"
-    )
+        try:
+            pictures = _pictures(one, dataset)
+        except (UserError, OSError) as error:
+            problem = f"The pictures are left out: {str(error).rstrip('.')}."
+    return {
+        "leads": leads(one),
+        "lacks": one.lacks,
+        **_totals(one),
+        "untaught": None if one.untaught is None else one.untaught[0].name,
+        "curves": {_stage_of(one, part): LOOKS[part] for part in parts},
+        "groups": [_group(grouping, bins, other.get(grouping.key), one) for grouping, bins in analysis.groups],
+        "boxes": {part: Look(LOOKS[part].colour) for part in (TRUE, *parts)},
+        "pictures": pictures,
+        "no_pictures": problem,
+        "maps": None if one.maps is None else ground_section(one.maps, things(analysis.settings)),
+    }
 
 
 def _number(value: float, digits: int = 2) -> str:
     return f"{value:.{digits}f}" if math.isfinite(value) else DASH
 
 
-def _totals(one: Section) -> str:
+def _totals(one: Section) -> dict[str, Table]:
     total, parts = one.analysis.total, one.analysis.parts
     counts = [
         ["objects", *(str(n) for n in total.counts.values())],
@@ -297,14 +266,17 @@ def _totals(one: Section) -> str:
          _number(total.depth_error[part]), _number(total.centre_error[part]), _number(total.iou_3d[part], 3)]
         for part in parts
     ]  # fmt: skip
-    return (
-        "<h3>Counts</h3>"
-        + _table(("", *OUTCOMES), counts, "Outcomes")
-        + _table(
-            ("", "found", f"mean depth error (m), {total.common} found by all", "mean centre error (m), the same",
-             f"mean 3D IoU, all {total.objects}, missed = 0"), means, "Means",
-        )
-    )  # fmt: skip
+    head = ("", "found", f"mean depth error (m), {total.common} found by all", "mean centre error (m), the same",
+            f"mean 3D IoU, all {total.objects}, missed = 0")  # fmt: skip
+    margins = [
+        [f"{100 * m.margin:g} % of depth", str(m.positive), str(m.negative), verdict(m.depth)]
+        for m in one.analysis.margins
+    ]
+    return {
+        "counts": plain_table("Outcomes", ("", *OUTCOMES), counts),
+        "means": plain_table("Means", head, means),
+        "margins": plain_table("Other margins", ("margin", "positive", "negative", "net depth transfer"), margins),
+    }
 
 
 def _stage_of(one: Section, part: str) -> str:
@@ -312,49 +284,23 @@ def _stage_of(one: Section, part: str) -> str:
     return part if stage is None or stage.name == part else f"{part}: {stage.name}"
 
 
-def _margins(one: Section) -> str:
-    rows = [
-        [f"{100 * m.margin:g} % of depth", str(m.positive), str(m.negative), verdict(m.depth)]
-        for m in one.analysis.margins
-    ]
-    table = _table(("margin", "positive", "negative", "net depth transfer"), rows, "Other margins")
-    return f"<details><summary>Does it hang on the margin? The same at others</summary>{table}</details>"
-
-
-def _keys(one: Section) -> str:
-    """What the marks of the charts mean."""
-    other = ""
-    if one.untaught is not None:
-        other = (
-            f" The hollow mark is the net share of {one.untaught[0].name}, a detector with the same input that this"
-            " teacher did not teach."
-        )
-    return "<h3>Where</h3>" + _line(
-        "First: of the objects that both found, the share whose depth came nearer to the truth (up) and went farther"
-        " from it (down). Second: of all objects, the share gained (up) and lost (down). The dot is what is left, with"
-        f" its 95 % interval.{other} Third: mean depth error over the objects that every detector found.",
-        "method",
-    ) + charts.legend([(_stage_of(one, part), LOOKS[part]) for part in one.analysis.parts])  # fmt: skip
-
-
-def _group(grouping: Grouping, bins: Sequence[Bin], other: Sequence[Bin] | None, one: Section) -> str:
-    settings = one.analysis.settings
+def _group(grouping: Grouping, bins: Sequence[Bin], other: Sequence[Bin] | None, one: Section) -> dict[str, Any]:
+    """Charts and table of one way to sort the objects."""
     left_out = int((grouping.index < 0).sum())
     unknown = f" {left_out} objects have no such value and are in no bin." if left_out else ""
-    text = READING.get(grouping.key, "") + unknown
-    drawn = [
-        _balance_chart("Depth nearer / farther (%)", grouping, bins, other, "both", "depth", ("positive", "negative")),
-        _balance_chart("Found: gained / lost (%)", grouping, bins, other, "objects", "finding", ("gained", "lost")),
-        _error_chart(grouping, bins, settings, list(one.analysis.parts)),
-    ]
-    title = grouping.title[0].upper() + grouping.title[1:]
-    return (
-        f"<h3>{escape(title)}</h3>"
-        + (_line(text, "method") if text else "")
-        + f'<div class="charts">{"".join(drawn)}</div>'
-        + f"<details><summary>All numbers by {escape(grouping.title)}</summary>"
-        + f"{_bins_table(bins, other, one)}</details>"
-    )
+    return {
+        "name": grouping.title,
+        "title": grouping.title[0].upper() + grouping.title[1:],
+        "reading": (READING.get(grouping.key, "") + unknown).strip(),
+        "charts": [
+            _balance_chart(
+                "Depth nearer / farther (%)", grouping, bins, other, "both", "depth", ("positive", "negative")
+            ),
+            _balance_chart("Found: gained / lost (%)", grouping, bins, other, "objects", "finding", ("gained", "lost")),
+            _error_chart(grouping, bins, one.analysis.settings, list(one.analysis.parts)),
+        ],
+        "table": _bins_table(bins, other, one),
+    }
 
 
 def _trimmed(bins: Sequence[Bin], count: Callable[[Bin], int]) -> range:
@@ -366,7 +312,7 @@ def _trimmed(bins: Sequence[Bin], count: Callable[[Bin], int]) -> range:
 def _balance_chart(
     title: str, grouping: Grouping, bins: Sequence[Bin], other: Sequence[Bin] | None, whole: str, estimate: str,
     outcomes: tuple[str, str],
-) -> str:  # fmt: skip
+) -> Chart:  # fmt: skip
     bars = []
     for n in _trimmed(bins, lambda one: getattr(one, whole)):
         one, count, net = bins[n], getattr(bins[n], whole), getattr(bins[n], estimate)
@@ -389,7 +335,7 @@ def _balance_chart(
     return charts.balance_chart(title, bars, x_label=grouping.title, y_axis=axis)
 
 
-def _error_chart(grouping: Grouping, bins: Sequence[Bin], settings: TransferSettings, parts: Sequence[str]) -> str:
+def _error_chart(grouping: Grouping, bins: Sequence[Bin], settings: TransferSettings, parts: Sequence[str]) -> Chart:
     shown = list(_trimmed(bins, lambda one: one.common))
     series = []
     for part in parts:
@@ -399,15 +345,13 @@ def _error_chart(grouping: Grouping, bins: Sequence[Bin], settings: TransferSett
         ]
         series.append(Series(part, LOOKS[part], list(range(len(shown))), values, notes))
     finite = [value for one in series for value in one.y if math.isfinite(value)]
-    ticks = [(float(n), bins[index].label) for n, index in enumerate(shown)]
-    counts = [(float(n), f"n={bins[index].common}") for n, index in enumerate(shown)]
     return charts.line_chart(
-        "Mean depth error (m)", series, x_label=grouping.title, x_axis=Axis(-0.5, max(len(shown), 1) - 0.5, ticks),
-        y_axis=charts.fitting_axis(finite, from_zero=True), under=counts,
+        "Mean depth error (m)", series, x_label=grouping.title, x_axis=charts.bin_axis([bins[n].label for n in shown]),
+        y_axis=charts.fitting_axis(finite, from_zero=True), under=charts.counted(bins[n].common for n in shown),
     )  # fmt: skip
 
 
-def _bins_table(bins: Sequence[Bin], other: Sequence[Bin] | None, one: Section) -> str:
+def _bins_table(bins: Sequence[Bin], other: Sequence[Bin] | None, one: Section) -> Table:
     parts = list(one.analysis.parts)
     head = ["bin", "objects", "frames", *OUTCOMES, "net depth (points)", "net finding (points)"]
     head += [] if other is None or one.untaught is None else [f"net depth of {one.untaught[0].name}"]
@@ -420,7 +364,7 @@ def _bins_table(bins: Sequence[Bin], other: Sequence[Bin] | None, one: Section) 
         row += [net(b.depth), net(b.finding)]
         row += [] if other is None else [net(other[n].depth)]
         rows.append(row + [_number(b.depth_error[part]) for part in parts])
-    return _table(head, rows, "Numbers by bin")
+    return plain_table("Numbers by bin", head, rows)
 
 
 def net(estimate: Estimate | None) -> str:
@@ -431,24 +375,18 @@ def net(estimate: Estimate | None) -> str:
 # --------------------------------------------------------------------------------------------------------- the pictures
 
 
-def _pictures(one: Section, dataset: KittiDataset) -> str:
-    kinds = ((POSITIVE, "Largest gains"), (NEGATIVE, "Largest harm"))
-    chosen = [(title, largest(one.analysis, outcome, PICTURES)) for outcome, title in kinds]
-    try:
-        figures = [(title, "".join(_picture(one, dataset, i) for i in indices)) for title, indices in chosen]
-    except (UserError, OSError) as error:
-        return _line(f"The pictures are left out: {str(error).rstrip('.')}.")
-    key = charts.legend([(part, Look(LOOKS[part].colour)) for part in (TRUE, *one.analysis.parts)])
-    method = _line(
-        "Chosen by rule, not by hand: the objects that both found whose depth error changed most, relative to depth,"
-        " one per frame. Only the boxes matched to the object are drawn; front faces are tinted.",
-        "method",
-    )
-    shown = "".join(f"<h3>{title}</h3>{html or _line('There is none.')}" for title, html in figures)
-    return f"<h3>Pictures</h3>{method}{key}{shown}"
+def _pictures(one: Section, dataset: KittiDataset) -> dict[str, list[CloseupFigure]]:
+    """The objects with the largest gains and the largest harm.
+
+    Raises:
+        UserError, OSError: they cannot be read.
+    """
+    kinds = {"Largest gains": POSITIVE, "Largest harm": NEGATIVE}
+    chosen = {title: largest(one.analysis, outcome, PICTURES) for title, outcome in kinds.items()}
+    return {title: [_picture(one, dataset, index) for index in indices] for title, indices in chosen.items()}
 
 
-def _picture(one: Section, dataset: KittiDataset, index: int) -> str:
+def _picture(one: Section, dataset: KittiDataset, index: int) -> CloseupFigure:
     analysis, objects = one.analysis, one.analysis.objects
     frame = objects.frames[objects.frame[index]]
     if frame not in dataset.frame_ids:
@@ -467,12 +405,13 @@ def _picture(one: Section, dataset: KittiDataset, index: int) -> str:
     unsure = analysis.log_scale[index]
     scale = f"; scale of the teacher's depth {math.exp(unsure):.2f} m" if math.isfinite(unsure) else ""
     caption = (
-        f"<b>Frame {escape(frame)}, line {objects.line[index] + 1}</b>: {escape(name)} {objects.depth[index]:.1f} m"
-        f" ahead, occlusion {objects.occlusion[index]}; depth error {'smaller' if change > 0 else 'larger'} by"
-        f" {abs(change):.2f} m ({100 * abs(analysis.gain[index]):.1f} % of depth){scale}."
+        f"{name} {objects.depth[index]:.1f} m ahead, occlusion {objects.occlusion[index]}; depth error"
+        f" {'smaller' if change > 0 else 'larger'} by {abs(change):.2f} m ({100 * abs(analysis.gain[index]):.1f} % of"
+        f" depth){scale}."
     )
     sample = dataset.get(dataset.frame_ids.index(frame))
-    return closeup_html(sample, Closeup(_box(objects.box[index]), boxes, remarks, caption))
+    title = f"Frame {frame}, line {objects.line[index] + 1}"
+    return pictured_closeup(sample, Closeup(_box(objects.box[index]), boxes, remarks, title, caption))
 
 
 def _box(row: np.ndarray) -> Boxes3D:

@@ -223,14 +223,16 @@ def colours_of(names: Sequence[str]) -> dict[str, str]:
 
 
 def image_panel(
-    image: Float[Tensor, "3 h w"], camera: Camera, sets: dict[str, Boxes3D], *, names: Sequence[str] = ()
-) -> Image.Image:
-    """The image (3, H, W), enlarged by a whole factor if it is small, with every set of boxes in its own colour.
+    image: Float[Tensor, "3 h w"], camera: Camera, sets: dict[str, Boxes3D], *, names: Sequence[str] = (),
+    colours: dict[str, str] | None = None,
+) -> Image.Image:  # fmt: skip
+    """The image (3, H, W), enlarged by a whole factor if it is small, with every set of boxes in its own colour, by
+    default that of ``colours_of``.
 
     Raises:
         ValueError: boxes that are not in the camera frame.
     """
-    colours = colours_of(list(sets))
+    colours = colours or colours_of(list(sets))
 
     def draw(picture: Image.Image, enlarged: Camera) -> None:
         for part, boxes in sets.items():
@@ -372,12 +374,15 @@ def _draw_points(picture: Image.Image, points: Float[Tensor, "m c"], extent: Ext
 # -------------------------------------------------------------------------------------------------------- whole figures
 
 
-def frame_panels(sample: Sample, sets: dict[str, Boxes3D]) -> tuple[list[Image.Image], Image.Image]:
+def frame_panels(
+    sample: Sample, sets: dict[str, Boxes3D], colours: dict[str, str] | None = None
+) -> tuple[list[Image.Image], Image.Image]:
     """The image panels and the bird's-eye view of one frame.
 
     ``sets`` maps names (``teacher``, ``baseline``, ``student``, ...) to boxes; the frame's annotated boxes are added
     under the name ``true`` unless ``sets`` has them. The first panel shows all sets but the baseline, the second the
-    true boxes and the baseline; without a baseline there is one panel.
+    true boxes and the baseline; without a baseline there is one panel. ``colours`` are by default ``colours_of`` the
+    names.
 
     Raises:
         ValueError: boxes that are not in the camera frame.
@@ -387,9 +392,9 @@ def frame_panels(sample: Sample, sets: dict[str, Boxes3D]) -> tuple[list[Image.I
     groups = [{name: boxes for name, boxes in sets.items() if name != "baseline"}]
     if "baseline" in sets:
         groups.append({name: boxes for name, boxes in sets.items() if name in (TRUE, "baseline")})
-    panels = [image_panel(sample.image, sample.camera, group) for group in groups]
+    panels = [image_panel(sample.image, sample.camera, group, colours=colours) for group in groups]
     view = field_of_view(sample.camera, sample.image.shape[-1])
-    return panels, bird_view(sample.points, sets, fitting_extent(sets), view)
+    return panels, bird_view(sample.points, sets, fitting_extent(sets), view, colours=colours)
 
 
 def frame_figure(sample: Sample, sets: dict[str, Boxes3D]) -> Image.Image:

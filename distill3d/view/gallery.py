@@ -2,35 +2,34 @@
 
 from __future__ import annotations
 
-import base64
-import io
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from html import escape
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from jaxtyping import Float, Int
-from PIL import Image
 
 from distill3d.boxes import Boxes3D
 from distill3d.data.kitti.dataset import KittiConfig, KittiDataset
 from distill3d.data.kitti.labels import read_labels
 from distill3d.data.sample import Sample
 from distill3d.errors import UserError
-from distill3d.evaluate.kitti import OFFICIAL, Annotations, Rules, result_frames
-from distill3d.files import write_output
+from distill3d.evaluate.kitti import Annotations, Rules, result_frames
 from distill3d.view.distance import LEAST_SCORE, Matches, frame_errors, match_nearest
-from distill3d.view.draw import frame_figure, frame_panels
-from distill3d.view.palette import LOOKS, TRUE
+from distill3d.view.draw import frame_panels
+from distill3d.view.page import Photo, photo
+from distill3d.view.palette import LOOKS, TRUE, Look
+from distill3d.view.pieces import Shown
 from distill3d.view.runs import Stage, refuse_surround
 
-JPEG_QUALITY = 82  # keeps a frame's pictures near 300 kB
 BIRD_COLOURS = 96  # a bird's-eye view holds few colours: a palette picture is a third of the size
 #: Frames are told ahead or behind from this mean difference (m) on.
 TELLING_DIFFERENCE = 0.1
+#: The parts of the figures, in the order in which they are drawn.
+PARTS = ("teacher", "baseline", "student")
 
 
 @dataclass(frozen=True)
@@ -99,15 +98,80 @@ def compare(stage: Stage) -> tuple[Annotations, Matches]:
     return labels, match_nearest(labels, detections, stage.leading, stage.min_height_scale)
 
 
-def cast(stages: Sequence[Stage]) -> dict[str, Stage]:
-    """The stage that plays each part in the figures: the first of each role, all on the data of the first of them."""
-    chosen: dict[str, Stage] = {}
-    for stage in stages:
-        same_data = all(stage.dataset == other.dataset for other in chosen.values())
-        known = stage.role in LOOKS and stage.role not in chosen
-        if known and same_data and stage.finished and stage.has_predictions:
-            chosen[stage.role] = stage
-    return chosen
+def cast(entries: Sequence[Shown], measure: Callable[[Stage], float | None]) -> dict[str, Shown]:
+    """The stages of the figures by their parts: the student that has most of a measure, the baseline that it is
+    compared with and a teacher, of its own run where there is one; of runs without any of these, the first stage.
+
+    All of them are finished, have predictions, and lie on one data set.
+    """
+    ready = [one for one in entries if one.stage.finished and one.stage.has_predictions]
+    students = [one for one in ready if one.stage.role == "student"]
+
+    def rank(one: Shown) -> float:
+        value = measure(one.stage)
+        return -np.inf if value is None else value
+
+    best = max(students, key=rank, default=None)
+    if best is not None:
+        home = best.stage.folder.parent
+        ready = [best, *sorted(ready, key=lambda one: one.stage.folder.parent != home)]
+    ready = [one for one in ready if one.stage.dataset == ready[0].stage.dataset]
+    first = {one.stage.role: one for one in reversed(ready)}
+    return {part: first[part] for part in PARTS if part in first} or {one.stage.role: one for one in ready[:1]}
+
+
+def colours(parts: dict[str, Shown]) -> dict[str, str]:
+    """Of the parts and of the true boxes: those of the stages' curves."""
+    return {TRUE: LOOKS[TRUE].colour, **{part: one.look.colour for part, one in parts.items()}}
+
+
+@dataclass(frozen=True)
+class Gallery:
+    """Frames as a page shows them, or the sentence that says why there are none."""
+
+    parts: dict[str, Shown]
+    classes: Sequence[str]
+    figures: Sequence[Any] = ()
+    sentence: str = ""
+
+    @property
+    def colours(self) -> dict[str, str]:
+        """Of the parts and of the true boxes."""
+        return colours(self.parts)
+
+    @property
+    def looks(self) -> dict[str, Look]:
+        """Of the legend: solid lines, for that is what boxes have."""
+        return {self.parts[part].kind if part in self.parts else part: Look(c) for part, c in self.colours.items()}
+
+    @property
+    def whose(self) -> str:
+        """Which stage plays each part."""
+        return "; ".join(f"{part}: {one.stage.run}/{one.stage.name}" for part, one in self.parts.items())
+
+
+def made_gallery(parts: dict[str, Shown], classes: Sequence[str], count: int, made: Callable[[], Iterable]) -> Gallery:
+    """A gallery of ``count`` figures, where they can be ``made``."""
+    sentence, figures = "No finished stage has predictions to draw.", []
+    if count < 1:
+        sentence = "No gallery was asked for."
+    elif parts:
+        try:
+            figures = list(made())
+        except (UserError, OSError) as error:
+            sentence = f"The gallery is left out: {str(error).rstrip('.')}."
+    return Gallery(parts, classes, figures, sentence)
+
+
+def drawn_classes(parts: dict[str, Shown]) -> list[str]:
+    """The evaluated classes that one of the parts was trained on: others cannot be found. Where no card lists any,
+    those that were found."""
+    stages = [one.stage for one in parts.values()]
+    trained = {name for stage in stages for name in stage.trained_classes}
+    return [
+        name for name in (stages[0].rules.classes if stages else ())
+        if (name in trained if trained else any(stage.ap(name, "3d", "strict") for stage in stages))
+    ]  # fmt: skip
 
 
 def open_dataset(stage: Stage) -> KittiDataset:
@@ -130,13 +194,13 @@ def open_dataset(stage: Stage) -> KittiDataset:
     )  # fmt: skip
 
 
-def true_boxes(sample: Sample, rules: Rules = OFFICIAL) -> Boxes3D:
-    """The annotated objects of the classes that are evaluated: other classes cannot be found, so they are not shown."""
+def true_boxes(sample: Sample, rules: Rules, classes: Sequence[str]) -> Boxes3D:
+    """The annotated objects of the given classes (lower case)."""
     if sample.objects is None:
         return Boxes3D.empty("camera")
     names = [name.lower() for name in rules.names.names]
-    evaluated = torch.tensor([names.index(name) for name in rules.classes])
-    return sample.objects.boxes[torch.isin(sample.objects.boxes.label, evaluated)]
+    wanted = torch.tensor([names.index(name) for name in classes], dtype=torch.int64)
+    return sample.objects.boxes[torch.isin(sample.objects.boxes.label, wanted)]
 
 
 def detected(parts: dict[str, Stage], frame: str) -> dict[str, Boxes3D]:
@@ -152,8 +216,10 @@ def detected(parts: dict[str, Stage], frame: str) -> dict[str, Boxes3D]:
     return sets
 
 
-def scenes(parts: dict[str, Stage], count: int) -> Iterator[tuple[Choice, Sample, dict[str, Boxes3D]]]:
-    """The chosen frames of the evaluation split, each with the true boxes and those of every part.
+def scenes(
+    parts: dict[str, Stage], classes: Sequence[str], count: int
+) -> Iterator[tuple[Choice, Sample, dict[str, Boxes3D]]]:
+    """The chosen frames of the evaluation split, each with the true boxes of the given classes and those of every part.
 
     Raises:
         UserError: data or predictions cannot be read.
@@ -173,7 +239,7 @@ def scenes(parts: dict[str, Stage], count: int) -> Iterator[tuple[Choice, Sample
     for choice in choose_frames(objects, lead, count):
         frame = frames[choice.index]
         sample = dataset.get(place[frame])
-        yield choice, sample, {TRUE: true_boxes(sample, first.rules), **detected(parts, frame)}
+        yield choice, sample, {TRUE: true_boxes(sample, first.rules, classes), **detected(parts, frame)}
 
 
 def _predicted(parts: dict[str, Stage], frame: str) -> bool:
@@ -190,54 +256,27 @@ def _per_frame(labels: Annotations, matches: Matches, frames: Sequence[str]) -> 
     ]
 
 
-def figure_html(choice: Choice, sample: Sample, sets: dict[str, Boxes3D]) -> str:
-    """One frame as an HTML figure whose pictures are part of the text; image and bird's-eye view stack on a phone."""
-    panels, bird = frame_panels(sample, sets)
+@dataclass(frozen=True)
+class FrameFigure:
+    """A frame as a page shows it; image and bird's-eye view stack on a phone."""
+
+    title: str
+    reason: str
+    counts: str
+    photos: Sequence[Photo]
+    bird: Photo
+    columns: str  # of the style sheet's grid
+
+
+def pictured_frame(choice: Choice, sample: Sample, sets: dict[str, Boxes3D], colours: dict[str, str]) -> FrameFigure:
+    """The pictures of one frame."""
+    panels, bird = frame_panels(sample, sets, colours)
+    title = f"Frame {sample.frame_id}"
     # Columns of these shares make the stacked panels and the square view equally high.
     stacked = sum(panel.height / panel.width for panel in panels)
-    columns = f"{1 / stacked:.3f}fr {bird.width / bird.height:.3f}fr"
-    counts = ", ".join(f"{len(boxes)} {name}" for name, boxes in sets.items())
-    photos = "".join(
-        image_html(panel, f"Frame {sample.frame_id}: camera image with boxes ({n + 1} of {len(panels)})")
-        for n, panel in enumerate(panels)
-    )
-    above = image_html(bird.quantize(BIRD_COLOURS), f"Frame {sample.frame_id} from above with LiDAR points", "bird")
-    return (
-        f'<figure><div class="frame" style="--columns:{columns}"><div class="photos">{photos}</div>{above}</div>'
-        f"<figcaption><b>Frame {escape(sample.frame_id)}</b>, {escape(choice.reason)}. Boxes: {escape(counts)}."
-        f"</figcaption></figure>"
-    )
-
-
-def image_html(picture: Image.Image, alt: str, style: str = "") -> str:
-    """An <img> with its data inside: palette pictures as PNG, others as JPEG."""
-    buffer = io.BytesIO()
-    kind = "png" if picture.mode == "P" else "jpeg"
-    if kind == "png":
-        picture.save(buffer, "PNG", optimize=True)
-    else:
-        picture.save(
-            buffer, "JPEG", quality=JPEG_QUALITY, subsampling=0, optimize=True
-        )  # thin coloured lines stay sharp
-    data = base64.b64encode(buffer.getvalue()).decode("ascii")
-    width, height = picture.size
-    marked = f' class="{style}"' if style else ""
-    return f'<img{marked} width="{width}" height="{height}" alt="{escape(alt)}" src="data:image/{kind};base64,{data}">'
-
-
-def write_figures(stages: Sequence[Stage], folder: Path, count: int) -> list[Path]:
-    """Write ``<frame>.png`` of the ``count`` most telling frames into ``folder`` and return the files.
-
-    Raises:
-        UserError: no finished stage with predictions, or data or predictions cannot be read.
-    """
-    parts = cast(stages)
-    if not parts:
-        raise UserError("no finished stage with predictions to draw")
-    written = []
-    for _, sample, sets in scenes(parts, count):
-        path = folder / f"{sample.frame_id}.png"
-        figure = frame_figure(sample, sets)
-        write_output(path, lambda part, figure=figure: figure.save(part, "PNG"))
-        written.append(path)
-    return written
+    return FrameFigure(
+        title, choice.reason, ", ".join(f"{len(boxes)} {name}" for name, boxes in sets.items()),
+        [photo(panel, f"{title}: camera image with boxes, {n} of {len(panels)}") for n, panel in enumerate(panels, 1)],
+        photo(bird.quantize(BIRD_COLOURS), f"{title} from above with LiDAR points"),
+        f"{1 / stacked:.3f}fr {bird.width / bird.height:.3f}fr",
+    )  # fmt: skip

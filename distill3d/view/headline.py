@@ -90,13 +90,18 @@ def _lead(who: str, group: Sequence[Stage], stages: Sequence[Stage], measures: M
 def _groups(stages: Sequence[Stage], measures: Measures) -> dict[str, list[Stage]]:
     """Students that differ in nothing but the seed, by what they are called; only those that can be compared."""
     groups: dict[tuple[str, ...], list[Stage]] = {}
+    seeds: dict[tuple[str, ...], set[int | None]] = {}
     for stage in stages:
         baseline = reference(stage, stages)
         if stage.role == "student" and baseline is not None and all(map(measures.all_of, (stage, baseline))):
             settings = [
                 repr(stage.card.get(key)) for key in ("detector", "config", "method", "method_config", "epochs")
             ]
-            groups.setdefault((stage.name, *settings), []).append(stage)
+            key = (stage.name, *settings)
+            if stage.seed in seeds.setdefault(key, set()):  # something else that no card tells is another there
+                key = (*key, stage.run)
+            seeds.setdefault(key, set()).add(stage.seed)
+            groups.setdefault(key, []).append(stage)
     names = [group[0].name for group in groups.values()]
     return {
         group[0].name if names.count(group[0].name) == 1 else f"{group[0].name} ({group[0].run})": group

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from typing import Any
 
 from distill3d.view.headline import Measures
-from distill3d.view.palette import Look
+from distill3d.view.pieces import Shown
 from distill3d.view.runs import Stage
-
-#: Sections by their id: title and content (HTML).
-Sections = dict[str, tuple[str, str]]
 
 
 class Kind(ABC):
-    """Runs on data sets of one layout. Stages and looks (``palette``) come in the same order."""
+    """Runs on data sets of one layout."""
+
+    template: str  # of the report
 
     @abstractmethod
     def measures(self, stages: Sequence[Stage]) -> Measures:
@@ -22,20 +22,13 @@ class Kind(ABC):
 
     @abstractmethod
     def settings(self, stages: Sequence[Stage]) -> dict[str, str]:
-        """What the header says of the data and the evaluation beyond what all kinds of runs have."""
+        """What the head says of the data and the evaluation beyond what all kinds of runs have."""
 
     @abstractmethod
     def cautions(self, stages: Sequence[Stage]) -> list[str]:
         """What keeps the numbers from being compared with others, one sentence each."""
 
     @abstractmethod
-    def results(self, stages: Sequence[Stage], palette: Sequence[Look], remark: str) -> str:
-        """The tables, where at least one stage is finished; ``remark`` (HTML) stands below the first of them."""
-
-    @abstractmethod
-    def progress(self, stages: Sequence[Stage], palette: Sequence[Look]) -> str:
-        """The metrics over the epochs, with a heading."""
-
-    @abstractmethod
-    def sections(self, stages: Sequence[Stage], palette: Sequence[Look], gallery: int) -> Sections:
-        """What comes between training and the stages' cards; the last is a gallery of ``gallery`` frames."""
+    def content(self, entries: Sequence[Shown], gallery: int) -> dict[str, Any]:
+        """What the template asks for beyond what all kinds have: of the stages that are judged, results, metrics over
+        epochs and a gallery of ``gallery`` frames."""

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from html import escape
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from distill3d.errors import UserError
 from distill3d.evaluate.kitti import DIFFICULTIES, MIN_HEIGHT, Overlaps
+from distill3d.files import write_output
 from distill3d.view import charts
-from distill3d.view.charts import Series
+from distill3d.view.charts import Chart, Series
 from distill3d.view.distance import (
     LEAST_OBJECTS,
     LEAST_SCORE,
@@ -20,23 +22,23 @@ from distill3d.view.distance import (
     bin_edges,
     error_by_distance,
 )
-from distill3d.view.gallery import cast, compare, figure_html, scenes
+from distill3d.view.draw import frame_figure
+from distill3d.view.gallery import Gallery, cast, colours, compare, drawn_classes, made_gallery, pictured_frame, scenes
 from distill3d.view.headline import Measure, Measures
-from distill3d.view.kind import Kind, Sections
-from distill3d.view.palette import LOOKS, TRUE, Look
+from distill3d.view.kind import Kind
 from distill3d.view.pieces import (
     DASH,
-    STATED_HEAD,
-    STATED_METHOD,
-    grid,
-    legend_of,
-    line,
+    Cell,
+    Shown,
+    Table,
+    looks_of,
     precision_chart,
     progress_chart,
     result_cell,
     results_table,
-    stage_name,
+    shown,
     stated_cell,
+    stated_heads,
 )
 from distill3d.view.records import BestOfReported, MetricsLine
 from distill3d.view.runs import Stage
@@ -45,6 +47,8 @@ from distill3d.view.runs import Stage
 METRICS = {"3d": "3D", "bev": "BEV"}
 OVERLAPS: tuple[Overlaps, ...] = ("strict", "loose")
 MODERATE = DIFFICULTIES.index("moderate")
+#: Of the columns of each difficulty: what it is called, and its style.
+COLUMNS = (("Easy", "opens"), ("Mod.", "moderate"), ("Hard", ""))
 
 
 def _moderate(overlap: Overlaps) -> Callable[[Stage], float | None]:
@@ -59,11 +63,18 @@ def _iou(stage: Stage, overlap: Overlaps, metric: str = "3d", name: str | None =
     return stage.rules.min_overlap[overlap][name or stage.leading][metric]
 
 
+def _title(stage: Stage, name: str | None = None) -> str:
+    """A class as its data set writes it, by default the leading one."""
+    return next(one for one in stage.names.names if one.lower() == (name or stage.leading))
+
+
 class KittiKind(Kind):
     """One camera, KITTI's metric."""
 
+    template = "kitti.html"
+
     def measures(self, stages: Sequence[Stage]) -> Measures:
-        name = stages[0].leading.capitalize()
+        name = _title(stages[0])
         loose, strict = (f"{_iou(stages[0], overlap):g}" for overlap in ("loose", "strict"))
         return Measures(
             Measure(_moderate("loose"), f"3D AP ({name}, moderate, IoU {loose})", f"at IoU {loose}"),
@@ -81,31 +92,9 @@ class KittiKind(Kind):
     def cautions(self, stages: Sequence[Stage]) -> list[str]:
         return height_cautions(stages)
 
-    def results(self, stages: Sequence[Stage], palette: Sequence[Look], remark: str) -> str:
-        leading = stages[0].leading
-        others = "".join(
-            f"<details><summary>{name.capitalize()}</summary>{_ap_table(stages, palette, name)}</details>"
-            for name in stages[0].rules.classes
-            if name != leading and any(stage.ap(name, "3d", "strict") for stage in stages)
-        )
-        stated = STATED_METHOD if any(stage.best_of_reported for stage in stages) else ""
-        return (
-            f'<p class="method">Average precision at 40 recall points (AP|R40, percent), {leading.capitalize()}, by the'
-            " rules of the official KITTI evaluation, for easy, moderate and hard objects. Small figures: difference to"
-            f" the baseline, in points.{stated}</p>{_ap_table(stages, palette, leading)}{remark}{others}"
-        )
-
-    def progress(self, stages: Sequence[Stage], palette: Sequence[Look]) -> str:
-        drawn = [_progress(stages, palette, metric, overlap) for metric in METRICS for overlap in OVERLAPS]
-        name = stages[0].leading.capitalize()
-        return f"<h3>During training: {name}, moderate, percent</h3>{grid(drawn, 'charts wide')}"
-
-    def sections(self, stages: Sequence[Stage], palette: Sequence[Look], gallery: int) -> Sections:
-        return {
-            "precision": ("Precision and recall", _precision(stages, palette)),
-            "distance": ("Error against distance", _distance(stages, palette)),
-            "gallery": ("Gallery", _gallery(stages, gallery)),
-        }
+    def content(self, entries: Sequence[Shown], gallery: int) -> dict[str, Any]:
+        shown = {**_precision(entries), **_distance(entries), "gallery": _gallery(entries, gallery)}
+        return {**shown, **(_results(entries) if entries else {}), "least_score": LEAST_SCORE}
 
 
 def height_cautions(stages: Sequence[Stage]) -> list[str]:
@@ -124,164 +113,152 @@ def height_cautions(stages: Sequence[Stage]) -> list[str]:
 # ---------------------------------------------------------------------------------------------------------- the results
 
 
-def _ap_table(stages: Sequence[Stage], palette: Sequence[Look], name: str) -> str:
+def _results(entries: Sequence[Shown]) -> dict[str, Any]:
+    """Tables of the leading class and of others that have numbers, and AP over epochs."""
+    first = entries[0].stage
+    others = [n for n in first.rules.classes if any(one.stage.ap(n, "3d", "strict") for one in entries)]
+    return {
+        "leading": _title(first),
+        "results": {_title(first, n): _ap_table(entries, n) for n in dict.fromkeys((first.leading, *others))},
+        "progress": [_progress(entries, metric, overlap) for metric in METRICS for overlap in OVERLAPS],
+    }
+
+
+def _ap_table(entries: Sequence[Shown], name: str) -> Table:
     """AP 3D and BEV at both overlaps and all difficulties, a row for each stage."""
-    overlaps = {o: _iou(stages[0], o, "3d", name) for o in OVERLAPS}
-    columns: list[tuple[str, Overlaps, int]] = [
-        (metric, overlap, d) for metric in METRICS for overlap in OVERLAPS for d in range(len(DIFFICULTIES))
-    ]
-    stated = name == "car" and any(stage.best_of_reported for stage in stages)
-    wide = len(OVERLAPS) * len(DIFFICULTIES)
-    metric_cells = "".join(f'<th colspan="{wide}" scope="colgroup">AP {label}</th>' for label in METRICS.values())
-    overlap_cell = '<th colspan="{}" scope="colgroup">IoU {}</th>'
-    overlap_cells = "".join(overlap_cell.format(len(DIFFICULTIES), overlaps[o]) for _ in METRICS for o in OVERLAPS)
-    short = ("Easy", "Mod.", "Hard")
-    difficulty_cells = "".join(
-        f'<th scope="col" class="{_cell_class(d)}"><abbr title="{DIFFICULTIES[d]}" style="text-decoration:none">'
-        f"{short[d]}</abbr></th>"
-        for _, _, d in columns
-    )
-    if stated:
-        metric_cells += '<th scope="colgroup">AP 3D</th>'
-        overlap_cells += f'<th scope="colgroup">IoU {overlaps["strict"]}</th>'
-        difficulty_cells += STATED_HEAD
+    overlaps = {overlap: f"IoU {_iou(entries[0].stage, overlap, '3d', name)}" for overlap in OVERLAPS}
+    columns: list[tuple[str, Overlaps]] = [(metric, overlap) for metric in METRICS for overlap in OVERLAPS]
     head = [
-        f'<tr class="metrics"><th></th>{metric_cells}</tr>', f'<tr class="overlaps"><th></th>{overlap_cells}</tr>',
-        f"<tr><th></th>{difficulty_cells}</tr>",
-    ]  # fmt: skip
+        [Cell(f"AP {label}", span=len(OVERLAPS) * len(DIFFICULTIES)) for label in METRICS.values()],
+        [Cell(overlaps[overlap], span=len(DIFFICULTIES)) for _, overlap in columns],
+        [Cell(*COLUMNS[d], note=full) for _ in columns for d, full in enumerate(DIFFICULTIES)],
+    ]
+    stated = name == "car" and any(one.stage.best_of_reported for one in entries)
+    if stated:
+        above = stated_heads("AP 3D", overlaps["strict"])
+        head = [row + cells for row, cells in zip(head, above, strict=True)]
 
     def value(stage: Stage, metric: str, overlap: Overlaps, difficulty: int) -> float | None:
         values = stage.ap(name, metric, overlap)
         return None if values is None else values[difficulty]
 
-    def cells(stage: Stage) -> str:
-        results = "".join(
-            result_cell(stage, stages, lambda s, c=column: value(s, *c), style=_cell_class(column[2]))
+    def cells(one: Shown) -> list[Cell]:
+        results = [
+            result_cell(one, lambda stage, c=column, d=d: value(stage, *c, d), style=style)
             for column in columns
-        )
-        return results + (stated_cell(stage, _stated_ap, MODERATE) if stated else "")
+            for d, (_, style) in enumerate(COLUMNS)
+        ]
+        return [*results, *([stated_cell(one.stage, _stated_ap, MODERATE)] if stated else [])]
 
-    return results_table(stages, palette, head, len(columns) + stated, cells, "Average precision")
+    return results_table("Average precision", entries, head, cells)
 
 
 def _stated_ap(best: BestOfReported) -> list[float] | None:
     return best.get("ap", {}).get("car_3d_strict")
 
 
-def _cell_class(difficulty: int) -> str:
-    return ("opens", "moderate", "")[difficulty]
-
-
 # ---------------------------------------------------------------------------------------------------------- the curves
 
 
-def _progress(stages: Sequence[Stage], palette: Sequence[Look], metric: str, overlap: Overlaps) -> str:
-    key = f"{stages[0].leading}_{metric}_{overlap}"
-    title = f"AP {METRICS[metric]}, IoU {_iou(stages[0], overlap, metric)}"
+def _progress(entries: Sequence[Shown], metric: str, overlap: Overlaps) -> Chart:
+    first = entries[0].stage
+    key = f"{first.leading}_{metric}_{overlap}"
 
-    def pick(entry: MetricsLine) -> float | None:
-        values = (entry.get("ap") or {}).get(key)
+    def pick(line: MetricsLine) -> float | None:
+        values = (line.get("ap") or {}).get(key)
         return None if values is None else values[MODERATE]
 
-    return progress_chart(title, stages, palette, pick)
+    return progress_chart(f"AP {METRICS[metric]}, IoU {_iou(first, overlap, metric)}", entries, pick)
 
 
-def _precision(stages: Sequence[Stage], palette: Sequence[Look]) -> str:
-    shown = [stage for stage in stages if any(stage.precision(stage.leading, "3d", overlap) for overlap in OVERLAPS)]
-    if not shown:
-        return line("No stage has precision values yet.")
-
+def _precision(entries: Sequence[Shown]) -> dict[str, Any]:
     def curve(stage: Stage, overlap: Overlaps) -> Sequence[float] | None:
         curves = stage.precision(stage.leading, "3d", overlap)
         return curves[MODERATE] if curves else None
 
-    name = stages[0].leading.capitalize()
+    known = [one for one in entries if any(curve(one.stage, overlap) for overlap in OVERLAPS)]
     drawn = [
-        precision_chart(f"{name} 3D, moderate, IoU {_iou(stages[0], overlap)}", stages, palette,
-                        lambda stage, o=overlap: curve(stage, o))
-        for overlap in OVERLAPS
+        precision_chart(
+            f"{_title(known[0].stage)} 3D, moderate, IoU {_iou(known[0].stage, overlap)}", known,
+            lambda stage, o=overlap: curve(stage, o),
+        )
+        for overlap in OVERLAPS if known
     ]  # fmt: skip
-    return (
-        '<p class="method">Precision at the 41 recall points of the official evaluation; a curve ends where no more'
-        f" objects are found.</p>{legend_of(stages, palette, shown)}{grid(drawn, 'charts wide')}"
-    )
+    return {"precision": drawn, "precise": looks_of(known)}
 
 
 # ------------------------------------------------------------------------------------------------------------- distance
 
 
-def _distance(stages: Sequence[Stage], palette: Sequence[Look]) -> str:
-    matched, sentences = {}, []
-    for index, stage in enumerate(stages):
-        if stage.finished and stage.has_predictions:
+def _distance(entries: Sequence[Shown]) -> dict[str, Any]:
+    matched, sentences = [], []
+    for one in entries:
+        if one.stage.finished and one.stage.has_predictions:
             try:
-                matched[index] = compare(stage)[1]
+                matched.append((one, compare(one.stage)[1]))
             except UserError as error:
-                sentences.append(line(f"{stage_name(stage, stages)} is left out: {error}."))
-    if not matched:
-        return "".join(sentences) or line("No finished stage has predictions.")
-    edges = bin_edges([matches.distance for matches in matched.values()])
-    binned = {index: error_by_distance(matches, edges) for index, matches in matched.items()}
+                sentences.append(f"{one.name} is left out: {error}.")
+    edges = bin_edges([matches.distance for _, matches in matched])
+    binned = [(one, error_by_distance(matches, edges)) for one, matches in matched]
     drawn = [
-        _distance_chart("Mean depth error of found cars (m)", stages, palette, binned, lambda b: b.depth_error, "m"),
-        _distance_chart("Share of cars found (%)", stages, palette, binned, lambda b: 100 * b.found, "%"),
-    ]
-    method = (
-        "Each car that counts at KITTI's hard difficulty, and the car detection nearest to it on the ground (score at"
-        f" least {LEAST_SCORE:g}, centres at most {MATCH_RADIUS:g} m apart, each detection used once). Cars not found"
-        " have no depth error, so read both charts together. Bins with fewer than"
-        f" {LEAST_OBJECTS} cars are left out; n is the number of cars."
-    )
-    keys = legend_of(stages, palette, [stages[i] for i in binned])
-    return f'<p class="method">{method}</p>{keys}{grid(drawn, "charts wide")}{"".join(sentences)}'
+        _distance_chart("Mean depth error of what was found (m)", binned, lambda b: b.depth_error, "m"),
+        _distance_chart("Share of objects found (%)", binned, lambda b: 100 * b.found, "%"),
+    ] if binned else []  # fmt: skip
+    return {
+        "distance": drawn, "unmatched": sentences, "matched": looks_of([one for one, _ in matched]),
+        "match_radius": f"{MATCH_RADIUS:g}", "least_objects": LEAST_OBJECTS,
+    }  # fmt: skip
 
 
 def _distance_chart(
-    title: str, stages: Sequence[Stage], palette: Sequence[Look], binned: dict[int, Binned],
-    pick: Callable[[Binned], np.ndarray], unit: str,
-) -> str:  # fmt: skip
-    first = next(iter(binned.values()))
+    title: str, binned: Sequence[tuple[Shown, Binned]], pick: Callable[[Binned], np.ndarray], unit: str
+) -> Chart:
+    first = binned[0][1]
     edges = first.edges
-    middles = (edges[:-1] + edges[1:]) / 2
+    middles = ((edges[:-1] + edges[1:]) / 2).tolist()
     series = []
-    for index, one in binned.items():
-        name, values = stage_name(stages[index], stages), pick(one).tolist()
+    for one, bins in binned:
+        values = pick(bins).tolist()
         notes = [
-            f"{name}, {low:.0f}{DASH}{high:.0f} m: {value:.2f} {unit} ({count} cars)"
-            for low, high, value, count in zip(edges[:-1], edges[1:], values, one.objects, strict=True)
+            f"{one.name}, {low:.0f}{DASH}{high:.0f} m: {value:.2f} {unit} ({count} objects)"
+            for low, high, value, count in zip(edges[:-1], edges[1:], values, bins.objects, strict=True)
         ]
-        series.append(Series(name, palette[index], middles.tolist(), values, notes))
+        series.append(Series(one.name, one.look, middles, values, notes))
     finite = [value for one in series for value in one.y if math.isfinite(value)]
     y_axis = charts.linear_axis(0, 100) if unit == "%" else charts.fitting_axis(finite, from_zero=True)
     x_axis = charts.Axis(float(edges[0]), float(edges[-1]), [(edge, f"{edge:.0f}") for edge in edges.tolist()])
-    same_objects = all(np.array_equal(one.objects, first.objects) for one in binned.values())
-    counts = [(m, f"n={n}") for m, n in zip(middles.tolist(), first.objects.tolist(), strict=True)]
-    return charts.line_chart(title, series, x_label="distance of the car (m)", x_axis=x_axis, y_axis=y_axis,
-                             under=counts if same_objects else ())  # fmt: skip
+    same_objects = all(np.array_equal(bins.objects, first.objects) for _, bins in binned)
+    counts = charts.counted(first.objects.tolist(), middles) if same_objects else ()
+    return charts.line_chart(title, series, x_label="distance (m)", x_axis=x_axis, y_axis=y_axis, under=counts)
 
 
 # -------------------------------------------------------------------------------------------------------------- gallery
 
 
-def _gallery(stages: Sequence[Stage], count: int) -> str:
-    parts = cast(stages)
-    if count < 1:
-        return line("No gallery was asked for.")
+def _gallery(entries: Sequence[Shown], count: int) -> Gallery:
+    parts = cast(entries, _moderate("loose"))
+    classes = drawn_classes(parts)
+    stages = {part: one.stage for part, one in parts.items()}
+    titles = [_title(entries[0].stage, name) for name in classes]
+    return made_gallery(
+        parts, titles, count,
+        lambda: (pictured_frame(*scene, colours(parts)) for scene in scenes(stages, classes, count)),
+    )  # fmt: skip
+
+
+def write_figures(stages: Sequence[Stage], folder: Path, count: int) -> list[Path]:
+    """Write ``<frame>.png`` of the ``count`` most telling frames into ``folder`` and return the files.
+
+    Raises:
+        UserError: no finished stage with predictions, or data or predictions cannot be read.
+    """
+    parts = cast(shown(stages), _moderate("loose"))
     if not parts:
-        return line("No finished stage has predictions to draw.")
-    try:
-        figures = [figure_html(*scene) for scene in scenes(parts, count)]
-    except (UserError, OSError) as error:
-        return line(f"The gallery is left out: {error}.")
-    whose = "; ".join(f"{role}: {stage.run}/{stage.name}" for role, stage in parts.items())
-    above = "without the baseline" if "baseline" in parts else "of all stages"
-    below = " The lower image shows the baseline's." if "baseline" in parts else ""
-    method = (
-        f"True cars, pedestrians and cyclists, and detections with a score of at least {LEAST_SCORE:g} ({whose}). The"
-        f" upper image shows the boxes {above}.{below} Front faces are tinted. From above: LiDAR points (the darker,"
-        " the higher above the road), a ring every 10 m, in white what the camera sees; a line runs to each box's"
-        " front. Frames are chosen by rule, not by hand: those with the most cars, and where there is a baseline, as"
-        " many again where the student's mean position error is most below and most above the baseline's."
-    )
-    names = charts.legend([(part, Look(LOOKS[part].colour)) for part in (TRUE, *parts)])
-    return f'<p class="method">{escape(method)}</p>{names}{"".join(figures)}'
+        raise UserError("no finished stage with predictions to draw")
+    written = []
+    for _, sample, sets in scenes({part: one.stage for part, one in parts.items()}, drawn_classes(parts), count):
+        path = folder / f"{sample.frame_id}.png"
+        figure = frame_figure(sample, sets)
+        write_output(path, lambda part, figure=figure: figure.save(part, "PNG"))
+        written.append(path)
+    return written

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from html import escape
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from distill3d.view import charts
-from distill3d.view.charts import Axis, Series
+from distill3d.view.charts import MINUS, Chart, Series
 from distill3d.view.headline import reference
 from distill3d.view.palette import Look, looks
 from distill3d.view.records import BestOfReported, MetricsLine
-from distill3d.view.runs import PREPARATION, Stage
+from distill3d.view.runs import Stage
 
 ROLE_NAMES = {
     "teacher": "Teacher", "assistant": "Assistant", "label_encoder": "Label encoder", "preparation": "Preparation",
@@ -20,47 +20,56 @@ ROLE_NAMES = {
 }  # fmt: skip
 #: The column of what papers state, beside the results of trainings' ends.
 STATED = "best of N on the reported split, as papers state it"
-STATED_HEAD = f'<th scope="col" class="opens soft" style="white-space:normal;min-width:10em">{STATED}</th>'
 STATED_METHOD = (
     f" The last column, {STATED}, is of the epoch that had the most on this very split, of N that were evaluated on it:"
     " nothing is compared by it."
 )
-#: Charts of loss terms beyond these many are folded away.
-CHARTS_IN_SIGHT = 12
 DASH = "\u2013"
 
 
 # ------------------------------------------------------------------------------------------------------------ the words
 
 
-def kind_name(stage: Stage, stages: Sequence[Stage]) -> str:
-    """What a stage is called, whatever its seed: its role, and its own or its recipe's name where needed."""
-    role = ROLE_NAMES.get(stage.role)
-    same_role = [other for other in stages if other.role == stage.role and other.folder.parent == stage.folder.parent]
-    name = stage.name if role is None else role if len(same_role) == 1 else f"{role}: {stage.name}"
-    return name if len({other.run for other in stages}) == 1 else f"{name} ({stage.run})"
+@dataclass(frozen=True)
+class Shown:
+    """A stage as a page shows it, among others."""
+
+    stage: Stage
+    kind: str  # what it is called, whatever its seed
+    name: str  # the same, with the seed where the stage ran more than once
+    look: Look  # of all seeds of a stage
+    makeup: str  # what it is, in a few words
+    baseline: Stage | None  # what it is compared with
 
 
-def stage_name(stage: Stage, stages: Sequence[Stage]) -> str:
-    """``kind_name``, with the seed where the same stage of the same recipe ran more than once."""
-    twins = [other for other in stages if _kind(other) == _kind(stage)]
-    return kind_name(stage, stages) + ("" if len(twins) == 1 else f", seed {stage.seed}")
+def shown(stages: Sequence[Stage]) -> list[Shown]:
+    """The stages with names that tell them apart: with the run's name where another run has a stage of the same."""
+    own = [_own_name(stage) for stage in stages]
+    runs_of = {name: {s.run for s, other in zip(stages, own, strict=True) if other == name} for name in own}
+    kinds = [
+        name if len(runs_of[name]) == 1 else f"{name} ({stage.run})" for stage, name in zip(stages, own, strict=True)
+    ]
+    role_of = {kind: stage.role for kind, stage in zip(kinds, stages, strict=True)}
+    look_of = dict(zip(role_of, looks(list(role_of.values())), strict=True))
+    several = len({stage.run for stage in stages}) > 1
+    return [
+        Shown(
+            stage, kind, kind if kinds.count(kind) == 1 else f"{kind}, seed {stage.seed}", look_of[kind],
+            " · ".join([*makeup(stage), *([f"run {stage.run}"] if several and kind == name else [])]),
+            reference(stage, stages),
+        )
+        for stage, name, kind in zip(stages, own, kinds, strict=True)
+    ]  # fmt: skip
 
 
-def _kind(stage: Stage) -> tuple[str, str, str]:
-    """Equal for stages that differ in nothing but their seed."""
-    return stage.run, stage.role, stage.name
+def _own_name(stage: Stage) -> str:
+    """Role and name of a stage, the name alone where the role is none of ours, the role alone where both are one."""
+    role = ROLE_NAMES.get(stage.role, "")
+    return role if role and stage.name == stage.role else f"{role}: {stage.name}" if role else stage.name
 
 
-def stage_looks(stages: Sequence[Stage]) -> list[Look]:
-    """One look for each kind of stage: the curves of its seeds look alike."""
-    kinds = list(dict.fromkeys(map(_kind, stages)))
-    look_of = dict(zip(kinds, looks([role for _, role, _ in kinds]), strict=True))
-    return [look_of[_kind(stage)] for stage in stages]
-
-
-def makeup(stage: Stage) -> str:
-    """Detector, input, method and, where there are several, teachers of a stage in a few words, as far as known."""
+def makeup(stage: Stage) -> list[str]:
+    """Detector, input, method and, where there are several, teachers of a stage, as far as known."""
     method, style = stage.card.get("method"), (stage.card.get("method_config") or stage.card).get("style")
     parts = [
         stage.card.get("detector"),
@@ -68,12 +77,12 @@ def makeup(stage: Stage) -> str:
         f"{method}, {style}" if method and style else method,
         f"taught by {' and '.join(stage.teachers)}" if len(stage.teachers) > 1 else None,
     ]
-    return " · ".join(str(part) for part in parts if part)
+    return [str(part) for part in parts if part]
 
 
-def line(sentence: str) -> str:
-    """A remark as a paragraph."""
-    return f'<p class="soft">{escape(sentence)}</p>'
+def looks_of(entries: Sequence[Shown]) -> dict[str, Look]:
+    """What a legend says of stages."""
+    return {entry.kind: entry.look for entry in entries}
 
 
 def shared(values: Sequence[Any]) -> str:
@@ -84,45 +93,70 @@ def shared(values: Sequence[Any]) -> str:
 # ----------------------------------------------------------------------------------------------------------- the tables
 
 
+@dataclass(frozen=True)
+class Cell:
+    """A cell of a table, or of its head."""
+
+    text: str
+    style: str = ""  # classes of the style sheet
+    small: str = ""  # below the text
+    tone: str = ""  # class of what is small
+    span: int = 1  # columns
+    note: str = ""  # tooltip
+
+
+@dataclass(frozen=True)
+class Row:
+    name: str
+    cells: Sequence[Cell]
+    small: str = ""
+    colour: str = ""
+
+
+@dataclass(frozen=True)
+class Table:
+    """Rows of numbers, in a box of their own that scrolls where they are wider than the page."""
+
+    label: str  # for those who do not see it
+    head: Sequence[Sequence[Cell]]  # rows without their first cell
+    rows: Sequence[Row]
+    corner: str = ""  # above the rows' names
+    style: str = ""  # a class of the style sheet
+
+
+def plain_table(label: str, head: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:
+    """A table of text; the first of each row, and of the head, is the rows' name."""
+    made = [Row(row[0], [Cell(text) for text in row[1:]]) for row in rows]
+    return Table(label, [[Cell(text) for text in head[1:]]], made, corner=head[0])
+
+
 def results_table(
-    stages: Sequence[Stage], palette: Sequence[Look], head: Sequence[str], columns: int,
-    cells: Callable[[Stage], str], label: str,
-) -> str:  # fmt: skip
-    """Numbers with a row for each stage: ``head`` holds the rows above, ``cells`` gives the ``columns`` of a stage."""
-    rows = []
-    for stage, look in zip(stages, palette, strict=True):
-        name = (
-            f'<th scope="row"><span class="swatch" style="background:{look.colour}"></span>'
-            f"{escape(stage_name(stage, stages))}<small>{escape(makeup(stage))}</small></th>"
-        )
-        if stage.finished:
-            rows.append(f"<tr>{name}{cells(stage)}</tr>")
-        else:
-            rows.append(f'<tr>{name}<td class="unfinished" colspan="{columns}">not finished</td></tr>')
-    return (
-        f'<div class="scroll" tabindex="0" role="region" aria-label="{escape(label)}"><table class="ap"><thead>'
-        f"{''.join(head)}</thead><tbody>{''.join(rows)}</tbody></table></div>"
-    )
+    label: str, entries: Sequence[Shown], head: Sequence[Sequence[Cell]], cells: Callable[[Shown], list[Cell]]
+) -> Table:
+    """Numbers with a row for each stage, as far as it is finished."""
+    unfinished = [Cell("not finished", "unfinished", span=sum(cell.span for cell in head[-1]))]
+    rows = [
+        Row(one.name, cells(one) if one.stage.finished else unfinished, one.makeup, one.look.colour) for one in entries
+    ]
+    return Table(label, head, rows)
 
 
 def result_cell(
-    stage: Stage, stages: Sequence[Stage], of: Callable[[Stage], float | None],
+    one: Shown, of: Callable[[Stage], float | None],
     *, style: str = "", digits: int = 2, less_is_better: bool = False,
-) -> str:  # fmt: skip
+) -> Cell:  # fmt: skip
     """A number and, below it, its difference to the stage's baseline."""
-    value, baseline = of(stage), reference(stage, stages)
-    base = None if baseline is None else of(baseline)
+    value, base = of(one.stage), None if one.baseline is None else of(one.baseline)
     if value is None:
-        return f'<td class="{style}">{DASH}</td>'
-    difference = ""
-    if base is not None:
-        gain = round(value - base, digits) + 0.0  # no minus before a zero
-        direction = "soft" if gain == 0 else "up" if (gain > 0) is not less_is_better else "down"
-        difference = f'<small class="{direction}">{_signed(gain, digits)}</small>'
-    return f'<td class="{style}">{value:.{digits}f}{difference}</td>'
+        return Cell(DASH, style)
+    if base is None:
+        return Cell(f"{value:.{digits}f}", style)
+    gain = round(value - base, digits) + 0.0  # no minus before a zero
+    tone = "soft" if gain == 0 else "up" if (gain > 0) is not less_is_better else "down"
+    return Cell(f"{value:.{digits}f}", style, f"{gain:+.{digits}f}".replace("-", MINUS), tone)
 
 
-def stated_cell(stage: Stage, numbers: Callable[[BestOfReported], list[float] | None], first: int = 0) -> str:
+def stated_cell(stage: Stage, numbers: Callable[[BestOfReported], list[float] | None], first: int = 0) -> Cell:
     """The best of a stage's evaluations in the column ``STATED``: the number of this place large, all of them small.
 
     It has no difference to a baseline, for it is nothing to compare stages by.
@@ -130,95 +164,69 @@ def stated_cell(stage: Stage, numbers: Callable[[BestOfReported], list[float] | 
     best = stage.best_of_reported
     values = None if best is None else numbers(best)
     if best is None or not values:
-        return f'<td class="opens soft">{DASH}</td>'
+        return Cell(DASH, "opens soft")
     whence = f"{' / '.join(f'{value:.2f}' for value in values)}, epoch {best['epoch']}, N = {best['of']}"
-    return f'<td class="opens soft">{values[first]:.2f}<small class="soft">{whence}</small></td>'
+    return Cell(f"{values[first]:.2f}", "opens soft", whence, "soft")
 
 
-def _signed(value: float, digits: int) -> str:
-    return f"{value:+.{digits}f}".replace("-", "\u2212")
+def stated_heads(*above: str) -> list[list[Cell]]:
+    """What each row of a table's head has above that column."""
+    return [*([Cell(text)] for text in above), [Cell(STATED, "opens soft stated")]]
 
 
 # ----------------------------------------------------------------------------------------------------------- the curves
 
 
-def legend_of(stages: Sequence[Stage], palette: Sequence[Look], shown: Sequence[Stage]) -> str:
-    """A legend of the stages that a section shows."""
-    look_of = {kind_name(s, stages): look for s, look in zip(stages, palette, strict=True) if s in shown}
-    return charts.legend(list(look_of.items()))
-
-
-def grid(drawn: Sequence[str], style: str = "charts") -> str:
-    """Charts side by side."""
-    return f'<div class="{style}">{"".join(drawn)}</div>'
-
-
 def progress_chart(
-    title: str, stages: Sequence[Stage], palette: Sequence[Look], pick: Callable[[MetricsLine], float | None],
-    digits: int = 2,
-) -> str:  # fmt: skip
-    """What evaluations during training gave, over epochs; ``pick`` reads it from a line of metrics.jsonl.
-
-    Preparation stages are left out: their heads are untrained.
-    """
+    title: str, entries: Sequence[Shown], pick: Callable[[MetricsLine], float | None], digits: int = 2
+) -> Chart:
+    """What evaluations during training gave, over epochs; ``pick`` reads it from a line of metrics.jsonl."""
     series = []
-    for stage, look in zip(stages, palette, strict=True):
-        known = [(entry["epoch"], value) for entry in stage.evals if (value := pick(entry)) is not None]
-        if known and stage.role != PREPARATION:
-            name = stage_name(stage, stages)
-            notes = [f"{name}, epoch {epoch}: {value:.{digits}f}" for epoch, value in known]
+    for one in entries:
+        known = [(line["epoch"], value) for line in one.stage.evals if (value := pick(line)) is not None]
+        if known:
+            notes = [f"{one.name}, epoch {epoch}: {value:.{digits}f}" for epoch, value in known]
             epochs, values = [epoch for epoch, _ in known], [value for _, value in known]
-            series.append(Series(name, look, epochs, values, notes))
-    x_axis = charts.fitting_axis([epoch for one in series for epoch in one.x], from_zero=True, whole=True)
+            series.append(Series(one.name, one.look, epochs, values, notes))
+    x_axis = charts.count_axis([epoch for one in series for epoch in one.x])
     y_axis = charts.fitting_axis([value for one in series for value in one.y], from_zero=True)
     return charts.line_chart(title, series, x_label="epoch", x_axis=x_axis, y_axis=y_axis)
 
 
-def training_section(stages: Sequence[Stage], palette: Sequence[Look], progress: Callable[[], str]) -> str:
-    """Legend, the metrics over epochs (``progress``, asked where there are any), and the loss and its terms."""
-    if not any(stage.train or stage.evals for stage in stages):
-        return line("No stage has written metrics yet.")
-    parts = [legend_of(stages, palette, [stage for stage in stages if stage.train or stage.evals])]
-    if any(stage.evals for stage in stages):
-        parts.append(progress())
-    losses = [_loss_chart("Loss, all terms weighted", stages, palette, lambda entry: entry.get("loss"))]
+def loss_charts(entries: Sequence[Shown]) -> list[Chart]:
+    """The loss and its terms over the steps; what only few stages have comes before what all have."""
+    if not any(one.stage.train for one in entries):
+        return []
     owners: dict[str, set[Path]] = {}
-    for stage in stages:
-        for name in (name for entry in stage.train for name in entry.get("terms") or {}):
-            owners.setdefault(name, set()).add(stage.folder)
-    names = sorted(owners, key=lambda name: len(owners[name]))  # what only the distilled have comes first
-    losses += [_loss_chart(n, stages, palette, lambda entry, n=n: (entry.get("terms") or {}).get(n)) for n in names]
-    parts += ["<h3>Loss and its terms</h3>", grid(losses[:CHARTS_IN_SIGHT])]
-    rest = losses[CHARTS_IN_SIGHT:]
-    if rest:
-        parts.append(f"<details><summary>{len(rest)} more terms</summary>{grid(rest)}</details>")
-    return "".join(parts)
+    for one in entries:
+        for name in (name for line in one.stage.train for name in line.get("terms") or {}):
+            owners.setdefault(name, set()).add(one.stage.folder)
+    names = sorted(owners, key=lambda name: len(owners[name]))
+    return [
+        _loss_chart("Loss, all terms weighted", entries, lambda line: line.get("loss")),
+        *(_loss_chart(name, entries, lambda line, n=name: (line.get("terms") or {}).get(n)) for name in names),
+    ]
 
 
-def _loss_chart(
-    title: str, stages: Sequence[Stage], palette: Sequence[Look], pick: Callable[[MetricsLine], float | None]
-) -> str:
+def _loss_chart(title: str, entries: Sequence[Shown], pick: Callable[[MetricsLine], float | None]) -> Chart:
     series = []
-    for stage, look in zip(stages, palette, strict=True):
-        known = [(entry["step"], value) for entry in stage.train if (value := pick(entry)) is not None]
+    for one in entries:
+        known = [(line["step"], value) for line in one.stage.train if (value := pick(line)) is not None]
         if known:
             steps, values = charts.averaged([step for step, _ in known], [value for _, value in known])
-            series.append(Series(stage_name(stage, stages), look, steps, values))
-    return charts.line_chart(title, series, x_label="step")
+            series.append(Series(one.name, one.look, steps, values))
+    x_axis = charts.count_axis([step for one in series for step in one.x])
+    return charts.line_chart(title, series, x_label="step", x_axis=x_axis)
 
 
-def precision_chart(
-    title: str, stages: Sequence[Stage], palette: Sequence[Look], curve_of: Callable[[Stage], Sequence[float] | None]
-) -> str:
+def precision_chart(title: str, entries: Sequence[Shown], curve_of: Callable[[Stage], Sequence[float] | None]) -> Chart:
     """Precision (``curve_of``, 0..1) at recall points that are equally far apart, from 0 to 1; ends where it is 0."""
     series = []
-    for stage, look in zip(stages, palette, strict=True):
-        curve = curve_of(stage)
+    for one in entries:
+        curve = curve_of(one.stage)
         if curve:
             reached = [100 * value if value > 0 else float("nan") for value in curve]
             recall = [100 * point / (len(curve) - 1) for point in range(len(curve))]
-            series.append(Series(stage_name(stage, stages), look, recall, reached))
-    percent: Axis = charts.linear_axis(0, 100)
-    return charts.line_chart(
-        title, series, x_label="recall (%)", y_label="precision (%)", x_axis=percent, y_axis=percent
-    )
+            series.append(Series(one.name, one.look, recall, reached))
+    percent = charts.linear_axis(0, 100)
+    return charts.line_chart(title, series, x_label="recall (%)", aside="precision (%)", x_axis=percent, y_axis=percent)

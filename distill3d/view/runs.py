@@ -167,6 +167,15 @@ class Stage:
         return rules_of(self.names, self.dataset.get("overlaps") or ())
 
     @property
+    def trained_classes(self) -> set[str]:
+        """Lower-case names of the classes that its detector or its detector's head lists; none where no card does."""
+        config = self.card.get("config") or {}
+        head = config.get("head")
+        head = head if isinstance(head, dict) else {}
+        listed = (head.get("tasks"), config.get("classes"), head.get("classes"))
+        return {name.lower() for name in next(filter(None, map(_names_in, listed)), [])}
+
+    @property
     def leading(self) -> str:
         """The class that is shown first, in lower case: cars, or where there are none the first."""
         classes = self.rules.classes
@@ -204,6 +213,15 @@ def everything_behind(names: Collection[str], behind: Callable[[str], Collection
     return found
 
 
+def _names_in(listed: Any) -> list[str]:
+    """Names in lists of lists, or of objects with a name."""
+    if isinstance(listed, dict):
+        return _names_in(listed.get("name"))
+    if isinstance(listed, list):
+        return [name for one in listed for name in _names_in(one)]
+    return [listed] if isinstance(listed, str) else []
+
+
 def _first(*values: Any) -> Any:
     return next((value for value in values if value is not None), None)
 
@@ -214,10 +232,25 @@ def read_runs(folders: Sequence[Path]) -> list[Stage]:
     Raises:
         UserError: a folder is missing, or neither a recipe folder nor a stage folder.
     """
-    stages = [stage for folder in folders for stage in _read_run(folder)]
+    read = {stage.folder: stage for folder in folders for stage in _read_run(folder)}
+    stages = _told_apart(list(read.values()))
     rank = {role: index for index, role in enumerate(ROLES)}
     names = list(dict.fromkeys(stage.name for stage in stages))  # the seeds of a stage come together
     return sorted(stages, key=lambda stage: (rank.get(stage.role, len(ROLES)), names.index(stage.name)))
+
+
+def _told_apart(stages: list[Stage]) -> list[Stage]:
+    """Runs of one name that no seed tells apart are called by as much of their paths as does."""
+    seeds: dict[str, dict[Path, int | None]] = {}
+    for stage in stages:
+        seeds.setdefault(stage.run, {}).setdefault(stage.folder.parent, stage.seed)
+    called: dict[Path, str] = {}
+    for seed_of in seeds.values():
+        if len(set(seed_of.values())) < len(seed_of):
+            longest = max(len(folder.parts) for folder in seed_of)
+            parts = next(n for n in range(1, longest + 1) if len({f.parts[-n:] for f in seed_of}) == len(seed_of))
+            called |= {folder: "/".join(folder.parts[-parts:]) for folder in seed_of}
+    return [replace(stage, run=called.get(stage.folder.parent, stage.run)) for stage in stages]
 
 
 def _read_run(folder: Path) -> list[Stage]:

@@ -4,34 +4,31 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from html import escape
 from typing import Any
 
-from distill3d.errors import UserError
 from distill3d.evaluate.nuscenes import OFFICIAL, TP_ERRORS
-from distill3d.view import charts
+from distill3d.view.charts import Chart
 from distill3d.view.distance import LEAST_SCORE
 from distill3d.view.draw import LOOK_AHEAD, RING_STEP
+from distill3d.view.gallery import Gallery, cast, made_gallery
 from distill3d.view.headline import Measure, Measures
-from distill3d.view.kind import Kind, Sections
-from distill3d.view.palette import LOOKS, TRUE, Look
+from distill3d.view.kind import Kind
 from distill3d.view.pieces import (
-    STATED_HEAD,
-    STATED_METHOD,
-    grid,
-    legend_of,
-    line,
+    Cell,
+    Shown,
+    Table,
+    looks_of,
     precision_chart,
     progress_chart,
     result_cell,
     results_table,
     shared,
-    stage_name,
     stated_cell,
+    stated_heads,
 )
 from distill3d.view.records import BestOfReported, MetricsLine
 from distill3d.view.runs import Stage
-from distill3d.view.surround_gallery import cast, figure_html, moments, pictured
+from distill3d.view.surround_gallery import moments, pictured, pictured_moment, trained_classes
 
 #: The data that the benchmark's public numbers are of: version and split.
 BENCHMARK = ("v1.0-trainval", "val")
@@ -99,9 +96,10 @@ def _precision_curve(stage: Stage, name: str) -> Sequence[float] | None:
     return (evaluation.get("precision101") or {}).get(name, {}).get(str(float(distance)))
 
 
-def _classes(stages: Sequence[Stage]) -> list[str]:
+def _classes(entries: Sequence[Shown]) -> list[str]:
     """All classes that were evaluated, in their order."""
-    return list(dict.fromkeys(name for stage in stages for name in (stage.evaluation or {}).get("label_aps") or {}))
+    known = [(one.stage.evaluation or {}).get("label_aps") or {} for one in entries]
+    return list(dict.fromkeys(name for aps in known for name in aps))
 
 
 def _words(name: str) -> str:
@@ -113,6 +111,8 @@ def _words(name: str) -> str:
 
 class SurroundKind(Kind):
     """Six cameras or a LiDAR around a vehicle, nuScenes' metric."""
+
+    template = "surround.html"
 
     def measures(self, stages: Sequence[Stage]) -> Measures:
         return MEASURES
@@ -143,80 +143,48 @@ class SurroundKind(Kind):
             )
         return sentences
 
-    def results(self, stages: Sequence[Stage], palette: Sequence[Look], remark: str) -> str:
-        near = " / ".join(f"{distance:g}" for distance in OFFICIAL.distances)
-        names = "; ".join(f"{error.short}: {error.what} ({error.unit})" for error in ERRORS.values())
-        stated = STATED_METHOD if any(stage.best_of_reported for stage in stages) else ""
-        return (
-            '<p class="method">By the rules of the official nuScenes detection evaluation: detection score NDS and mean'
-            f" average precision mAP over classes and distances of {near} m, in percent; mean errors of the true"
-            f" positives at {OFFICIAL.tp_distance:g} m, the smaller the better ({names}). Small figures: difference to"
-            f" the baseline.{stated}</p>{_score_table(stages, palette)}{remark}"
-            f"<h3>Average precision of each class, percent</h3>{_class_table(stages, palette)}{_notes(stages)}"
-        )
-
-    def progress(self, stages: Sequence[Stage], palette: Sequence[Look]) -> str:
-        def scaled(*keys: str, scale: float = 1.0) -> Callable[[MetricsLine], float | None]:
-            def pick(entry: MetricsLine) -> float | None:
-                value: Any = entry.get("nuscenes")
-                for key in keys:
-                    value = (value or {}).get(key)
-                return None if value is None else scale * value
-
-            return pick
-
-        scores = [progress_chart(key, stages, palette, scaled(key, scale=100)) for key in ("NDS", "mAP")]
-        errors = [
-            progress_chart(f"{e.short}: {e.what} ({e.unit})", stages, palette, scaled("errors", name), ERROR_DIGITS)
-            for name, e in ERRORS.items()
-        ]
-        tested = [entry.get("nuscenes") or {} for stage in stages for entry in stage.evals]
-        classes = list(dict.fromkeys(name for found in tested for name in found.get("ap") or {}))
-        aps = [progress_chart(_words(name), stages, palette, scaled("ap", name, scale=100)) for name in classes]
-        return (
-            f"<h3>During training: NDS and mAP, percent</h3>{grid(scores, 'charts wide')}"
-            f"<details><summary>Errors of the true positives</summary>{grid(errors)}</details>"
-            f"<details><summary>Average precision of each class, percent</summary>{grid(aps)}</details>"
-        )
-
-    def sections(self, stages: Sequence[Stage], palette: Sequence[Look], gallery: int) -> Sections:
+    def content(self, entries: Sequence[Shown], gallery: int) -> dict[str, Any]:
+        made = _gallery(entries, gallery)
+        drawn = [made.parts[part].kind for part in pictured(made.parts)]
         return {
-            "precision": ("Precision and recall", _precision(stages, palette)),
-            "gallery": ("Gallery", _gallery(stages, palette, gallery)),
+            "official": OFFICIAL,
+            "errors": ERRORS,
+            "scores": _score_table(entries),
+            "classes": _class_table(entries),
+            "notes": _notes(entries),
+            "progress": _progress(entries),
+            **_precision(entries),
+            "gallery": made,
+            "pictured": drawn if len(drawn) < len(made.parts) else [],
+            "least_score": LEAST_SCORE,
+            "ring_step": f"{RING_STEP:g}",
+            "look_ahead": f"{LOOK_AHEAD:g}",
         }
 
 
 # ---------------------------------------------------------------------------------------------------------- the results
 
 
-def _score_table(stages: Sequence[Stage], palette: Sequence[Look]) -> str:
-    stated = any(stage.best_of_reported for stage in stages)
+def _score_table(entries: Sequence[Shown]) -> Table:
+    opening = next(iter(ERRORS))
     head = [
-        f'<tr class="metrics"><th></th><th colspan="2" scope="colgroup">Score</th>'
-        f'<th colspan="{len(ERRORS)}" scope="colgroup">Errors of true positives</th>'
-        + ('<th scope="colgroup">NDS / mAP</th></tr>' if stated else "</tr>"),
-        '<tr><th></th><th scope="col" class="opens moderate">NDS</th><th scope="col">mAP</th>'
-        + "".join(
-            f'<th scope="col" class="{_opens(name, ERRORS)}"><abbr title="{error.what}, {error.unit}"'
-            f' style="text-decoration:none">{error.short}</abbr></th>'
-            for name, error in ERRORS.items()
-        )
-        + (f"{STATED_HEAD}</tr>" if stated else "</tr>"),
-    ]
+        [Cell("Score", span=2), Cell("Errors of true positives", span=len(ERRORS))],
+        [Cell("NDS", "opens moderate"), Cell("mAP"),
+         *(Cell(e.short, "opens" * (name == opening), note=f"{e.what}, {e.unit}") for name, e in ERRORS.items())],
+    ]  # fmt: skip
+    stated = any(one.stage.best_of_reported for one in entries)
+    if stated:
+        head = [row + cells for row, cells in zip(head, stated_heads("NDS / mAP"), strict=True)]
 
-    def cells(stage: Stage) -> str:
-        scores = [
-            result_cell(stage, stages, MEASURES.first.of, style="opens moderate"),
-            result_cell(stage, stages, MEASURES.second.of),
-        ]
+    def cells(one: Shown) -> list[Cell]:
+        scores = [result_cell(one, MEASURES.first.of, style="opens moderate"), result_cell(one, MEASURES.second.of)]
         errors = [
-            result_cell(stage, stages, _error(name), style=_opens(name, ERRORS), digits=ERROR_DIGITS,
-                        less_is_better=True)
+            result_cell(one, _error(name), style="opens" * (name == opening), digits=ERROR_DIGITS, less_is_better=True)
             for name in ERRORS
-        ]  # fmt: skip
-        return "".join(scores + errors) + (stated_cell(stage, _stated_scores) if stated else "")
+        ]
+        return [*scores, *errors, *([stated_cell(one.stage, _stated_scores)] if stated else [])]
 
-    return results_table(stages, palette, head, 2 + len(ERRORS) + stated, cells, "Detection score, mAP and errors")
+    return results_table("Detection score, mAP and errors", entries, head, cells)
 
 
 def _stated_scores(best: BestOfReported) -> list[float] | None:
@@ -226,75 +194,69 @@ def _stated_scores(best: BestOfReported) -> list[float] | None:
     return None if None in scores else [100 * score for score in scores if score is not None]
 
 
-def _class_table(stages: Sequence[Stage], palette: Sequence[Look]) -> str:
-    classes = _classes(stages)
-    names = "".join(f'<th scope="col" class="{_opens(c, classes)}">{escape(_words(c))}</th>' for c in classes)
-
-    def cells(stage: Stage) -> str:
-        return "".join(result_cell(stage, stages, _class_ap(c), style=_opens(c, classes)) for c in classes)
-
-    label = "Average precision of each class"
-    return results_table(stages, palette, [f"<tr><th></th>{names}</tr>"], len(classes), cells, label)
+def _class_table(entries: Sequence[Shown]) -> Table:
+    styles = {name: "opens" * (n == 0) for n, name in enumerate(_classes(entries))}
+    return results_table(
+        "Average precision of each class", entries, [[Cell(_words(name), style) for name, style in styles.items()]],
+        lambda one: [result_cell(one, _class_ap(name), style=style) for name, style in styles.items()],
+    )  # fmt: skip
 
 
-def _opens(name: str, names: Sequence[str] | dict[str, Any]) -> str:
-    """The style of the first column of several."""
-    return "opens" if name == next(iter(names)) else ""
-
-
-def _notes(stages: Sequence[Stage]) -> str:
+def _notes(entries: Sequence[Shown]) -> list[str]:
     """What the evaluation says of its numbers, once where it is true of all stages."""
     of_note: dict[str, list[str]] = {}
-    finished = [stage for stage in stages if stage.finished]
-    for stage in finished:
-        for note in (stage.evaluation or {}).get("notes") or ():
-            of_note.setdefault(note, []).append(stage_name(stage, stages))
-    return "".join(
-        line(note if len(names) == len(finished) else f"{', '.join(names)}: {note}") for note, names in of_note.items()
-    )
+    finished = [one for one in entries if one.stage.finished]
+    for one in finished:
+        for note in (one.stage.evaluation or {}).get("notes") or ():
+            of_note.setdefault(note, []).append(one.name)
+    return [note if len(names) == len(finished) else f"{', '.join(names)}: {note}" for note, names in of_note.items()]
 
 
-def _precision(stages: Sequence[Stage], palette: Sequence[Look]) -> str:
-    classes = _classes(stages)
-    shown = [stage for stage in stages if any(_precision_curve(stage, name) for name in classes)]
-    if not shown:
-        return line("No stage has precision values yet.")
+# ----------------------------------------------------------------------------------------------------------- the curves
+
+
+def _progress(entries: Sequence[Shown]) -> dict[str, list[Chart]]:
+    """NDS and mAP, errors, and the AP of each class, over epochs."""
+
+    def scaled(*keys: str, scale: float = 1.0) -> Callable[[MetricsLine], float | None]:
+        def pick(line: MetricsLine) -> float | None:
+            value: Any = line.get("nuscenes")
+            for key in keys:
+                value = (value or {}).get(key)
+            return None if value is None else scale * value
+
+        return pick
+
+    tested = [line.get("nuscenes") or {} for one in entries for line in one.stage.evals]
+    classes = dict.fromkeys(name for found in tested for name in found.get("ap") or {})
+    return {
+        "scores": [progress_chart(key, entries, scaled(key, scale=100)) for key in ("NDS", "mAP")],
+        "errors": [
+            progress_chart(f"{e.short}: {e.what} ({e.unit})", entries, scaled("errors", name), ERROR_DIGITS)
+            for name, e in ERRORS.items()
+        ],
+        "classes": [progress_chart(_words(name), entries, scaled("ap", name, scale=100)) for name in classes],
+    }
+
+
+def _precision(entries: Sequence[Shown]) -> dict[str, Any]:
+    classes = _classes(entries)
+    known = [one for one in entries if any(_precision_curve(one.stage, name) for name in classes)]
     drawn = [
-        precision_chart(_words(name), stages, palette, lambda stage, n=name: _precision_curve(stage, n))
-        for name in classes
-    ]
-    distance = next((stage.evaluation or {}).get("settings", {}).get("tp_distance") for stage in shown)
-    return (
-        f'<p class="method">Precision at the 101 recall points of the official evaluation, where a detection counts'
-        f" that lies less than {distance:g} m from its object; a curve ends where no more objects are found.</p>"
-        f"{legend_of(stages, palette, shown)}{grid(drawn)}"
-    )
+        precision_chart(_words(name), known, lambda stage, n=name: _precision_curve(stage, n))
+        for name in classes if known
+    ]  # fmt: skip
+    near = next(((one.stage.evaluation or {}).get("settings", {}).get("tp_distance") for one in known), None)
+    return {"precision": drawn, "precise": looks_of(known), "near": f"{near or 0:g}"}
 
 
 # -------------------------------------------------------------------------------------------------------------- gallery
 
 
-def _gallery(stages: Sequence[Stage], palette: Sequence[Look], count: int) -> str:
-    if count < 1:
-        return line("No gallery was asked for.")
-    parts = cast(stages, palette)
-    if not parts:
-        return line("No finished stage has predictions to draw.")
-    try:
-        figures = [figure_html(moment, parts) for moment in moments(parts, count)]
-    except (UserError, OSError) as error:
-        return line(f"The gallery is left out: {error}.")
-    whose = "; ".join(f"{part.name}: {part.stage.run}/{part.stage.name}" for part in parts)
-    in_pictures = [part.name for part in pictured(parts)]
-    fewer = f" The pictures show the boxes of {' and '.join(in_pictures)}." if len(in_pictures) < len(parts) else ""
-    method = (
-        "True objects in which a LiDAR or radar point lies, and detections with a score of at least"
-        f" {LEAST_SCORE:g} ({whose}). The pictures of the six cameras are as the detector sees them.{fewer} Front faces"
-        " are tinted. From above, forward up, the vehicle in the middle: points of one LiDAR scan (the darker, the"
-        f" higher above the road) and a ring every {RING_STEP:.0f} m; a line runs to each box's front, and a thin one"
-        f" with a dot to where what moves will be after {LOOK_AHEAD:g} s. Samples are chosen by rule, not by hand:"
-        " those with the most objects, and where there is a baseline, as many again where the mean position error of"
-        " the student is most below and most above the baseline's."
-    )
-    names = charts.legend([(TRUE, LOOKS[TRUE]), *((part.name, Look(part.colour)) for part in parts)])
-    return f'<p class="method">{escape(method)}</p>{names}{"".join(figures)}'
+def _gallery(entries: Sequence[Shown], count: int) -> Gallery:
+    parts = cast(entries, MEASURES.first.of)
+    classes = trained_classes(parts)
+    return made_gallery(
+        parts, [_words(name) for name in classes], count,
+        lambda: (pictured_moment(moment, parts) for moment in moments(parts, classes, count)),
+    )  # fmt: skip

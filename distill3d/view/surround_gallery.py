@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
-from html import escape
 from pathlib import Path
 
 import numpy as np
@@ -36,9 +35,10 @@ from distill3d.view.draw import (
     drawn_panel,
     line_width,
 )
-from distill3d.view.gallery import BIRD_COLOURS, Choice, choose_frames, image_html
-from distill3d.view.palette import LOOKS, TRUE, Look
-from distill3d.view.pieces import kind_name
+from distill3d.view.gallery import BIRD_COLOURS, Choice, choose_frames, colours
+from distill3d.view.page import Photo, photo
+from distill3d.view.palette import TRUE
+from distill3d.view.pieces import Shown
 from distill3d.view.runs import RESULT_FILES, Stage
 
 #: The scan of the moment alone: what the pictures show at the same time.
@@ -52,17 +52,6 @@ LEVEL = torch.tensor(
     ((0.0, -1.0, 0.0, 0.0), (0.0, 0.0, -1.0, CAMERA_HEIGHT), (1.0, 0.0, 0.0, 0.0), (0.0, 0.0, 0.0, 1.0)),
     dtype=torch.float64,
 )
-#: The share of a figure's width that the view from above takes, and that of the counts beside it.
-BIRD_COLUMNS = "2fr 1fr"
-
-
-@dataclass(frozen=True)
-class Part:
-    """A stage whose boxes are drawn, in the colour of its curves."""
-
-    name: str
-    stage: Stage
-    colour: str
 
 
 @dataclass(frozen=True)
@@ -76,28 +65,19 @@ class Moment:
     counts: dict[str, dict[str, int]]  # of each set by class
 
 
-# --------------------------------------------------------------------------------------------------------- who and when
+# ------------------------------------------------------------------------------------------------------- what and when
 
 
-def cast(stages: Sequence[Stage], palette: Sequence[Look]) -> list[Part]:
-    """The baseline and every kind of student, the first seed of each; of a run without them, its first other stage.
-
-    All of them are finished, have predictions, and lie on the data of the first of them.
-    """
-    ready = [(s, look) for s, look in zip(stages, palette, strict=True) if s.finished and s.has_predictions]
-    baseline = [entry for entry in ready if entry[0].role == "baseline"][:1]
-    chosen = [*baseline, *(entry for entry in ready if entry[0].role == "student")] or ready[:1]
-    parts: dict[str, Part] = {}
-    for stage, look in chosen:
-        name = kind_name(stage, stages)
-        if name not in parts and stage.dataset == chosen[0][0].dataset:
-            parts[name] = Part(name, stage, look.colour)
-    return list(parts.values())
+def pictured(parts: Collection[str]) -> list[str]:
+    """Whose boxes the small pictures have room for: the camera's, where there are any."""
+    return [part for part in parts if part != "teacher"] or list(parts)
 
 
-def pictured(parts: Sequence[Part]) -> list[Part]:
-    """Whose boxes the small pictures have room for: the baseline's and the last student's."""
-    return [parts[0], parts[-1]] if len(parts) > 1 else list(parts)
+def trained_classes(parts: dict[str, Shown]) -> list[str]:
+    """The data set's classes that one of the parts was trained on; all where no card lists any."""
+    trained = {name for one in parts.values() for name in one.stage.trained_classes}
+    listed = [name for one in parts.values() for name in one.stage.dataset.get("classes") or ()]
+    return [name for name in dict.fromkeys(listed) if name in trained or not trained]
 
 
 def open_dataset(stage: Stage) -> NuScenesDataset:
@@ -117,27 +97,30 @@ def open_dataset(stage: Stage) -> NuScenesDataset:
     return NuScenesDataset(config)
 
 
-def moments(parts: Sequence[Part], count: int) -> Iterator[Moment]:
-    """At most ``count`` samples, chosen by ``choose_frames``: the last part is compared with the first.
+def moments(parts: dict[str, Shown], classes: Sequence[str], count: int) -> Iterator[Moment]:
+    """At most ``count`` samples, chosen by ``choose_frames`` from objects of the given classes.
 
     Raises:
         UserError: data or predictions cannot be read.
     """
-    dataset = open_dataset(parts[0].stage)
-    submissions = [read_submission(part.stage.predictions / RESULT_FILES["nuscenes"]) for part in parts]
-    present = [set(submission.samples) for submission in submissions]
+    first = next(iter(parts.values())).stage
+    dataset = open_dataset(first)
+    submissions = {
+        part: read_submission(one.stage.predictions / RESULT_FILES["nuscenes"]) for part, one in parts.items()
+    }
+    present = [set(submission.samples) for submission in submissions.values()]
     tokens = [token for token in dataset.frame_ids if all(token in one for one in present)]
     if not tokens:
-        raise UserError(f"no sample of {parts[0].stage.run} has predictions of every part and lies in its split")
-    found = [_of_samples(submission, tokens) for submission in submissions]
+        raise UserError(f"no sample of {first.run} has predictions of every part and lies in its split")
+    found = {part: _of_samples(submission, tokens) for part, submission in submissions.items()}
     truth = ground_truth(dataset.tables, tokens)
-    evaluated = truth.boxes[np.isin(truth.boxes.label, [CLASSES.index(name) for name in dataset.classes])]
+    evaluated = truth.boxes[np.isin(truth.boxes.label, [CLASSES.index(name) for name in classes])]
     objects, _ = filtered(evaluated, truth.racks)
     lead = None
-    if parts[0].stage.role == "baseline" and len(parts) > 1:
-        lead = _position_errors(objects, found[0]) - _position_errors(objects, found[-1])
+    if {"baseline", "student"} <= parts.keys():
+        lead = _position_errors(objects, found["baseline"]) - _position_errors(objects, found["student"])
     for choice in choose_frames(np.bincount(objects.sample, minlength=len(tokens)), lead, count):
-        yield _moment(dataset, tokens, choice, parts, found)
+        yield _moment(dataset, tokens, choice, found, classes)
 
 
 def _of_samples(boxes: DetectionBoxes, tokens: Sequence[str]) -> DetectionBoxes:
@@ -166,17 +149,19 @@ def _position_errors(objects: DetectionBoxes, found: DetectionBoxes) -> Float[np
 
 
 def _moment(
-    dataset: NuScenesDataset, tokens: Sequence[str], choice: Choice, parts: Sequence[Part],
-    found: Sequence[DetectionBoxes],
+    dataset: NuScenesDataset, tokens: Sequence[str], choice: Choice, found: dict[str, DetectionBoxes],
+    classes: Sequence[str],
 ) -> Moment:  # fmt: skip
     token = tokens[choice.index]
     sample = dataset.get(dataset.frame_ids.index(token))
-    sets = {TRUE: Boxes3D.empty("ego") if sample.objects is None else sample.objects.boxes}
+    labelled = Boxes3D.empty("ego") if sample.objects is None else sample.objects.boxes
+    known = torch.tensor([name in classes for name in dataset.classes])
+    sets = {TRUE: labelled[known[labelled.label]]}
     counts = {TRUE: _counts(sets[TRUE], dataset.classes)}
     to_ego = torch.linalg.inv(sample.ego_to_global)
-    for part, boxes in zip(parts, found, strict=True):
-        sets[part.name] = carry_boxes(_boxes(boxes[boxes.sample == choice.index]), to_ego, "ego")
-        counts[part.name] = _counts(sets[part.name], CLASSES)
+    for part, boxes in found.items():
+        sets[part] = carry_boxes(_boxes(boxes[boxes.sample == choice.index]), to_ego, "ego")
+        counts[part] = _counts(sets[part], CLASSES)
     tables = dataset.tables
     row = tables.sample_row(token)
     scene = int(tables.samples.scene[row])
@@ -259,42 +244,32 @@ def _reach(sets: Sequence[Boxes3D]) -> float:
     return min(max(math.ceil((farthest + BEYOND) / RING_STEP) * RING_STEP, LEAST_REACH), GREATEST_REACH)
 
 
-def figure_html(moment: Moment, parts: Sequence[Part]) -> str:
-    """A moment as an HTML figure: the cameras in two rows of three as they look, below them the view from above."""
-    colours = {TRUE: LOOKS[TRUE].colour, **{part.name: part.colour for part in parts}}
-    in_pictures = (TRUE, *(part.name for part in pictured(parts)))
-    panels = camera_panels(moment.sample, {name: moment.sets[name] for name in in_pictures}, colours)
-    cameras = "".join(
-        f"<div>{image_html(panel, f'{moment.title}: {name} camera with boxes')}<p>{name}</p></div>"
-        for name, panel in zip(map(_camera_name, CAMERAS), panels, strict=True)
-    )
-    above = ground_view(moment.sample.points, moment.sets, colours).quantize(BIRD_COLOURS)
-    bird = image_html(above, f"{moment.title} from above with LiDAR points", "bird")
-    return (
-        f'<figure><div class="frame cameras">{cameras}</div>'
-        f'<div class="frame" style="--columns:{BIRD_COLUMNS}">{bird}{_count_table(moment, colours)}</div>'
-        f"<figcaption><b>{escape(moment.title)}</b>, {escape(moment.reason)}.</figcaption></figure>"
-    )
+@dataclass(frozen=True)
+class MomentFigure:
+    """A moment as a page shows it: the cameras in two rows of three as they look, below them the view from above."""
+
+    title: str
+    reason: str
+    cameras: dict[str, Photo]
+    bird: Photo
+    counts: dict[str, list[int]]  # of each class, one for every set of boxes
+
+
+def pictured_moment(moment: Moment, parts: dict[str, Shown]) -> MomentFigure:
+    """The pictures of a moment, and how many boxes of each class every part has; classes that none has are left out."""
+    of_part, title = colours(parts), moment.title
+    drawn = {part: moment.sets[part] for part in (TRUE, *pictured(parts))}
+    panels = dict(zip(map(_camera_name, CAMERAS), camera_panels(moment.sample, drawn, of_part), strict=True))
+    above = ground_view(moment.sample.points, moment.sets, of_part).quantize(BIRD_COLOURS)
+    counts = {name: [counts.get(name, 0) for counts in moment.counts.values()] for name in CLASSES}
+    return MomentFigure(
+        title, moment.reason,
+        {name: photo(panel, f"{title}: {name} camera with boxes") for name, panel in panels.items()},
+        photo(above, f"{title} from above with LiDAR points"),
+        {name.replace("_", " "): row for name, row in counts.items() if any(row)},
+    )  # fmt: skip
 
 
 def _camera_name(channel: str) -> str:
     """CAM_FRONT_LEFT as "front left"."""
     return channel.removeprefix("CAM_").replace("_", " ").lower()
-
-
-def _count_table(moment: Moment, colours: dict[str, str]) -> str:
-    """How many boxes of each class every part has; classes that none has are left out."""
-    classes = [name for name in CLASSES if any(counts.get(name) for counts in moment.counts.values())]
-    heads = "".join(
-        f'<th scope="col"><span class="swatch" style="background:{colours[name]}"></span>{escape(name)}</th>'
-        for name in moment.counts
-    )
-    rows = "".join(
-        f'<tr><th scope="row">{escape(name.replace("_", " "))}</th>'
-        + "".join(f"<td>{counts.get(name, 0)}</td>" for counts in moment.counts.values())
-        + "</tr>"
-        for name in classes
-    )
-    return (
-        f'<table class="counts"><thead><tr><th scope="col">Boxes</th>{heads}</tr></thead><tbody>{rows}</tbody></table>'
-    )

@@ -24,6 +24,7 @@ from benchmarks.processes import Job, run_all
 from distill3d.recipes.kitti import BASES, METHODS
 from distill3d.synth.settings import CAR_BODIES
 from distill3d.train.recipe import Recipe, StageConfig
+from distill3d.view.charts import svg_file
 
 # ------------------------------------------------------------------------------------------------------------- the rows
 
@@ -196,7 +197,8 @@ def test_the_page_opens_with_a_picture_and_at_most_five_sentences() -> None:
         assert text.splitlines()[2].startswith("![") and html.index("<svg") < html.index("<ul") < html.index("<table")
         named = re.findall(r"!\[[^]]*\]\(([^)]*)\)", text)
         assert sorted(named) == sorted(set(written) - {"benchmark.md", "benchmark.html"}) and named[0] == first.name
-        assert html.count('<svg class="chart') == len(named)
+        drawn = [block for block in blocks if isinstance(block, document.Picture)]
+        assert html.count('<svg class="chart') == len(named) + sum(block.narrow is not None for block in drawn)
     assert lines_of(record)[:4] == [
         "**good gains most: +5.1 ± 0.1 points of car 3D AP on MonoDLE**.",
         "Published methods are better than what they are measured against in 1 of 3 comparisons, most of all good "
@@ -210,7 +212,7 @@ def test_the_picture_fills_what_is_larger_than_noise() -> None:
     record = made_up_record({"good": [5.0, 5.1, 5.2], "bad": [-3.0, -2.0, -4.0], "chance": [-4.0, 6.0, 1.0]})
     kinds = {one.row: one.kind for one in page.comparisons(record)}
     assert kinds == {"good": page.BETTER, "bad": page.WORSE, "chance": page.NOISE}
-    svg = page.picture("cpu", page.comparisons(record)).svg
+    svg = svg_file(page.picture("cpu", page.comparisons(record)).chart)
     assert "MonoDLE · car 3D AP" in svg and "baseline 20.0 at 90 steps" in svg
     rows = re.findall(r'<g class="(\w+)"><title>(\w+) ', svg)
     assert rows == [("up", "good"), ("noise", "chance"), ("down", "bad")], "the largest first"
@@ -252,8 +254,10 @@ def test_curves_are_of_the_rows_that_the_table_names() -> None:
             cell["cost"] = {**cell["cost"], "steps": 180}
     said, drawn = page.curves("monodle", group)
     assert isinstance(said, document.Paragraph) and "higher for none of 1" in said.text
-    assert isinstance(drawn, document.Picture) and "half" not in drawn.svg
-    assert re.findall("<title>good, ([^<]*)</title>", drawn.svg) == ["90 steps: +5.1 ± 0.1", "180 steps: +4.9 ± 0.1"]
+    assert isinstance(drawn, document.Picture)
+    svg = svg_file(drawn.chart)
+    assert "half" not in svg
+    assert re.findall("<title>good, ([^<]*)</title>", svg) == ["90 steps: +5.1 ± 0.1", "180 steps: +4.9 ± 0.1"]
 
 
 def test_a_group_trained_anew_leaves_the_others_as_they_were() -> None:
@@ -286,7 +290,7 @@ def test_gains_over_what_hardly_learned_are_grey() -> None:
     found = {one.row: one for one in page.comparisons(record)}
     assert (found["good"].kind, found["late"].kind) == (page.LITTLE, page.BETTER)
     assert found["late"].gain.mean == pytest.approx(10.2)
-    svg = page.picture("cpu", [*found.values()]).svg
+    svg = svg_file(page.picture("cpu", [*found.values()]).chart)
     assert re.findall(r'<g class="(\w+)"><title>(\w+) ', svg)[0] == ("up", "late"), "what says little comes last"
     assert '<g class="grey"><title>good ' in svg
     lines = page.sentences(record, [*found.values()])

@@ -29,7 +29,8 @@ from distill3d.train.loop import RunOptions
 from distill3d.train.recipe import Recipe
 from distill3d.train.sources import kitti_config
 from distill3d.train.stages import run_recipe
-from distill3d.view.bev_maps import MAPS, BevMaps, FrameMaps, map_picture, maps_html, ramp, scales
+from distill3d.view.bev_maps import MAPS, BevMaps, FrameMaps, ground_section, map_picture, ramp, scales
+from distill3d.view.page import render
 from distill3d.view.palette import GROUND_RAMP, LOOKS, TRUE
 from distill3d.view.runs import Stage, read_runs
 
@@ -162,7 +163,8 @@ def test_only_what_exists_is_shown(kinds: tuple[str, ...], words: list[str], abs
         one.distances.clear()
     stages = {"teacher": "teacher", "assistant": "helper", "student": "pupil"}
     inputs = {"teacher": "points", "assistant": "rgb+gt_depth", "student": "rgb"}
-    page = Page(maps_html(BevMaps(GROUND, (one, one), stages, inputs, "how R comes about"), "cars"))
+    maps = BevMaps(GROUND, (one, one), stages, inputs, "how R comes about")
+    page = Page(render("maps.html", maps=ground_section(maps, "cars")))
     page.assert_self_contained()
     assert sum(reference.startswith("data:image/png") for reference in page.references) == 2 * len(kinds)
     for word in words:

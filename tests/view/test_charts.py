@@ -1,11 +1,10 @@
 """Axes that hold their data, and curves where the data is."""
 
 import math
-import re
 from xml.etree import ElementTree
 
 import pytest
-from hypothesis import assume, given
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from distill3d.view.charts import (
@@ -13,13 +12,19 @@ from distill3d.view.charts import (
     MOST_POINTS,
     TICKS,
     WIDTH,
+    Axis,
+    Balance,
+    Chart,
     Interval,
     IntervalBlock,
     Series,
     averaged,
+    balance_chart,
+    bin_axis,
+    count_axis,
+    counted,
     fitting_axis,
     interval_chart,
-    legend,
     line_chart,
     linear_axis,
     log_axis,
@@ -32,16 +37,31 @@ LOOK = Look("#123456")
 finite = st.floats(-1e6, 1e6, allow_subnormal=False)
 
 
-@given(st.integers(0, 100_000), st.integers(0, 100_000))
-def test_what_is_counted_has_whole_ticks(one: int, other: int) -> None:
-    low, high = min(one, other), max(one, other)
-    axis = linear_axis(low, high, whole=True)
+SVG = "{http://www.w3.org/2000/svg}"
+
+
+def drawn(chart: Chart) -> ElementTree.Element:
+    """The file of a chart; also proves that it is well-formed and escaped."""
+    return ElementTree.fromstring(svg_file(chart))
+
+
+def assert_round(axis: Axis) -> None:
+    """Ticks are whole multiples of 1, 2 or 5 times a power of ten, told each by its own number."""
     places = [place for place, _ in axis.ticks]
-    assert axis.low <= low and high <= axis.high and 2 <= len(places) <= 14
-    assert all(place == round(place) for place in places) and all(
-        "." not in label or "k" in label for _, label in axis.ticks
-    )
-    assert len({label for _, label in axis.ticks}) == len(places)
+    step = places[1] - places[0]
+    first = step / 10 ** math.floor(math.log10(step * (1 + 1e-9)))
+    assert any(first == pytest.approx(one, rel=1e-4) for one in (1, 2, 5))
+    assert all(place / step == pytest.approx(round(place / step), abs=1e-4) for place in places)
+    assert len({text for _, text in axis.ticks}) == len(places)
+
+
+@given(st.lists(st.integers(0, 10**9), max_size=3))
+def test_what_is_counted_has_whole_ticks_and_ends_with_the_last(values: list[int]) -> None:
+    axis = count_axis(values)
+    places = [place for place, _ in axis.ticks]
+    assert axis.low == 0 and axis.high == max([1, *values]) and 2 <= len(places) <= 14
+    assert all(place == round(place) for place in places)
+    assert_round(axis)
 
 
 @given(finite, finite)
@@ -52,7 +72,7 @@ def test_linear_axes_hold_their_values_and_have_a_few_round_ticks(a: float, b: f
     slack = 1e-6 * (axis.high - axis.low)
     assert axis.low <= low + slack and high - slack <= axis.high
     assert 2 <= len(axis.ticks) <= 2 * TICKS
-    assert len({text for _, text in axis.ticks}) == len(axis.ticks)
+    assert_round(axis)
     assert axis.share(axis.low) == 0 and axis.share(axis.high) == 1
 
 
@@ -89,9 +109,9 @@ def test_averages_keep_the_finite_values(values: list) -> None:
 
 
 def test_curves_pass_through_their_points() -> None:
-    svg = line_chart("A & B", [Series("x < y", LOOK, [0, 1, 2], [0.0, 10.0, 5.0], ["a", "b", "c"])], x_label="step")
-    tree = ElementTree.fromstring(svg)  # also proves that it is well-formed and escaped
-    circles = [(float(c.get("cx", "")), float(c.get("cy", ""))) for c in tree.iter("circle")]
+    curve = Series("x < y", LOOK, [0, 1, 2], [0.0, 10.0, 5.0], ["a", "b", "c"])
+    tree = drawn(line_chart("A & B", [curve], x_label="step"))
+    circles = [(float(c.get("cx", "")), float(c.get("cy", ""))) for c in tree.iter(f"{SVG}circle")]
     assert circles[0][0] < circles[1][0] < circles[2][0]
     assert circles[1][1] < circles[2][1] < circles[0][1]
     assert circles[2][1] == pytest.approx((circles[0][1] + circles[1][1]) / 2, abs=0.11)
@@ -100,15 +120,10 @@ def test_curves_pass_through_their_points() -> None:
 
 @pytest.mark.parametrize(("y", "strokes"), [([1.0, 2.0, 3.0], 1), ([1.0, math.nan, 3.0], 2), ([math.nan] * 3, 0)])
 def test_gaps_interrupt_a_curve(y: list, strokes: int) -> None:
-    svg = line_chart("t", [Series("s", LOOK, [0, 1, 2], y)], x_label="")
-    path = re.search(r' d="([^"]*)"', svg)
-    assert path is not None and path.group(1).count("M") == strokes
-    assert ("no values" in svg) == (strokes == 0)
-
-
-def test_legend_names_and_escapes() -> None:
-    html = legend([("a<b", Look("#123456", "3 2"))])
-    assert "a&lt;b" in html and "#123456" in html and "3 2" in html
+    tree = drawn(line_chart("t", [Series("s", LOOK, [0, 1, 2], y)], x_label=""))
+    (path,) = tree.iter(f"{SVG}path")
+    assert path.get("d", "").count("M") == strokes
+    assert ("no values" in "".join(tree.itertext())) == (strokes == 0)
 
 
 @given(st.lists(finite, min_size=1, max_size=9))
@@ -124,12 +139,11 @@ def test_intervals_lie_where_their_numbers_are() -> None:
         IntervalBlock("A & B", [Interval("low", -4.0, 1.0), Interval("high", 8.0, 1.0, control=True)]),
         IntervalBlock("C", [Interval("none", 2.0, 3.0), Interval("said", 8.0, 1.0)], grey=True),
     ]
-    chart = svg_file(interval_chart("t", blocks, x_label="points", keys=[("up", "better"), ("control", "a control")]))
-    tree = ElementTree.fromstring(chart)
-    name = "{http://www.w3.org/2000/svg}"
+    chart = interval_chart("t", blocks, x_label="points", keys=[("up", "better"), ("control", "a control")])
+    tree = drawn(chart)
     rows = {}
-    for group in tree.iter(f"{name}g"):
-        texts, circle, line = (group.find(f"{name}{what}") for what in ("text", "circle", "line"))
+    for group in tree.iter(f"{SVG}g"):
+        texts, circle, line = (group.find(f"{SVG}{what}") for what in ("text", "circle", "line"))
         if texts is not None and circle is not None and line is not None:
             ends = [float(line.get(end, "")) for end in ("x1", "x2")]
             assert sum(ends) / 2 == pytest.approx(float(circle.get("cx", "")), abs=0.11)
@@ -142,13 +156,62 @@ def test_intervals_lie_where_their_numbers_are() -> None:
     unit = (high[1] - high[0]) / 2
     assert aside > WIDTH and none[0] - aside == pytest.approx(high[0] - 8 * unit, abs=0.3)
     assert high[0] - low[0] == pytest.approx(12 * unit, abs=0.3)
-    assert tree.get("width") and "--paper" in chart and "var(--font)" in chart
+    assert tree.get("width") and "--paper" in svg_file(chart) and "var(--font)" in svg_file(chart)
 
 
 def test_names_of_curves_do_not_touch() -> None:
     series = [Series(f"curve {n}", LOOK, [0, 1], [0.0, 1.0], errors=[0.5, math.nan]) for n in range(3)]
-    tree = ElementTree.fromstring(line_chart("t", series, x_label="step", named=True))
-    heights = [float(text.get("y", "")) for text in tree.iter("text") if (text.text or "").startswith("curve ")]
+    tree = drawn(line_chart("t", series, x_label="step", named=True))
+    texts = [text for text in tree.iter(f"{SVG}text") if (text.text or "").startswith("curve ")]
+    heights = [float(text.get("y", "")) for text in texts]
     assert len(heights) == 3 and all(b - a > 10 for a, b in zip(heights, heights[1:], strict=False))
-    drawn = [line for line in tree.iter("line") if line.get("x1") == line.get("x2")]
-    assert len(drawn) == 3 and len({line.get("x1") for line in drawn}) == 3, "intervals stand beside each other"
+    upright = [line for line in tree.iter(f"{SVG}line") if line.get("x1") == line.get("x2")]
+    assert len(upright) == 3 and len({line.get("x1") for line in upright}) == 3, "intervals stand beside each other"
+
+
+#: Units that a letter takes in a common font, on average, of its size in the style sheet.
+LETTER = 6.3
+
+
+def assert_apart(chart: Chart) -> None:
+    """No text lies outside of the drawing or on another one."""
+    boxes = []
+    for text in drawn(Chart("", chart.marks, chart.width, chart.height)).iter(f"{SVG}text"):
+        told = (text.text or "") + "".join(inner.tail or "" for inner in text)  # without tooltips
+        x, y, width = float(text.get("x", "")), float(text.get("y", "")), LETTER * len(told.strip())
+        if width:
+            left = x - {"start": 0, "middle": 0.5, "end": 1}[text.get("text-anchor", "start")] * width
+            boxes.append((left, y - 9, left + width, y))
+    for n, (left, top, right, bottom) in enumerate(boxes):
+        assert left >= -1 and right <= chart.width + 1 and top >= -1 and bottom <= chart.height, boxes[n]
+        for other in boxes[n + 1 :]:
+            assert left >= other[2] or right <= other[0] or top >= other[3] or bottom <= other[1], (boxes[n], other)
+
+
+LONG = "construction_vehicle with a trailer behind it"
+
+
+@given(st.lists(st.sampled_from([LONG, "visible", "largely hidden", "x" * 40]), min_size=1, max_size=12),
+       st.floats(-1e9, 0), st.floats(1e-6, 1e9))  # fmt: skip
+@settings(max_examples=25)
+def test_long_names_stay_apart(labels: list[str], low: float, high: float) -> None:
+    bars = [Balance(label, 10**n, 1.0, 1.0, note=label) for n, label in enumerate(labels)]
+    y_axis = linear_axis(low, high)
+    assert_apart(balance_chart(LONG, bars, x_label="class", y_axis=y_axis))
+    curve = Series(LONG, LOOK, range(len(bars)), [low] * len(bars))
+    under = counted(bar.count for bar in bars)
+    assert_apart(line_chart(LONG, [curve], x_label="class", x_axis=bin_axis(labels), y_axis=y_axis, under=under))
+
+
+@given(st.lists(st.integers(1, 10**7), min_size=1, max_size=5), st.lists(st.floats(0, 1e7), min_size=1, max_size=5))
+@settings(max_examples=25)
+def test_numbers_stay_apart(steps: list[int], values: list[float]) -> None:
+    curve = Series("loss", LOOK, steps[: len(values)], values[: len(steps)])
+    assert_apart(line_chart("t", [curve], x_label="step", x_axis=count_axis(steps)))
+
+
+def test_long_names_of_intervals_stay_apart() -> None:
+    blocks = [IntervalBlock("A detector", [Interval(LONG, 4.0, 1.0), Interval("x" * 60, -3.0, 9.0)], aside=LONG)] * 3
+    keys = [("up", "better"), ("noise", LONG), ("control", LONG), ("grey", LONG)]
+    for columns in (1, 2):
+        assert_apart(interval_chart("t", blocks, x_label="points", keys=keys, columns=columns))

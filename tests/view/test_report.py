@@ -15,9 +15,9 @@ from html_page import Page
 from PIL import Image
 
 from distill3d.errors import UserError
-from distill3d.view.gallery import choose_frames, write_figures
+from distill3d.view.gallery import choose_frames
 from distill3d.view.headline import caution, headline
-from distill3d.view.kitti import KittiKind, height_cautions
+from distill3d.view.kitti import KittiKind, height_cautions, write_figures
 from distill3d.view.report import write_report
 from distill3d.view.runs import read_runs
 
@@ -90,7 +90,7 @@ def test_same_runs_same_page(make_run: MakeRun, tmp_path: Path) -> None:
 
 def test_depth_error_is_told_for_each_distance(make_run: MakeRun, tmp_path: Path) -> None:
     html, _ = report([make_run()], tmp_path)
-    notes = re.findall(r"<title>(Baseline|Teacher|Distilled), 10–20 m: ([\d.]+) m \((\d+) cars\)</title>", html)
+    notes = re.findall(r"<title>(Baseline|Teacher|Distilled), 10–20 m: ([\d.]+) m \((\d+) objects\)</title>", html)
     assert {(name, value) for name, value, _ in notes} == {
         ("Teacher", "0.10"), ("Baseline", "1.20"), ("Distilled", "0.40"),
     }  # fmt: skip
@@ -242,15 +242,15 @@ def test_preparation_is_not_judged(make_run: MakeRun, tmp_path: Path) -> None:
     page.assert_self_contained()
     before, results = html.split('id="results"')[1].split('id="training"')[0], html.split('id="training"')[1]
     assert re.findall(r'<th scope="row">.*?</span>([^<]*)<small>', before) == [
-        "Teacher", "Assistant", "Baseline", "Distilled"
+        "Teacher", "Assistant: helper", "Baseline", "Distilled"
     ]  # fmt: skip
-    assert "Not judged: Preparation. They hold weights for later stages" in page.text
+    assert "Not judged: Preparation: warm. They hold weights for later stages" in page.text
     assert "taught by teacher and helper" in page.text
     training, rest = results.split('id="precision"')
     judged, cards = rest.split('id="stages"')
     assert "Preparation" in training and "Preparation" not in judged and "Preparation" in cards
     progress = training.split("Loss and its terms")[0]
-    assert "Assistant, epoch 1" in progress and "Preparation, epoch 1" not in progress
+    assert "Assistant: helper, epoch 1" in progress and "Preparation: warm, epoch 1" not in progress
 
 
 @pytest.mark.parametrize(("epochs", "warned"), [(1, True), (4, False), (5, True)])
