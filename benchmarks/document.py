@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,11 +13,8 @@ from markupsafe import Markup, escape
 from distill3d.view.charts import Chart, svg_file
 from distill3d.view.headline import NO_BREAK
 from distill3d.view.page import TEMPLATES, environment
-from distill3d.view.pieces import Cell, Row
 from distill3d.view.pieces import Table as PageTable
-
-#: Cells that hold one are set as text.
-WORD = re.compile("[A-Za-z]{2}")
+from distill3d.view.pieces import plain_table
 
 
 @dataclass(frozen=True)
@@ -103,14 +99,8 @@ def html(title: str, blocks: Sequence[Block]) -> str:
 
 
 def page_table(table: Table) -> PageTable:
-    """Numbers stay on one line, at the right; words may take several, and headings, so that wide tables fit."""
-    styles = ["words" if any(WORD.search(row[n]) for row in table.rows) else "" for n in range(len(table.head))]
-
-    def cells(texts: Sequence[str]) -> list[Cell]:
-        return [Cell(inline(text), style) for text, style in zip(texts[1:], styles[1:], strict=True)]
-
-    rows = [Row(inline(row[0]), cells(row)) for row in table.rows]
-    return PageTable("", [cells(table.head)], rows, inline(table.head[0]), "fits")
+    """A table for the template."""
+    return plain_table("", [*map(inline, table.head)], [[*map(inline, row)] for row in table.rows])
 
 
 def inline(text: str) -> Markup:

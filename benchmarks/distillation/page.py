@@ -14,10 +14,11 @@ from pathlib import Path
 from typing import Any
 
 from distill3d.files import write_text
-from distill3d.view.charts import Interval, IntervalBlock, Series, interval_chart, line_chart, loose_axis
+from distill3d.view.charts import Series, line_chart, loose_axis
 from distill3d.view.palette import looks
 
 from ..document import Block, Command, Heading, Paragraph, Picture, Points, Table, html, markdown, pictures
+from ..interval_chart import Interval, IntervalBlock, interval_chart
 from .estimates import CLEAR, LEVEL, Estimate, paired
 from .search import CANDIDATES, OURS, SINGLE
 from .sizes import SIZES

@@ -19,8 +19,8 @@ NAMES = 130  # the right one where curves have their names beside them
 TICKS, COUNT_TICKS = 5, 7  # about as many per axis, and per axis of what is counted
 #: Steps between ticks are these, times powers of ten.
 ROUND = (1, 2, 5, 10)
-#: Numbers from here on are told in thousands, millions or as powers, where the steps between them allow it.
-THOUSANDS = ((1e12, 1e10, 1e12, "T"), (1e10, 1e8, 1e9, "G"), (1e7, 1e5, 1e6, "M"), (1e4, 1e2, 1e3, "k"))
+#: Numbers from here on are told in units with a letter; those that take more than FEW decimals as powers.
+UNITS, FEW = ((1e7, 1e6, "M"), (1e4, 1e3, "k")), 5
 #: Where all values are positive and spread over more than this factor, a logarithmic axis shows more.
 LOG_SPREAD = 30.0
 #: Points beyond which a curve gets averaged: more do not show at the size of a chart.
@@ -35,20 +35,14 @@ BAR_SHARE, WIDEST_BAR = 0.5, 44.0
 #: Units that a digit and a letter take in a wide font such as Verdana, and what is free beside a label at the left, and
 #: between labels below.
 DIGIT, LETTER, BESIDE, BETWEEN = 8.3, 7.0, 6.0, 2.0
-#: Decimals that a tick may need: a double has no more than about 300; beyond FEW they are told as powers.
-MOST_DIGITS, FEW = 320, 5
+#: Decimals that a tick may need: a double has no more than about 300.
+MOST_DIGITS = 320
 #: Values that spread less than this, of themselves or absolutely, are one value to an axis.
 LEAST_SPREAD, LEAST_VALUE = 1e-9, 1e-30
-#: Of charts of intervals, as wide as a source tree's readers show pictures: their rows, and the room beside the marks.
-BROAD, ROW_HEIGHT, BLOCK_GAP, NAME_WIDTH, NUMBER_WIDTH, GUTTER = 900, 18, 9, 190, 44, 32
-#: About as many ticks have they, and an axis that ends where its values do leaves so much free beyond them.
-INTERVAL_TICKS, FREE = 7, 0.03
-#: Units that a letter of their legend and of their names takes, about; the height of a line of their legend.
-LEGEND_LETTER, LEGEND_HEIGHT = 6.4, 20
+#: An axis that ends where its values do leaves such a share free beyond them.
+FREE = 0.03
 #: Paper around a chart that is a file, and the height of its title.
 EDGE, TITLE_HEIGHT = 12, 24
-#: Their kinds of marks, and which of them are filled.
-KINDS = {"up": True, "down": True, "noise": False, "grey": False}
 MINUS, ELLIPSIS = "\u2212", "\u2026"
 
 
@@ -134,11 +128,9 @@ def linear_axis(low: float, high: float, ticks: int = TICKS, *, whole: bool = Fa
 
 def _telling(step: float, largest: float) -> Callable[[float], str]:
     """How an axis's numbers are written: all alike, and as short as their step allows."""
-    unit, letter = next(
-        ((unit, letter) for least, fine, unit, letter in THOUSANDS if largest >= least and step >= fine), (1.0, "")
-    )
+    unit, letter = next(((u, letter) for least, u, letter in UNITS if largest >= least and step >= u / 10), (1.0, ""))
     digits = next(n for n in range(MOST_DIGITS) if math.isclose(round(step / unit, n), step / unit, rel_tol=1e-6))
-    if digits > FEW or largest / unit >= 1e9:
+    if digits > FEW or largest / unit >= 10 ** (2 * FEW):
         return lambda value: f"{value:g}".replace("-", MINUS)
     return lambda value: f"{value / unit:.{digits}f}{letter if value else ''}".replace("-", MINUS)
 
@@ -179,7 +171,7 @@ def fitting_axis(values: Sequence[float], *, from_zero: bool = False, may_log: b
 # ---------------------------------------------------------------------------------------------------------------- marks
 
 
-def _mark(
+def mark(
     tag: str, style: str = "", text: str = "", note: str = "", marks: Sequence[Mark] = (), **where: float | str
 ) -> Mark:
     """``where`` are attributes with underscores for hyphens; numbers are written to a tenth."""
@@ -190,14 +182,14 @@ def _mark(
     return Mark(tag, {"class": style or None, **{key: value or None for key, value in told.items()}}, text, note, marks)
 
 
-def _text(style: str, x: float, y: float, text: str, anchor: str = "middle", note: str = "") -> Mark:
-    return _mark("text", style, text, note, x=x, y=y, text_anchor=anchor)
+def text_mark(style: str, x: float, y: float, text: str, anchor: str = "middle", note: str = "") -> Mark:
+    return mark("text", style, text, note, x=x, y=y, text_anchor=anchor)
 
 
-def _line(
+def line_mark(
     style: str, x1: float, y1: float, x2: float, y2: float, stroke: str = "", width: float | str = "", dash: str = ""
 ) -> Mark:
-    return _mark("line", style, x1=x1, y1=y1, x2=x2, y2=y2, stroke=stroke, stroke_width=width, stroke_dasharray=dash)
+    return mark("line", style, x1=x1, y1=y1, x2=x2, y2=y2, stroke=stroke, stroke_width=width, stroke_dasharray=dash)
 
 
 def shortened(text: str, room: float, letter: float = LETTER) -> str:
@@ -221,7 +213,7 @@ def wrapped(text: str, room: float) -> list[str]:
 
 
 @dataclass(frozen=True)
-class _Plot:
+class Plot:
     """Where a chart's axes lie."""
 
     x: Axis
@@ -237,28 +229,28 @@ class _Plot:
         return self.bottom - min(max(self.y.share(value), 0.0), 1.0) * (self.bottom - TOP)
 
 
-def _plot(x: Axis, y: Axis, x_label: str, under: Sequence[tuple[float, str]], right: float) -> tuple[_Plot, list[Mark]]:
+def _plot(x: Axis, y: Axis, x_label: str, under: Sequence[tuple[float, str]], right: float) -> tuple[Plot, list[Mark]]:
     """The plot of two axes, and their lines and labels; ``under`` is a second row below the x axis, of ``n``."""
     left = max(LEFT, max((len(text) for _, text in y.ticks), default=0) * DIGIT + 2 * BESIDE)
     places = [left + x.share(value) * (right - left) for value, _ in x.ticks]
     room = min((b - a for a, b in zip(places, places[1:], strict=False)), default=right - left) - BETWEEN
     labels = [wrapped(text, room) for _, text in x.ticks]
     rows = max(map(len, labels), default=1)
-    plot = _Plot(x, y, left, right, HEIGHT - BOTTOM - LINE_HEIGHT * (rows - 1 + bool(under)))
-    drawn = [_line("axis", left, plot.bottom, right, plot.bottom)]
+    plot = Plot(x, y, left, right, HEIGHT - BOTTOM - LINE_HEIGHT * (rows - 1 + bool(under)))
+    drawn = [line_mark("axis", left, plot.bottom, right, plot.bottom)]
     for value, text in y.ticks:
         height = plot.at_y(value)
-        drawn.append(_line("axis" if value == 0 else "grid", left, height, right, height))
-        drawn.append(_text("tick", left - BESIDE, height + 4, text, "end"))
+        drawn.append(line_mark("axis" if value == 0 else "grid", left, height, right, height))
+        drawn.append(text_mark("tick", left - BESIDE, height + 4, text, "end"))
     for place, lines, (_, text) in zip(places, labels, x.ticks, strict=True):
         note = text if any(line.endswith(ELLIPSIS) for line in lines) else ""
         for n, one in enumerate(lines):
-            drawn.append(_text("tick", place, plot.bottom + LINE_HEIGHT * (n + 1), one, note=note))
+            drawn.append(text_mark("tick", place, plot.bottom + LINE_HEIGHT * (n + 1), one, note=note))
     if under:
         height = plot.bottom + LINE_HEIGHT * (rows + 1)
-        drawn.append(_text("tick faint", left - BESIDE, height, "n =", "end"))
-        drawn += [_text("tick faint", plot.at_x(value), height, text) for value, text in under]
-    drawn.append(_text("label", (left + right) / 2, HEIGHT - 6, x_label))
+        drawn.append(text_mark("tick faint", left - BESIDE, height, "n =", "end"))
+        drawn += [text_mark("tick faint", plot.at_x(value), height, text) for value, text in under]
+    drawn.append(text_mark("label", (left + right) / 2, HEIGHT - 6, x_label))
     return plot, drawn
 
 
@@ -284,11 +276,11 @@ def line_chart(
     if named:
         drawn += _names([one for one in series if len(one.y) and math.isfinite(one.y[-1])], plot)
     if not points:
-        drawn.append(_text("label", (plot.left + plot.right) / 2, (TOP + plot.bottom) / 2, "no values"))
+        drawn.append(text_mark("label", (plot.left + plot.right) / 2, (TOP + plot.bottom) / 2, "no values"))
     return Chart(title, drawn, aside=aside)
 
 
-def _curve(series: Series, plot: _Plot, aside: float) -> list[Mark]:
+def _curve(series: Series, plot: Plot, aside: float) -> list[Mark]:
     """The path of one series, its intervals and, where it has notes, its marked points."""
     path, pen_down, look = [], False, series.look
     points = [(plot.at_x(x) + aside, y) for x, y in zip(series.x, series.y, strict=True)]
@@ -296,25 +288,25 @@ def _curve(series: Series, plot: _Plot, aside: float) -> list[Mark]:
         if math.isfinite(y):
             path.append(f"{'L' if pen_down else 'M'}{x:.1f} {plot.at_y(y):.1f}")
         pen_down = math.isfinite(y)
-    drawn = [_mark("path", "curve", note=series.name, d="".join(path), stroke=look.colour, stroke_dasharray=look.dash)]
+    drawn = [mark("path", "curve", note=series.name, d="".join(path), stroke=look.colour, stroke_dasharray=look.dash)]
     for (x, y), error in zip(points, series.errors, strict=False):
         if math.isfinite(y) and math.isfinite(error):
-            drawn.append(_line("", x, plot.at_y(y - error), x, plot.at_y(y + error), stroke=look.colour,
+            drawn.append(line_mark("", x, plot.at_y(y - error), x, plot.at_y(y + error), stroke=look.colour,
                                width=1.2))  # fmt: skip
     for (x, y), note in zip(points, series.notes, strict=False):
         if math.isfinite(y):
-            drawn.append(_mark("circle", note=note, cx=x, cy=plot.at_y(y), r=3.2, fill=look.colour))
+            drawn.append(mark("circle", note=note, cx=x, cy=plot.at_y(y), r=3.2, fill=look.colour))
     return drawn
 
 
-def _names(series: Sequence[Series], plot: _Plot) -> list[Mark]:
+def _names(series: Sequence[Series], plot: Plot) -> list[Mark]:
     """The curves' names at the height of their ends, pushed down where they would touch, with a piece of their line."""
     drawn, y, x = [], -math.inf, plot.right + 8
     for one in sorted(series, key=lambda one: plot.at_y(one.y[-1])):
         y = max(plot.at_y(one.y[-1]), y + LINE_HEIGHT)
-        drawn.append(_line("", x, y, x + 18, y, stroke=one.look.colour, width=2.2,
+        drawn.append(line_mark("", x, y, x + 18, y, stroke=one.look.colour, width=2.2,
                            dash=one.look.dash))  # fmt: skip
-        drawn.append(_text("row", x + 23, y + 4, shortened(one.name, NAMES - 31), "start"))
+        drawn.append(text_mark("row", x + 23, y + 4, shortened(one.name, NAMES - 31), "start"))
     return drawn
 
 
@@ -345,7 +337,7 @@ def counted(counts: Iterable[int], places: Iterable[float] | None = None) -> lis
     """A number for each place, by default each slot of ``bin_axis``; large ones are rounded."""
     told = []
     for count in counts:
-        unit, letter = next(((unit, letter) for least, _, unit, letter in THOUSANDS if count >= least), (1, ""))
+        unit, letter = next(((unit, letter) for least, unit, letter in UNITS if count >= least), (1, ""))
         told.append(f"{count / unit:.0f}{letter}")
     return list(zip(map(float, range(len(told)) if places is None else places), told, strict=True))
 
@@ -359,136 +351,29 @@ def balance_chart(title: str, bars: Sequence[Balance], *, x_label: str, y_axis: 
         if math.isfinite(bar.up + bar.down):
             drawn.append(_balance(bar, plot.at_x(index), width, plot))
         else:
-            drawn.append(_text("tick faint", plot.at_x(index), plot.at_y(0) - LINE_HEIGHT - 4, "too"))
-            drawn.append(_text("tick faint", plot.at_x(index), plot.at_y(0) - 4, "few"))
+            drawn.append(text_mark("tick faint", plot.at_x(index), plot.at_y(0) - LINE_HEIGHT - 4, "too"))
+            drawn.append(text_mark("tick faint", plot.at_x(index), plot.at_y(0) - 4, "few"))
     return Chart(title, drawn)
 
 
-def _balance(bar: Balance, middle: float, width: float, plot: _Plot) -> Mark:
+def _balance(bar: Balance, middle: float, width: float, plot: Plot) -> Mark:
     zero, drawn = plot.at_y(0), []
     for style, value in (("up", bar.up), ("down", -bar.down)):
         end = plot.at_y(value)
-        drawn.append(_mark("rect", style, x=middle - width / 2, y=min(end, zero), width=width, height=abs(end - zero),
+        drawn.append(mark("rect", style, x=middle - width / 2, y=min(end, zero), width=width, height=abs(end - zero),
                            fill="currentColor", fill_opacity="0.55"))  # fmt: skip
     if math.isfinite(bar.net):
-        drawn.append(_line("", middle, plot.at_y(bar.low), middle, plot.at_y(bar.high), stroke="currentColor",
+        drawn.append(line_mark("", middle, plot.at_y(bar.low), middle, plot.at_y(bar.high), stroke="currentColor",
                            width=2))  # fmt: skip
-        drawn.append(_mark("circle", cx=middle, cy=plot.at_y(bar.net), r=4, fill="currentColor"))
+        drawn.append(mark("circle", cx=middle, cy=plot.at_y(bar.net), r=4, fill="currentColor"))
     if math.isfinite(bar.other):
         x, y, r = middle + width / 2 + 5, plot.at_y(bar.other), 4
         diamond = f"M{x:.1f} {y - r:.1f}l{r} {r}l-{r} {r}l-{r} -{r}z"
-        drawn.append(_mark("path", d=diamond, fill="none", stroke="currentColor", stroke_width=1.5))
-    return _mark("g", note=bar.note, marks=drawn)
+        drawn.append(mark("path", d=diamond, fill="none", stroke="currentColor", stroke_width=1.5))
+    return mark("g", note=bar.note, marks=drawn)
 
 
-# ------------------------------------------------------------------------------------------------------------ intervals
-
-
-@dataclass(frozen=True)
-class Interval:
-    """A difference with its interval; filled where that does not hold 0."""
-
-    name: str
-    mean: float
-    error: float  # half the length of the interval
-    control: bool = False  # its name is set in italics
-    note: str = ""  # tooltip
-
-    @property
-    def kind(self) -> str:
-        """One of ``KINDS``."""
-        return "noise" if abs(self.mean) <= self.error else "up" if self.mean > 0 else "down"
-
-
-@dataclass(frozen=True)
-class IntervalBlock:
-    """Differences with one heading."""
-
-    title: str
-    rows: Sequence[Interval]
-    grey: bool = False  # they say little
-    aside: str = ""  # at the heading's end
-
-
-def interval_chart(
-    title: str, blocks: Sequence[IntervalBlock], *, x_label: str, keys: Sequence[tuple[str, str]] = (),
-    columns: int = 2,
-) -> Chart:  # fmt: skip
-    """A line of marks for every difference, largest first, in two columns with one axis, or in one.
-
-    ``keys`` are words for the kinds of marks (``KINDS``) or ``control``, in the order of their legend.
-    """
-    ends = [end for block in blocks for row in block.rows for end in (row.mean - row.error, row.mean + row.error)]
-    axis = loose_axis([0.0, *ends], INTERVAL_TICKS)
-    width = (BROAD - GUTTER) // 2
-    whole = width if columns == 1 else BROAD
-    drawn, top = _keys(keys, whole)
-    parts = [part for part in (_halves(blocks) if columns == 2 else [blocks]) if part]
-    bottom = top + max(map(_height, parts), default=0)
-    for index, part in enumerate(parts):
-        left = index * (width + GUTTER)
-        plot = _Plot(axis, axis, left + NAME_WIDTH, left + width - NUMBER_WIDTH, bottom)
-        for value, text in axis.ticks:
-            x = plot.at_x(value)
-            drawn.append(_line("zero" if value == 0 else "grid", x, top + 4, x, bottom))
-            drawn.append(_text("tick", x, bottom + 14, text if value <= 0 else f"+{text}"))
-        drawn.append(_text("label", (plot.left + plot.right) / 2, bottom + 31, x_label))
-        y = top
-        for block in part:
-            drawn.append(_block(block, left, left + width, y, plot))
-            y += _height([block])
-    return Chart(title, drawn, whole, bottom + 38)
-
-
-def _height(blocks: Sequence[IntervalBlock]) -> int:
-    return sum(ROW_HEIGHT * (1 + len(block.rows)) + BLOCK_GAP for block in blocks)
-
-
-def _halves(blocks: Sequence[IntervalBlock]) -> tuple[Sequence[IntervalBlock], Sequence[IntervalBlock]]:
-    """The blocks in their order, cut where both parts become least high."""
-    cut = min(range(len(blocks) + 1), key=lambda n: (max(_height(blocks[:n]), _height(blocks[n:])), -n))
-    return blocks[:cut], blocks[cut:]
-
-
-def _block(block: IntervalBlock, left: float, right: float, top: float, plot: _Plot) -> Mark:
-    """A heading, over a strip of the page's colour so that no line of the grid crosses it, and the rows below."""
-    free = right - left - len(block.title) * LEGEND_LETTER - BESIDE
-    base = top + ROW_HEIGHT - 4
-    drawn = [
-        _mark("rect", "paper", x=left, y=top + 2, width=right - left, height=ROW_HEIGHT),
-        _text("block", left, base, block.title, "start"),
-        _text("aside", right, base, shortened(block.aside, free, LEGEND_LETTER), "end"),
-    ]
-    for index, row in enumerate(sorted(block.rows, key=lambda row: -row.mean)):
-        y = top + ROW_HEIGHT * (index + 1.5) + 2
-        name = shortened(row.name, NAME_WIDTH - 10, LEGEND_LETTER)
-        marks = [
-            _text("row control" if row.control else "row", plot.left - 10, y + 4.5, name, "end"),
-            _line("interval", plot.at_x(row.mean - row.error), y, plot.at_x(row.mean + row.error), y),
-            _dot(plot.at_x(row.mean), y, row.kind != "noise"),
-            _text("tick", right, y + 4.5, f"{row.mean:+.1f}".replace("-", MINUS), "end"),
-        ]
-        drawn.append(_mark("g", "grey" if block.grey else row.kind, note=row.note, marks=marks))
-    return _mark("g", "grey" if block.grey else "judged", marks=drawn)
-
-
-def _dot(x: float, y: float, filled: bool) -> Mark:
-    return _mark("circle", "" if filled else "hollow", cx=x, cy=y, r=4.2, fill="currentColor" if filled else "")
-
-
-def _keys(keys: Sequence[tuple[str, str]], room: float) -> tuple[list[Mark], int]:
-    """A legend of as many lines as it takes, and where it ends."""
-    drawn, x, y = [], 0.0, 14
-    for kind, words in keys:
-        line = 28 if kind in KINDS else 0
-        if x and x + line + len(words) * LEGEND_LETTER > room:
-            x, y = 0.0, y + LEGEND_HEIGHT
-        if line:
-            marks = [_line("interval", x, y - 4, x + 22, y - 4), _dot(x + 11, y - 4, KINDS[kind])]
-            drawn.append(_mark("g", kind, marks=marks))
-        drawn.append(_text(f"tick {kind}", x + line, y, words, "start"))
-        x += line + len(words) * LEGEND_LETTER + 18
-    return drawn, y + 10 if keys else 2
+# ---------------------------------------------------------------------------------------------------------------- files
 
 
 def svg_file(chart: Chart) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +26,8 @@ STATED_METHOD = (
     " nothing is compared by it."
 )
 DASH = "\u2013"
+#: Cells that hold one are set as text.
+WORD = re.compile("[A-Za-z]{2}")
 
 
 # ------------------------------------------------------------------------------------------------------------ the words
@@ -125,9 +128,16 @@ class Table:
 
 
 def plain_table(label: str, head: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:
-    """A table of text; the first of each row, and of the head, is the rows' name."""
-    made = [Row(row[0], [Cell(text) for text in row[1:]]) for row in rows]
-    return Table(label, [[Cell(text) for text in head[1:]]], made, corner=head[0])
+    """A table of text; the first of each row, and of the head, is the rows' name.
+
+    Numbers stay on one line, at the right; words may take several, and headings, so that wide tables fit.
+    """
+    styles = ["words" if any(WORD.search(row[n]) for row in rows) else "" for n in range(1, len(head))]
+
+    def cells(texts: Sequence[str]) -> list[Cell]:
+        return [Cell(text, style) for text, style in zip(texts[1:], styles, strict=True)]
+
+    return Table(label, [cells(head)], [Row(row[0], cells(row)) for row in rows], head[0], "fits")
 
 
 def results_table(

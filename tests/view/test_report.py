@@ -15,9 +15,10 @@ from html_page import Page
 from PIL import Image
 
 from distill3d.errors import UserError
-from distill3d.view.gallery import choose_frames
+from distill3d.view.gallery import cast, choose_frames, drawn_classes
 from distill3d.view.headline import caution, headline
 from distill3d.view.kitti import KittiKind, height_cautions, write_figures
+from distill3d.view.pieces import shown
 from distill3d.view.report import write_report
 from distill3d.view.runs import read_runs
 
@@ -152,6 +153,80 @@ def test_data_set_that_moved_away_is_named(make_run: MakeRun, tmp_path: Path) ->
     (run / "recipe.yaml").write_text(yaml.safe_dump(recipe))
     _, page = report([run], tmp_path)
     assert f"The gallery is left out: {tmp_path / 'gone' / 'training' / 'label_2'} is not a folder" in page.text
+
+
+def add_student(run: Path, name: str, ap: float) -> None:
+    """A further student, of some moderate 3D AP at the loose overlap."""
+    shutil.copytree(run / "student", run / name)
+    for file, changes in (("card.json", {"stage": name}), ("evaluation.json", {})):
+        content = json.loads((run / name / file).read_text()) | changes
+        if file == "evaluation.json":
+            content["loose"]["car_3d"]["AP_R40"] = [ap] * 3
+        (run / name / file).write_text(json.dumps(content))
+    entry = {"name": name, "role": "student", "detector": {"input": "rgb"}}
+    (run / name / "config.yaml").write_text(yaml.safe_dump(entry))
+    recipe = yaml.safe_load((run / "recipe.yaml").read_text())
+    recipe["stages"].append(entry)
+    (run / "recipe.yaml").write_text(yaml.safe_dump(recipe))
+
+
+def test_the_gallery_shows_the_best_student_and_what_belongs_to_it(make_run: MakeRun) -> None:
+    """By what the report compares by, wherever it stands; with its own run's teacher and baseline."""
+    other, run = make_run("other"), make_run()
+    for name, ap in (("weak", 1.0), ("best", 99.5), ("last", 2.0)):
+        add_student(run, name, ap)
+    stages = read_runs([other, run])
+    parts = cast(shown(stages), KittiKind().measures(stages).first.of)
+    assert {part: (one.stage.run, one.stage.name) for part, one in parts.items()} == {
+        "teacher": ("demo", "teacher"), "baseline": ("demo", "baseline"), "student": ("demo", "best"),
+    }  # fmt: skip
+    shutil.rmtree(run / "best" / "predictions")
+    stages = read_runs([other, run])
+    assert cast(shown(stages), KittiKind().measures(stages).first.of)["student"].stage.name == "student"
+
+
+@pytest.mark.parametrize(
+    ("trained", "expected"),
+    [({}, ["car"]), ({"classes": ["Car"]}, ["car"]), ({"head": {"classes": [{"name": "Cyclist"}, {"name": "Car"}]}},
+      ["car", "cyclist"]), ({"classes": 5}, ["car"])],
+)  # fmt: skip
+def test_the_gallery_shows_trained_classes(make_run: MakeRun, trained: dict, expected: list[str]) -> None:
+    run = make_run()
+    card = json.loads((run / "student" / "card.json").read_text())
+    (run / "student" / "card.json").write_text(json.dumps({**card, "config": trained}))
+    parts = cast(shown(read_runs([run])), lambda stage: None)
+    assert drawn_classes(parts) == expected
+
+
+def test_stages_of_two_runs_keep_their_names(make_run: MakeRun, tmp_path: Path) -> None:
+    """The run's name stands where another run has a stage of the same name, and only there."""
+    one, other = make_run("one"), make_run("other")
+    add_student(one, "monoskd", 50.0)
+    add_student(other, "cmkd", 60.0)
+    names = [entry.name for entry in shown(read_runs([one, other]))]
+    assert names == [
+        "Teacher (one)", "Teacher (other)", "Baseline (one)", "Baseline (other)", "Distilled (one)",
+        "Distilled (other)", "Distilled: monoskd", "Distilled: cmkd",
+    ]  # fmt: skip
+    html, page = report([one, other], tmp_path, gallery=0)
+    assert all(name in page.text for name in names) and "monoskd · run one" in page.text
+    assert "student (one)" in page.text and "Over seeds" not in page.text, "one seed twice is no spread over seeds"
+
+
+def test_runs_of_one_name_are_told_apart(make_run: MakeRun, tmp_path: Path) -> None:
+    """By their seeds or, where these are alike, by their paths; a run given twice is one."""
+    first = make_run("demo")
+    second = Path(shutil.copytree(first, tmp_path / "again" / "demo"))
+    for given in ([first, second], [first, second / "baseline", first, second / "student", second / "teacher"]):
+        names = [entry.name for entry in shown(read_runs(given))]
+        assert names == [
+            f"{role} ({run}/demo)" for role in ("Teacher", "Baseline", "Distilled") for run in ("runs", "again")
+        ]
+    for path in second.glob("*/card.json"):
+        path.write_text(json.dumps(json.loads(path.read_text()) | {"seed": 1}))
+    entries = shown(read_runs([first, second]))
+    assert [entry.name for entry in entries[:2]] == ["Teacher, seed 0", "Teacher, seed 1"]
+    assert entries[0].look == entries[1].look and len({entry.kind for entry in entries}) == 3
 
 
 @pytest.mark.parametrize("stage", ["teacher", "baseline", "student"])
