@@ -15,6 +15,7 @@ from jaxtyping import Float, UInt8
 from PIL import Image, ImageDraw, ImageFont
 
 from distill3d.detectors.base import BevGeometry
+from distill3d.view.charts import MINUS
 from distill3d.view.draw import HALO, INK, PAPER, RING_STEP, SUPERSAMPLE, draw_lines
 from distill3d.view.page import Photo, photo
 from distill3d.view.palette import GROUND_RAMP, LOOKS, TRUE
@@ -77,7 +78,6 @@ SOURCES = {"points": "the LiDAR scan", "rgb": "the picture alone", "rgb+gt_depth
 SCALES = (("teacher", "assistant", "visual"), ("residual", "spatial"))
 #: Whose distance from what is told, in order.
 COMPARED = (("visual", "assistant"), ("visual", "teacher"), ("spatial", "residual"))
-MINUS = "\u2212"
 
 
 # --------------------------------------------------------------------------------------------------------- the pictures

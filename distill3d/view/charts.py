@@ -165,7 +165,10 @@ def fitting_axis(values: Sequence[float], *, from_zero: bool = False, may_log: b
     low, high = (min(values), max(values)) if values else (0.0, 1.0)
     if may_log and low > LEAST_VALUE and high / low > LOG_SPREAD:
         return log_axis(low, high)
-    return linear_axis(min(low, 0.0) if from_zero else low, high)
+    if from_zero:
+        low, high = min(low, 0.0), max(high, 0.0)
+        high = high if high - low > LEAST_VALUE else 1.0  # nothing but zeros: nothing lies below them
+    return linear_axis(low, high)
 
 
 # ---------------------------------------------------------------------------------------------------------------- marks
@@ -232,8 +235,13 @@ class Plot:
 def _plot(x: Axis, y: Axis, x_label: str, under: Sequence[tuple[float, str]], right: float) -> tuple[Plot, list[Mark]]:
     """The plot of two axes, and their lines and labels; ``under`` is a second row below the x axis, of ``n``."""
     left = max(LEFT, max((len(text) for _, text in y.ticks), default=0) * DIGIT + 2 * BESIDE)
-    places = [left + x.share(value) * (right - left) for value, _ in x.ticks]
-    room = min((b - a for a, b in zip(places, places[1:], strict=False)), default=right - left) - BETWEEN
+    shares = [x.share(value) for value, _ in x.ticks]
+    apart = min((b - a for a, b in zip(shares, shares[1:], strict=False)), default=1.0)
+    if shares and shares[-1] > 0:  # half of the last number stands beyond its tick
+        half = min(len(x.ticks[-1][1]) * DIGIT, apart * (right - left)) / 2
+        right = min(right, left + (WIDTH - half - left) / shares[-1])
+    places = [left + share * (right - left) for share in shares]
+    room = apart * (right - left) - BETWEEN
     labels = [wrapped(text, room) for _, text in x.ticks]
     rows = max(map(len, labels), default=1)
     plot = Plot(x, y, left, right, HEIGHT - BOTTOM - LINE_HEIGHT * (rows - 1 + bool(under)))

@@ -62,6 +62,11 @@ def subscripts(text: str) -> Markup:
     return Markup(re.sub("([A-Z])_([A-Z])", r"\1<sub>\2</sub>", str(escape(text))))
 
 
+def breakable(text: str) -> Markup:
+    """Names such as baseline_longer, which may go on in another line after each underscore."""
+    return Markup(str(escape(text)).replace("_", "_<wbr>"))
+
+
 @cache
 def environment() -> Environment:
     """Of all templates."""
@@ -69,7 +74,7 @@ def environment() -> Environment:
         loader=FileSystemLoader(TEMPLATES), autoescape=True, undefined=StrictUndefined, trim_blocks=True,
         lstrip_blocks=True,
     )  # fmt: skip
-    made.filters["subscripts"] = subscripts
+    made.filters |= {"subscripts": subscripts, "breakable": breakable}
     return made
 
 

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from markupsafe import escape
+
 from distill3d.view import charts
 from distill3d.view.charts import MINUS, Chart, Series
 from distill3d.view.headline import reference
@@ -130,9 +132,12 @@ class Table:
 def plain_table(label: str, head: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:
     """A table of text; the first of each row, and of the head, is the rows' name.
 
-    Numbers stay on one line, at the right; words may take several, and headings, so that wide tables fit.
+    Numbers stay on one line, at the right; words may take several, and headings, so that wide tables fit. Markup is
+    judged by what is seen of it.
     """
-    styles = ["words" if any(WORD.search(row[n]) for row in rows) else "" for n in range(1, len(head))]
+    styles = [
+        "words" if any(WORD.search(escape(row[n]).striptags()) for row in rows) else "" for n in range(1, len(head))
+    ]
 
     def cells(texts: Sequence[str]) -> list[Cell]:
         return [Cell(text, style) for text, style in zip(texts[1:], styles, strict=True)]

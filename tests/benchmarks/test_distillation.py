@@ -234,6 +234,8 @@ def test_every_gain_is_in_a_table() -> None:
     )
     assert [row.split(" | ")[0] for row in rows] == ["| good", "| bad", "| chance"]
     assert "**The gpu size has not been run**" in text
+    shown = document.html(page.TITLE, page.render({"cpu": record}))
+    assert "<td>&lt; 0.001</td>" in shown and '<td class="words">better</td>' in shown, "p is set as a number"
     assert "Not finished with all seeds: never_run" in text and "**Not finished yet: 1 rows**" in text
     assert "| good | 90 | 2.00 ± 0.00 | 1.00 ± 0.00 | 20.0 | 30.0 |" in text
     assert "| good (student) | 3 | 90 | **+5.1 ± 0.1** | baseline |" in text

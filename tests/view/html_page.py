@@ -3,7 +3,7 @@
 from html.parser import HTMLParser
 
 #: Tags that need no end, in HTML or closed in themselves.
-VOID = {"meta", "img", "br", "line", "circle", "path", "rect"}
+VOID = {"meta", "img", "br", "wbr", "line", "circle", "path", "rect"}
 
 
 class Page(HTMLParser):
@@ -17,6 +17,7 @@ class Page(HTMLParser):
         self.tags: list[str] = []
         self.ids: set[str] = set()
         self.words: list[str] = []
+        self.within = False
         self.feed(html)
         self.close()
         assert self.open == []
@@ -39,6 +40,7 @@ class Page(HTMLParser):
                 self.references.append(value)
             if name == "id":
                 self.ids.add(value)
+        self.within = tag == "wbr"
         if tag not in VOID:
             self.open.append(tag)
 
@@ -52,5 +54,8 @@ class Page(HTMLParser):
             assert self.open.pop() == tag
 
     def handle_data(self, data: str) -> None:
-        if self.open and self.open[-1] != "style":
+        if self.within:  # a place where a word may break does not end it
+            self.words[-1] += data
+        elif self.open and self.open[-1] != "style":
             self.words.append(data)
+        self.within = False

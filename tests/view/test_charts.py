@@ -4,7 +4,7 @@ import math
 
 import pytest
 from drawn import LONG, SVG, assert_apart, drawn
-from hypothesis import assume, given, settings
+from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 
 from distill3d.view.charts import (
@@ -77,6 +77,8 @@ def test_log_axes_hold_their_values(low: float, factor: float) -> None:
         ([1.0, 5.0], {"may_log": True}, False, 1.0),
         ([-1.0, 500.0], {"may_log": True}, False, -200.0),
         ([8.0, 9.0], {"from_zero": True}, False, 0.0),
+        ([0.0, 0.0], {"from_zero": True}, False, 0.0),
+        ([-4.0], {"from_zero": True}, False, -4.0),
         ([], {}, False, 0.0),
     ],
 )
@@ -143,6 +145,7 @@ def test_long_names_stay_apart(labels: list[str], low: float, high: float) -> No
 
 
 @given(st.lists(st.integers(1, 10**7), min_size=1, max_size=5), st.lists(st.floats(0, 1e7), min_size=1, max_size=5))
+@example([10**6], [0.0])  # the last number is wide
 @settings(max_examples=25)
 def test_numbers_stay_apart(steps: list[int], values: list[float]) -> None:
     curve = Series("loss", LOOK, steps[: len(values)], values[: len(steps)])
