@@ -184,7 +184,7 @@ def _picture(card: dict[str, Any], rng: np.random.Generator) -> dict[str, np.nda
     pose = np.eye(4)
     pose[:3] = turn_about(1, rng.normal()) @ R0_RECT @ TR_VELO_TO_CAM
     return {
-        "image": rng.random((3, height, width)), "projection": projections(columns)["P2"],
+        "image": rng.random((3, height, width)), "projection": projections(*size)["P2"],
         "image_affine": place(size, (width, height), card.get("placement", "fit")).matrix.numpy(),
         "source_size": np.array(size), "lidar_to_camera": pose,
     }  # fmt: skip

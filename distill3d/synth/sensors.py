@@ -6,6 +6,7 @@ y left, z up.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -15,7 +16,7 @@ from embreex.rtcore_scene import EmbreeScene
 from . import cars, light, surfaces
 from .placing import CAR, FACADE, GROUND, LEAF, MATERIALS, METAL, NO_OBJECT, ROOF
 from .scene import Scene
-from .settings import KITTI_FOCAL, KITTI_WIDTH, Conditions, StreetConfig
+from .settings import KITTI_FOCAL, KITTI_HEIGHT, KITTI_WIDTH, Conditions, StreetConfig
 from .shapes import unit
 
 # KITTI's calibration of 2011-09-26: projections (the fourth column in px m), rectification, extrinsics.
@@ -90,14 +91,16 @@ class Rig:
         return origin, unit(pixels @ turned[:, :2].T + turned[:, 2])
 
 
-def projections(width: int) -> dict[str, np.ndarray]:
-    """KITTI's P0..P3, (3, 4) each, for images of a width in px."""
+def projections(width: int, height: int) -> dict[str, np.ndarray]:
+    """KITTI's P0..P3, (3, 4) each, for images of a size in px; what is higher than KITTI's view is so by as much above
+    as below."""
     scale = width / KITTI_WIDTH
+    above = max(height - math.ceil(KITTI_HEIGHT * scale), 0) / 2
     matrices = {}
     for name, fourth in KITTI_FOURTH_COLUMNS.items():
         matrix = np.zeros((3, 4))
         matrix[0, 0] = matrix[1, 1] = KITTI_FOCAL * scale
-        matrix[:2, 2] = np.array(KITTI_CENTRE) * scale
+        matrix[:2, 2] = np.array(KITTI_CENTRE) * scale + (0, above)
         matrix[2, 2] = 1.0
         matrix[:, 3] = np.array(fourth) * (scale, scale, 1.0)
         matrices[name] = matrix
@@ -112,7 +115,9 @@ def random_rig(rng: np.random.Generator, scene: Scene, config: StreetConfig) -> 
     about_x = np.array([[1, 0, 0], [0, np.cos(pitch), -np.sin(pitch)], [0, np.sin(pitch), np.cos(pitch)]])
     about_z = np.array([[np.cos(roll), -np.sin(roll), 0], [np.sin(roll), np.cos(roll), 0], [0, 0, 1]])
     rotation = _WORLD_FROM_LEVEL_CAMERA @ about_x @ about_z
-    return Rig(rotation, np.array([0.0, 0.0, height]), projections(config.width), config.width, config.height)
+    return Rig(
+        rotation, np.array([0.0, 0.0, height]), projections(config.width, config.height), config.width, config.height
+    )
 
 
 class RayCaster:

@@ -73,7 +73,7 @@ def _refuse_rays(config: StreetConfig | SurroundStreetConfig) -> None:
         )
 
 
-KITTI_FOCAL, KITTI_WIDTH = 721.5377, 1242  # px
+KITTI_FOCAL, KITTI_WIDTH, KITTI_HEIGHT = 721.5377, 1242, 375  # px
 
 
 @dataclass(frozen=True)
@@ -81,7 +81,7 @@ class StreetConfig(Conditions):
     """What is drawn and how it is seen. Ranges are (lowest, highest), both included."""
 
     width: PictureSide = 320
-    """Image width, px. Intrinsics are KITTI's, scaled by width / 1242."""
+    """Image width, px. Intrinsics are KITTI's, scaled by width / 1242; the horizon of higher pictures lies lower."""
     height: PictureSide = 96
     """Image height, px."""
     rays_per_pixel_side: RaysPerSide = 2

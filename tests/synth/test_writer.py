@@ -12,10 +12,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
+from distill3d.camera import Camera, misfit
 from distill3d.errors import UserError
 from distill3d.synth import StreetConfig, content_hash, render_frame, write_kitti
+from distill3d.synth.sensors import KITTI_CENTRE, projections
 
 TINY = StreetConfig(width=96, height=32, rays_per_pixel_side=1, lidar_step=1.0)
 
@@ -30,6 +33,13 @@ def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_kitti(
         tmp_path_factory.mktemp("streets") / "set", frames=6, seed=5, config=TINY, workers=1, progress=False
     )
+
+
+@pytest.mark.parametrize("size", [(1920, 1080), (1242, 375), (320, 96), (640, 192), (800, 800), (96, 32), (1000, 200)])
+def test_cameras_can_have_taken_their_pictures(size: tuple[int, int]) -> None:
+    projection = projections(*size)["P2"]
+    assert misfit(Camera(torch.from_numpy(projection)), size) is None
+    assert np.allclose(projections(1242, 375)["P2"][:2, 2], KITTI_CENTRE)
 
 
 def test_official_layout_is_complete(written: Path) -> None:
