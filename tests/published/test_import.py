@@ -362,6 +362,9 @@ def test_an_import_is_judged_on_a_split(small: Recipe, streets: Path, tmp_path: 
     assert "is there already" in refused("eval", "run", folder, *words, capsys=capsys)
     trained = ("--data-root", streets, "--split", "train", "--out", tmp_path / "train")
     assert "was trained on 8 of the 8" in refused("eval", "run", folder, *trained, capsys=capsys)
+    # Frames of another data set may have the same names; its pictures may be of another size.
+    accepted("eval", "run", folder, *trained, "--identity", "another", "--min-height-scale", "0.25")
+    assert json.loads((tmp_path / "train" / "evaluation.json").read_text())["settings"]["min_height_scale"] == 0.25
     accepted("report", folder, "--out", tmp_path / "report.html")
 
 
