@@ -915,8 +915,10 @@ def evaluate_folders(
     for available, folder, what in ((names, result_folder, "result"), (labelled, label_folder, "label")):
         missing = sorted(set(frames) - available)
         if missing:
+            hint = ": without a split only frames that have one count" if what == "result" else ""
             raise UserError(
-                f"{len(missing)} of {len(frames)} frames have no {what} file in {folder}, the first is {missing[0]}.txt"
+                f"{len(missing)} of {len(frames)} frames have no {what} file in {folder}, the first is "
+                f"{missing[0]}.txt{hint}"
             )
     result = evaluate(
         Annotations.from_folder(label_folder, scored=False, frames=frames),
