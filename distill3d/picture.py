@@ -82,7 +82,7 @@ def placed(card: dict[str, Any], size: tuple[int, int], camera: Camera) -> Place
         affine = place(size, (canvas_width, canvas_height), placement)
         return PlacedPicture(affine, affine, Camera(projection), 1.0)
     scale = focal / fx
-    canvas = (_fit(width * scale), _fit(height * scale))
+    canvas = (canvas_side(width * scale), canvas_side(height * scale))
     if canvas[0] * canvas[1] > GREATEST_CANVAS * canvas_width * canvas_height:
         raise UserError(
             f"{width} x {height} px with a focal length of {fx:g} px would be looked at on {canvas[0]} x "
@@ -134,7 +134,8 @@ def _in_file(boxes: Boxes3D, enlarged: float) -> Boxes3D:
     return boxes if boxes.box2d is None else replace(boxes, box2d=boxes.box2d / enlarged)
 
 
-def _fit(pixels: float) -> int:
+def canvas_side(pixels: float) -> int:
+    """The least side (px) of a canvas that holds ``pixels``."""
     return math.ceil(pixels / CANVAS_STEP - 1e-6) * CANVAS_STEP
 
 

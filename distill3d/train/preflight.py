@@ -43,6 +43,7 @@ from distill3d.errors import UserError
 from distill3d.evaluate.kitti import Annotations, rules_of
 from distill3d.evaluate.nuscenes import ground_truth
 from distill3d.files import write_atomically
+from distill3d.picture import canvas_side
 from distill3d.settings import from_plain, to_plain
 from distill3d.train.checkpoint import untrained
 from distill3d.train.learnable import ClassCount, kitti_counts, nuscenes_counts, refuse_nothing
@@ -58,6 +59,8 @@ VERDICT = 1
 NAMED = 3
 #: Who tells a process its number: torchrun, Fabric's own launcher, SLURM's srun.
 RANKS = ("RANK", "LOCAL_RANK", "SLURM_PROCID")
+#: Share of a picture's height that may lie outside the canvas without a word.
+GREATEST_CUT = 0.2
 #: Processes on the CPU for each of its cores.
 PER_CORE = 4
 
@@ -97,6 +100,7 @@ def check_recipe(recipe: Recipe, stages: Sequence[StageConfig], options: RunOpti
     looked.refuse_problems(recipe)
     for stage in stages:
         _tell_counts(recipe, stage, source, told)
+    _warn_of_cuts(recipe, looked)
 
 
 def is_first_process() -> bool:
@@ -373,6 +377,24 @@ def _store(path: Path, data: bytes) -> None:
 
 
 # --------------------------------------------------------------------------------------------------- what can be learnt
+
+
+def _warn_of_cuts(recipe: Recipe, looked: _Looked) -> None:
+    """Says so where the canvas leaves out much of the pictures, going by the first one of each folder."""
+    dataset = recipe.dataset
+    if isinstance(dataset, SurroundDatasetConfig) or dataset.placement != "fit":
+        return
+    canvas_width, canvas_height = dataset.canvas
+    for (folder, _, _), frames in looked.frames.items():
+        width, height = picture_size(frame_file(folder, "image_2", next(iter(frames))))
+        needed = height * canvas_width / width  # px, for the picture's whole height
+        if 1 - canvas_height / needed > GREATEST_CUT:
+            cut = f"{100 * (1 - canvas_height / needed):.0f} %"
+            print(
+                f"warning: {cut} of the height of pictures of {width} x {height} px lie outside the canvas of "
+                f"{canvas_width} x {canvas_height} px: --dataset.canvas {canvas_width} {canvas_side(needed)} shows all of "
+                "them", file=sys.stderr,
+            )  # fmt: skip
 
 
 def _tell_counts(recipe: Recipe, stage: StageConfig, source: Source, tell: bool) -> None:

@@ -188,6 +188,17 @@ def test_few_objects_that_are_all_dropped_are_a_warning_many_are_not(root: Path,
         look(with_classes(small_recipe(root), "Car", "Cyclist"))
 
 
+def test_a_canvas_that_cuts_off_much_is_told(root: Path, capsys: pytest.CaptureFixture) -> None:
+    recipe = small_recipe(root)
+    look(recipe)
+    assert "outside the canvas" not in capsys.readouterr().err
+    look(replace(recipe, dataset=replace(recipe.dataset, canvas=(160, 32))))
+    assert (
+        "warning: 50 % of the height of pictures of 160 x 64 px lie outside the canvas of 160 x 32 px: "
+        "--dataset.canvas 160 64 shows all of them\n"
+    ) in capsys.readouterr().err
+
+
 def test_labels_are_needed(root: Path) -> None:
     shutil.rmtree(root / "training" / "label_2")
     with pytest.raises(UserError, match="label_2: no such folder, but split 'val' is to be evaluated"):
