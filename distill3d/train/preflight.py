@@ -392,8 +392,8 @@ def _warn_of_cuts(recipe: Recipe, looked: _Looked) -> None:
             cut = f"{100 * (1 - canvas_height / needed):.0f} %"
             print(
                 f"warning: {cut} of the height of pictures of {width} x {height} px lie outside the canvas of "
-                f"{canvas_width} x {canvas_height} px: --dataset.canvas {canvas_width} {canvas_side(needed)} shows all of "
-                "them", file=sys.stderr,
+                f"{canvas_width} x {canvas_height} px: --dataset.canvas {canvas_width} {canvas_side(needed)} shows all "
+                "of them", file=sys.stderr,
             )  # fmt: skip
 
 
