@@ -18,11 +18,18 @@ $(READY): pyproject.toml constraints.txt
 demo: $(READY)
 	$(VENV)/bin/distill3d demo
 
-test: $(READY) lint
+# What the tests need besides: rerun-sdk is half a gigabyte that nobody else has to wait for.
+TEST_READY := $(VENV)/.test-ready
+
+$(TEST_READY): $(READY)
+	$(UV) pip install --quiet --compile-bytecode --python $(PYTHON) --constraint constraints.txt --editable '.[dev,rerun]'
+	touch $(TEST_READY)
+
+test: $(TEST_READY) lint
 	OMP_NUM_THREADS=1 $(PYTHON) -m pytest -n 2 --dist worksteal -q
 
 # All tests, those that repeat others in more settings included, and many more examples of each property: an hour.
-thorough: $(READY) lint
+thorough: $(TEST_READY) lint
 	DISTILL3D_THOROUGH=1 OMP_NUM_THREADS=1 $(PYTHON) -m pytest -n 2 --dist worksteal -q -m ""
 
 lint: $(READY)
@@ -53,7 +60,7 @@ SECONDS := 3600
 SEED := 0
 JOBS := 1
 
-fuzz: $(READY)
+fuzz: $(TEST_READY)
 	OMP_NUM_THREADS=1 $(PYTHON) -m tests.fuzz --seconds $(SECONDS) --seed $(SEED) --jobs $(JOBS) --keep fuzz-found
 
 # The site, in build/site: a warning fails, and so does a link that leads nowhere.

@@ -9,6 +9,7 @@ In Python, what the commands do, each imported when it is first asked for:
 | ``get_recipe(name)``, ``run_recipe(recipe, options)`` | what is trained, and the training: ``RunOptions`` says where |
 | ``evaluate_stage(folder, data_root, split)`` | detections on a split, and the official metric |
 | ``write_report(folders, out)`` | a page that compares runs |
+| ``record_run(folder, out)`` | frames of a run in 3D, for the rerun viewer |
 | ``export_checkpoint(folder, path)`` | a student as an ONNX file |
 | ``import_checkpoint(file, system)`` | an authors' checkpoint as a stage's folder |
 | ``register_method``, ``register_detector``, ``register_recipe`` | makes one's own known to all of these |
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
     from distill3d.model import Detection, Model, Prediction, build, load
     from distill3d.published.importing import import_checkpoint
     from distill3d.recipes import get_recipe, register_recipe
+    from distill3d.record import record_run
     from distill3d.train.loop import RunOptions
     from distill3d.train.recipe import Recipe
     from distill3d.train.stages import run_recipe
@@ -38,7 +40,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 __all__ = [
     "Boxes3D", "Camera", "Detection", "Model", "Prediction", "Recipe", "RunOptions", "UserError", "build",
-    "evaluate_stage", "export_checkpoint", "get_recipe", "import_checkpoint", "load", "register_detector",
+    "evaluate_stage", "export_checkpoint", "get_recipe", "import_checkpoint", "load", "record_run", "register_detector",
     "register_method", "register_recipe", "run_recipe", "write_report",
 ]  # fmt: skip
 
@@ -47,9 +49,9 @@ _MODULES = {
     "Boxes3D": "boxes", "Camera": "camera", "Detection": "model", "Model": "model", "Prediction": "model",
     "Recipe": "train.recipe", "RunOptions": "train.loop", "UserError": "errors", "build": "model",
     "evaluate_stage": "evaluate_run", "export_checkpoint": "export", "get_recipe": "recipes",
-    "import_checkpoint": "published.importing", "load": "model", "register_detector": "detectors",
-    "register_method": "distill.methods", "register_recipe": "recipes", "run_recipe": "train.stages",
-    "write_report": "view.report",
+    "import_checkpoint": "published.importing", "load": "model", "record_run": "record",
+    "register_detector": "detectors", "register_method": "distill.methods", "register_recipe": "recipes",
+    "run_recipe": "train.stages", "write_report": "view.report",
 }  # fmt: skip
 
 

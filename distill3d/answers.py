@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,23 +16,30 @@ from distill3d.boxes import IGNORE
 from distill3d.data.augment.lidar import carry
 from distill3d.data.collate import batches, collate
 from distill3d.data.kitti.dataset import KittiDataset
-from distill3d.data.sample import Sample
-from distill3d.detectors.base import BevGeometry, Detector, Outputs
+from distill3d.data.sample import Dataset, Sample
+from distill3d.detectors.base import BevGeometry, Detector, FeatureMap, Outputs
 from distill3d.distill.context import comparable
 from distill3d.distill.methods import METHODS
 from distill3d.distill.methods.cmkd import ResponseConfig
 from distill3d.distill.methods.monotakd import MonoTAKDConfig, normalised, residual
 from distill3d.errors import UserError
+from distill3d.layers.heads.centre_head import CentreHead
 from distill3d.settings import from_plain
 from distill3d.train.card import CARD
-from distill3d.train.checkpoint import load_detector
+from distill3d.train.checkpoint import load_detector, outline
 from distill3d.train.progress import ProgressBar
-from distill3d.train.sources import DEPTH_INPUTS
-from distill3d.view.bev_maps import COMPARED, MAPS, BevMaps, FrameMaps
+from distill3d.train.recipe import Recipe, StageConfig
+from distill3d.train.sources import DEPTH_INPUTS, source_of
+from distill3d.train.stages import data_of
+from distill3d.view.bev_maps import COMPARED, MAPS, BevMaps, FrameMaps, GroundMap, end_of_scale
 from distill3d.view.gallery import open_dataset
 from distill3d.view.runs import Stage, refuse_surround
 
 BATCH_SIZE = 8
+#: What methods compare on the ground: the map that a camera's or KITTI's detector makes, the first of CenterPoint's and
+#: of the label encoder's, and a student's second one.
+GROUND_TAPS = ("bev", "bev_0", "bev_spatial")
+HEAT = "heatmap"
 
 
 def open_inputs(stage: Stage, inputs: Collection[str]) -> KittiDataset:
@@ -202,6 +210,66 @@ def _distances(maps: dict[str, Tensor]) -> dict[tuple[str, str], float]:
         for a, b in COMPARED
         if {a, b} <= maps.keys()
     }
+
+
+@torch.no_grad()
+def own_maps(stage: Stage, frames: Sequence[str], device: torch.device) -> dict[str, dict[str, GroundMap]]:
+    """What one network sees of the ground in some frames of the split it was evaluated on: of each frame its taps
+    ``GROUND_TAPS``, each as the mean over its channels, and the probability of an object's centre (``HEAT``), by name;
+    nothing where it does not look at the ground.
+
+    A tap's brightest is told by all frames, as a page does.
+
+    Raises:
+        UserError: its weights, its recipe or the data cannot be read, or a frame is not in the split.
+    """
+    if not {"detector", "config"} <= stage.card.keys():
+        return {}
+    offered = outline(stage.card, str(stage.folder / CARD)).tap_channels
+    taps = [tap for tap in GROUND_TAPS if tap in offered]
+    if not taps:
+        return {}
+    detector, _ = load_detector(stage.folder)
+    dataset = _as_evaluated(stage, detector)
+    place = {frame: index for index, frame in enumerate(dataset.frame_ids)}
+    missing = next((frame for frame in frames if frame not in place), None)
+    if missing is not None:
+        raise UserError(f"frame {missing} is not in its split")
+    detector.to(device).eval()
+    shown: dict[str, dict[str, GroundMap]] = {}
+    with ProgressBar(f"{stage.name}: maps of the ground", len(frames)) as bar:
+        for frame, batch in zip(frames, batches(dataset, [place[f] for f in frames], 1, None, 0), strict=True):
+            outputs = detector(batch.to(device))
+            shown[frame] = {tap: _mean_map(outputs.features[tap]) for tap in taps} | _heat(detector, outputs)
+            bar.advance()
+    for tap in taps:
+        cells = np.concatenate([maps[tap].values.ravel() for maps in shown.values()])
+        for maps in shown.values():
+            maps[tap] = replace(maps[tap], brightest=end_of_scale(cells)[0])
+    return shown
+
+
+def _as_evaluated(stage: Stage, detector: Detector) -> Dataset:
+    """The split that a stage was evaluated on, as its detector was given it."""
+    dataset = data_of(stage.folder, stage.layout == "nuscenes")
+    dataset = replace(dataset, root=Path(stage.named_in_recipe("root")[0]))
+    config = StageConfig(stage.name, "student", detector.config, augment=None)
+    return source_of(Recipe(stage.run, (config,), dataset)).evaluation(config, dataset.eval_split)
+
+
+def _mean_map(tap: FeatureMap) -> GroundMap:
+    """One frame's tap as the mean over its channels."""
+    assert isinstance(tap.geometry, BevGeometry)
+    return GroundMap(tap.tensor[0].float().mean(0).cpu().numpy(), tap.geometry)
+
+
+def _heat(detector: Detector, outputs: Outputs) -> dict[str, GroundMap]:
+    """The probability of the likeliest class's centre in each cell, of detectors whose head predicts that."""
+    head = getattr(detector, "head", None)
+    if not isinstance(head, CentreHead):
+        return {}
+    values = outputs.predictions["heatmap"][0].float().sigmoid().amax(0).cpu().numpy()
+    return {HEAT: GroundMap(values, BevGeometry(head.config.extent, head.config.cell, "ego"), 1.0)}
 
 
 def _outlines(sample: Sample, classes: Sequence[str], names: Sequence[str]) -> Float[np.ndarray, "n 4 2"]:

@@ -534,6 +534,30 @@ def diagnose(arguments: list[str]) -> None:
     print(*result.files, sep="\n")
 
 
+def record(arguments: list[str]) -> None:
+    """Record frames of a run, scans, pictures and boxes in 3D, for the rerun viewer."""
+    import tyro
+
+    @dataclass(frozen=True)
+    class Options:
+        run: tyro.conf.Positional[Path]  # a run folder, or a single stage of one
+        out: Path = Path("run.rrd")
+        frames: Number = 8  # how many, chosen as the report chooses its gallery's
+        names: tuple[str, ...] = ()  # ids (of nuscenes: sample tokens) of the frames instead
+        stages: tuple[str, ...] = ()  # whose boxes; by default of all that have predictions
+        data_root: Path | None = None  # the data set's folder; by default the one in recipe.yaml
+        score: Share | None = None  # least score of boxes; by default 0.2
+        maps: bool = True  # ask networks that look at the ground what they see there
+        device: str = "auto"  # where they are asked
+
+    o = parse(Options, "record", arguments)
+    from distill3d.record import record_run
+    from distill3d.view.distance import LEAST_SCORE
+
+    least = LEAST_SCORE if o.score is None else o.score
+    print(record_run(o.run, o.out, o.frames, o.names, o.stages, o.data_root, least, o.maps, o.device).text())
+
+
 def doctor(arguments: list[str]) -> None:
     """Versions, devices, and which fast paths are on."""
 
@@ -551,7 +575,7 @@ def doctor(arguments: list[str]) -> None:
 COMMANDS: dict[str, Callable[[list[str]], int | None]] = {
     "demo": demo, "synth": synth, "recipes": recipes, "train": train, "eval": evaluate, "predict": predict,
     "import": import_, "export": export, "check": check, "raw-list": raw_list, "autolabel": autolabel,
-    "report": report, "diagnose": diagnose, "doctor": doctor,
+    "report": report, "diagnose": diagnose, "record": record, "doctor": doctor,
 }  # fmt: skip
 
 if __name__ == "__main__":

@@ -6,7 +6,7 @@ import csv
 import io
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -39,7 +39,7 @@ from distill3d.settings import to_plain
 from distill3d.view.bev_maps import FrameMaps
 from distill3d.view.diagnosis import Section, contrast_sentences, net, things, untaught_sentences, write_page
 from distill3d.view.gallery import label_folder, open_dataset
-from distill3d.view.runs import PREPARATION, Stage, everything_behind, read_runs, refuse_surround
+from distill3d.view.runs import PREPARATION, Stage, everything_behind, read_runs, refuse_surround, with_root
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -147,9 +147,7 @@ def diagnose(
 def _read(run: Path, data_root: Path | None) -> list[Stage]:
     stages = read_runs([run])
     refuse_surround(stages, "distill3d diagnose")
-    if data_root is None:
-        return stages
-    return [replace(s, recipe={**s.recipe, "dataset": {**s.dataset, "root": str(data_root)}}) for s in stages]
+    return with_root(stages, data_root)
 
 
 def _reference(stages: Sequence[Stage], run: Path, name: str | None, data_root: Path | None) -> Stage:

@@ -68,6 +68,7 @@ def assert_one_sentence(code: int, err: str, *words: str) -> None:
         (["diagnose", "nowhere"], ["nowhere"]),
         (["diagnose", "nowhere", "--out", "page.txt"], ["page.txt", ".html"]),
         (["diagnose", "nowhere", "--margin", "2"], ["--margin", "between 0 and 1"]),
+        (["record", "nowhere"], ["nowhere"]),
         (["predict", "nowhere", "x.png"], ["--calib", "--intrinsics"]),
         (["predict", "nowhere", "x.png", "--intrinsics", "1,2,3"], ["'1,2,3'", "four numbers"]),
         (["predict", "nowhere", "x.png", "--intrinsics", "700,700,600,170"], ["nowhere", "no such file"]),

@@ -213,6 +213,7 @@ LONG, LONG_PATH, NUL = "x" * 5000, "x/" * 3000, "a\0b"
         ["raw-list", ".", "--mapping", "@", "--split", "x"], ["raw-list", ".", "--mapping", ".", "--split", "@"],
         ["report", "@"], ["report", ".", "--out", "@"], ["diagnose", "@"], ["diagnose", ".", "--data-root", "@"],
         ["diagnose", ".", "--baseline", "@"], ["diagnose", ".", "--out", "@"],
+        ["record", "@"], ["record", ".", "--out", "@"], ["record", ".", "--data-root", "@"],
     ],
     ids=lambda arguments: " ".join(arguments),
 )  # fmt: skip

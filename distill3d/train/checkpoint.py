@@ -201,19 +201,28 @@ def load_detector(path: str | Path, expected: str | None = None) -> tuple[Detect
     require(card, path, "detector", "config")
     if expected is not None and card["detector"] != expected:
         raise UserError(f"{path} is of detector {card['detector']!r}, expected {expected!r}")
-    entry = detector_entry(card["detector"], str(path))
+    shapes = outline(card, str(path))
+    refuse_misfit(shapes, weights, str(path))
+    detector = build_detector(shapes.config)
+    detector.load_state_dict(weights)
+    return detector.eval(), card
+
+
+def outline(card: Mapping[str, Any], where: str) -> Detector:
+    """The detector that a card speaks of, without any memory for its weights (device ``meta``).
+
+    Raises:
+        UserError: nobody knows the detector, or the settings make none; the sentence begins with ``where``.
+    """
+    entry = detector_entry(card["detector"], where)
     try:
-        config = from_plain(entry.config_type, untrained(card["config"]), str(path))
-        with torch.device("meta"):  # before any memory is asked for
-            shapes = build_detector(config)
+        config = from_plain(entry.config_type, untrained(card["config"]), where)
+        with torch.device("meta"):
+            return build_detector(config)
     except UserError:
         raise
     except Exception as error:  # whatever the parts of a detector say to settings that make none
-        raise UserError(f"{path}: the settings in its card make no {entry.build.name} ({error})") from None
-    refuse_misfit(shapes, weights, str(path))
-    detector = build_detector(config)
-    detector.load_state_dict(weights)
-    return detector.eval(), card
+        raise UserError(f"{where}: the settings in its card make no {entry.build.name} ({error})") from None
 
 
 def untrained(config: dict[str, Any]) -> dict[str, Any]:

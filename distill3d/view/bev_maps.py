@@ -34,6 +34,19 @@ DAZZLING = 0.005
 
 
 @dataclass(frozen=True)
+class GroundMap:
+    """A map of one frame, and the value from which on cells are brightest; 0 and less is darkest."""
+
+    values: Float[np.ndarray, "y x"]
+    geometry: BevGeometry
+    brightest: float = 1.0
+
+    def shades(self) -> UInt8[np.ndarray, "y x 3"]:
+        """The cells' colours."""
+        return ramp(self.values / self.brightest if self.brightest > 0 else np.zeros_like(self.values))
+
+
+@dataclass(frozen=True)
 class FrameMaps:
     """Maps of one frame, each the mean over its channels, on one grid."""
 
@@ -109,7 +122,7 @@ def map_picture(
     cells = (round((y1 - y0) / geometry.cell), round((x1 - x0) / geometry.cell))
     if values.shape != cells:
         raise ValueError(f"a map of {values.shape} cells does not lie on a grid of {cells}")
-    shades = ramp(values / brightest if brightest > 0 else np.zeros_like(values))
+    shades = GroundMap(values, geometry, brightest).shades()
     zoom = max(1, round(MAP_WIDTH / cells[0])) * SUPERSAMPLE
     upright = np.ascontiguousarray(shades.transpose(1, 0, 2)[::-1, ::-1])  # rows far to near, columns left to right
     picture = Image.fromarray(upright).resize((cells[0] * zoom, cells[1] * zoom), Image.Resampling.NEAREST)
@@ -177,9 +190,15 @@ def scales(frames: Sequence[FrameMaps]) -> list[Scale]:
         there = tuple(kind for kind in kinds if any(kind in one.maps for one in frames))
         if there:
             cells = np.concatenate([one.maps[there[0]].ravel() for one in frames if there[0] in one.maps])
-            end = float(np.quantile(cells, 1 - DAZZLING))
-            found.append(Scale(there, end, True) if end > 0 else Scale(there, float(cells.max()), False))
+            found.append(Scale(there, *end_of_scale(cells)))
     return found
+
+
+def end_of_scale(cells: Float[np.ndarray, " n"]) -> tuple[float, bool]:
+    """The value of the brightest colour, and whether ``DAZZLING`` of the cells lie beyond it: where nearly all are 0 it
+    is the largest."""
+    end = float(np.quantile(cells, 1 - DAZZLING))
+    return (end, True) if end > 0 else (float(cells.max()), False)
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -203,8 +203,8 @@ def true_boxes(sample: Sample, rules: Rules, classes: Sequence[str]) -> Boxes3D:
     return sample.objects.boxes[torch.isin(sample.objects.boxes.label, wanted)]
 
 
-def detected(parts: dict[str, Stage], frame: str) -> dict[str, Boxes3D]:
-    """The boxes of each part in one frame, without those less sure than ``LEAST_SCORE``.
+def detected(parts: dict[str, Stage], frame: str, least_score: float = LEAST_SCORE) -> dict[str, Boxes3D]:
+    """The boxes of each part in one frame, without those less sure than ``least_score``.
 
     Raises:
         UserError: a file is missing or malformed.
@@ -212,8 +212,36 @@ def detected(parts: dict[str, Stage], frame: str) -> dict[str, Boxes3D]:
     sets = {}
     for part, stage in parts.items():
         boxes = read_labels(stage.predictions / f"{frame}.txt", known=stage.names).boxes
-        sets[part] = boxes if boxes.score is None else boxes[boxes.score >= LEAST_SCORE]
+        sets[part] = boxes if boxes.score is None else boxes[boxes.score >= least_score]
     return sets
+
+
+def rivals(parts: Collection[str]) -> tuple[str, str] | None:
+    """The parts whose errors tell which frames are worth looking at: baseline and student, where both are there."""
+    return ("baseline", "student") if {"baseline", "student"} <= set(parts) else None
+
+
+def telling(
+    stages: dict[str, Stage], compared: tuple[str, str] | None, dataset: KittiDataset, count: int
+) -> dict[str, Choice]:
+    """The chosen frames of the evaluation split, by their names: those that every stage has predictions of.
+
+    ``compared`` names a baseline and a student among the stages, for ``choose_frames``.
+
+    Raises:
+        UserError: there is none, or labels or predictions cannot be read.
+    """
+    first, there = next(iter(stages)), set(dataset.frame_ids)
+    matched = {name: compare(stages[name]) for name in {first, *(compared or ())}}
+    frames = [f for f in matched[first][0].frames if f in there and is_predicted(stages, f)]
+    if not frames:
+        run = stages[first].run
+        raise UserError(f"no frame of {run} has predictions of every part and lies in its evaluation split")
+    objects, lead = _per_frame(*matched[first], frames)[0], None
+    if compared is not None:
+        baseline, student = (_per_frame(*matched[name], frames)[1] for name in compared)
+        lead = baseline - student
+    return {frames[choice.index]: choice for choice in choose_frames(objects, lead, count)}
 
 
 def scenes(
@@ -227,23 +255,14 @@ def scenes(
     first = next(iter(parts.values()))
     dataset = open_dataset(first)
     place = {frame: index for index, frame in enumerate(dataset.frame_ids)}
-    compared = {part: compare(stage) for part, stage in parts.items()}
-    frames = [f for f in compared[first.role][0].frames if f in place and _predicted(parts, f)]
-    if not frames:
-        raise UserError(f"no frame of {first.run} has predictions of every part and lies in its evaluation split")
-    objects = _per_frame(*compared[first.role], frames)[0]
-    lead = None
-    if "baseline" in compared and "student" in compared:
-        baseline, student = (_per_frame(*compared[part], frames)[1] for part in ("baseline", "student"))
-        lead = baseline - student
-    for choice in choose_frames(objects, lead, count):
-        frame = frames[choice.index]
+    for frame, choice in telling(parts, rivals(parts), dataset, count).items():
         sample = dataset.get(place[frame])
         yield choice, sample, {TRUE: true_boxes(sample, first.rules, classes), **detected(parts, frame)}
 
 
-def _predicted(parts: dict[str, Stage], frame: str) -> bool:
-    return all((stage.predictions / f"{frame}.txt").is_file() for stage in parts.values())
+def is_predicted(stages: dict[str, Stage], frame: str) -> bool:
+    """Whether every stage has a result file of a frame."""
+    return all((stage.predictions / f"{frame}.txt").is_file() for stage in stages.values())
 
 
 def _per_frame(labels: Annotations, matches: Matches, frames: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:

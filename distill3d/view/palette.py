@@ -16,23 +16,24 @@ class Look:
 
     colour: str  # #rrggbb
     dash: str = ""  # SVG stroke-dasharray; "" is a solid line
+    word: str = ""  # the colour, where it can only be told
 
 
 #: The name under which the annotated boxes are drawn.
 TRUE = "true"
 LOOKS = {
-    TRUE: Look("#0fb46e"),
-    "teacher": Look("#5a3fd6", "7 3"),
-    "baseline": Look("#3fb0f5", "3 2.5"),
-    "student": Look("#e8770e"),
+    TRUE: Look("#0fb46e", word="green"),
+    "teacher": Look("#5a3fd6", "7 3", word="violet"),
+    "baseline": Look("#3fb0f5", "3 2.5", word="light blue"),
+    "student": Look("#e8770e", word="orange"),
 }
 #: For controls, further stages and parts without a look of their own.
 SPARE_LOOKS = (
-    Look("#c0478f", "10 3 2 3"),
-    Look("#7d8590", "4 2"),
-    Look("#9a6b2f", "10 3"),
-    Look("#b8a200", "1 2"),
-    Look("#3f6f73", "6 2 1 2"),
+    Look("#c0478f", "10 3 2 3", word="pink"),
+    Look("#7d8590", "4 2", word="grey"),
+    Look("#9a6b2f", "10 3", word="brown"),
+    Look("#b8a200", "1 2", word="yellow"),
+    Look("#3f6f73", "6 2 1 2", word="dark teal"),
 )
 #: Shades of maps from dark to bright, equally far apart: cividis, which looks alike with and without a colour-vision
 #: deficiency (Nuñez, Anderton and Renslow, PLoS ONE 2018), as matplotlib has it.

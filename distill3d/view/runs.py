@@ -239,6 +239,13 @@ def read_runs(folders: Sequence[Path]) -> list[Stage]:
     return sorted(stages, key=lambda stage: (rank.get(stage.role, len(ROLES)), names.index(stage.name)))
 
 
+def with_root(stages: Sequence[Stage], root: Path | None) -> list[Stage]:
+    """The same stages, with the data set's folder where it is now; None leaves the one in their recipes."""
+    if root is None:
+        return list(stages)
+    return [replace(s, recipe={**s.recipe, "dataset": {**s.dataset, "root": str(root)}}) for s in stages]
+
+
 def _told_apart(stages: list[Stage]) -> list[Stage]:
     """Runs of one name that no seed tells apart are called by as much of their paths as does."""
     seeds: dict[str, dict[Path, int | None]] = {}

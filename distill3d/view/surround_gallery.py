@@ -35,7 +35,7 @@ from distill3d.view.draw import (
     drawn_panel,
     line_width,
 )
-from distill3d.view.gallery import BIRD_COLOURS, Choice, choose_frames, colours
+from distill3d.view.gallery import BIRD_COLOURS, Choice, choose_frames, colours, rivals
 from distill3d.view.page import Photo, photo
 from distill3d.view.palette import TRUE
 from distill3d.view.pieces import Shown
@@ -97,37 +97,74 @@ def open_dataset(stage: Stage) -> NuScenesDataset:
     return NuScenesDataset(config)
 
 
+class Drives:
+    """The samples of an evaluation split that every stage has predictions of.
+
+    Objects of classes other than the given ones, and boxes less sure than ``least_score``, are left out.
+
+    Raises:
+        UserError: there is none, or data or predictions cannot be read.
+    """
+
+    def __init__(self, stages: dict[str, Stage], classes: Sequence[str], least_score: float = LEAST_SCORE) -> None:
+        first = next(iter(stages.values()))
+        self.classes, self.dataset = classes, open_dataset(first)
+        submissions = {
+            name: read_submission(stage.predictions / RESULT_FILES["nuscenes"]) for name, stage in stages.items()
+        }
+        present = [set(submission.samples) for submission in submissions.values()]
+        self.tokens = [token for token in self.dataset.frame_ids if all(token in one for one in present)]
+        if not self.tokens:
+            raise UserError(f"no sample of {first.run} has predictions of every part and lies in its split")
+        self._found = {name: _of_samples(one, self.tokens, least_score) for name, one in submissions.items()}
+
+    def telling(self, compared: tuple[str, str] | None, count: int) -> list[Choice]:
+        """At most ``count`` samples, chosen by ``choose_frames``; ``compared`` names a baseline and a student among
+        the stages."""
+        truth = ground_truth(self.dataset.tables, self.tokens)
+        evaluated = truth.boxes[np.isin(truth.boxes.label, [CLASSES.index(name) for name in self.classes])]
+        objects, _ = filtered(evaluated, truth.racks)
+        lead = None
+        if compared is not None:
+            baseline, student = (_position_errors(objects, self._found[name]) for name in compared)
+            lead = baseline - student
+        return choose_frames(np.bincount(objects.sample, minlength=len(self.tokens)), lead, count)
+
+    def moment(self, choice: Choice) -> Moment:
+        """A chosen sample with the boxes of all stages."""
+        token, dataset = self.tokens[choice.index], self.dataset
+        sample = dataset.get(dataset.frame_ids.index(token))
+        labelled = Boxes3D.empty("ego") if sample.objects is None else sample.objects.boxes
+        known = torch.tensor([name in self.classes for name in dataset.classes])
+        sets = {TRUE: labelled[known[labelled.label]]}
+        counts = {TRUE: _counts(sets[TRUE], dataset.classes)}
+        to_ego = torch.linalg.inv(sample.ego_to_global)
+        for name, boxes in self._found.items():
+            sets[name] = carry_boxes(_boxes(boxes[boxes.sample == choice.index]), to_ego, "ego")
+            counts[name] = _counts(sets[name], CLASSES)
+        tables = dataset.tables
+        row = tables.sample_row(token)
+        scene = int(tables.samples.scene[row])
+        of_scene = tables.scene_samples(scene)
+        place = f"{tables.scene_name(scene)}, key frame {row - of_scene[0] + 1} of {len(of_scene)}"
+        return Moment(f"{place} (sample {token})", choice.reason, sample, sets, counts)
+
+
 def moments(parts: dict[str, Shown], classes: Sequence[str], count: int) -> Iterator[Moment]:
     """At most ``count`` samples, chosen by ``choose_frames`` from objects of the given classes.
 
     Raises:
         UserError: data or predictions cannot be read.
     """
-    first = next(iter(parts.values())).stage
-    dataset = open_dataset(first)
-    submissions = {
-        part: read_submission(one.stage.predictions / RESULT_FILES["nuscenes"]) for part, one in parts.items()
-    }
-    present = [set(submission.samples) for submission in submissions.values()]
-    tokens = [token for token in dataset.frame_ids if all(token in one for one in present)]
-    if not tokens:
-        raise UserError(f"no sample of {first.run} has predictions of every part and lies in its split")
-    found = {part: _of_samples(submission, tokens) for part, submission in submissions.items()}
-    truth = ground_truth(dataset.tables, tokens)
-    evaluated = truth.boxes[np.isin(truth.boxes.label, [CLASSES.index(name) for name in classes])]
-    objects, _ = filtered(evaluated, truth.racks)
-    lead = None
-    if {"baseline", "student"} <= parts.keys():
-        lead = _position_errors(objects, found["baseline"]) - _position_errors(objects, found["student"])
-    for choice in choose_frames(np.bincount(objects.sample, minlength=len(tokens)), lead, count):
-        yield _moment(dataset, tokens, choice, found, classes)
+    drives = Drives({part: one.stage for part, one in parts.items()}, classes)
+    yield from map(drives.moment, drives.telling(rivals(parts), count))
 
 
-def _of_samples(boxes: DetectionBoxes, tokens: Sequence[str]) -> DetectionBoxes:
-    """The boxes at least as sure as ``LEAST_SCORE``, of the named samples and numbered as these are."""
+def _of_samples(boxes: DetectionBoxes, tokens: Sequence[str], least_score: float) -> DetectionBoxes:
+    """The boxes at least as sure as ``least_score``, of the named samples and numbered as these are."""
     number = {token: index for index, token in enumerate(tokens)}
     renumbered = np.array([number.get(token, -1) for token in boxes.samples])[boxes.sample]
-    kept = (renumbered >= 0) & (boxes.score >= LEAST_SCORE)
+    kept = (renumbered >= 0) & (boxes.score >= least_score)
     return replace(boxes[kept], samples=tuple(tokens), sample=renumbered[kept])
 
 
@@ -146,28 +183,6 @@ def _position_errors(objects: DetectionBoxes, found: DetectionBoxes) -> Float[np
         object_group, objects.translation[:, :2], found_group, found.translation[:, :2], groups
     )
     return frame_errors(objects.sample, offset, len(objects.samples))
-
-
-def _moment(
-    dataset: NuScenesDataset, tokens: Sequence[str], choice: Choice, found: dict[str, DetectionBoxes],
-    classes: Sequence[str],
-) -> Moment:  # fmt: skip
-    token = tokens[choice.index]
-    sample = dataset.get(dataset.frame_ids.index(token))
-    labelled = Boxes3D.empty("ego") if sample.objects is None else sample.objects.boxes
-    known = torch.tensor([name in classes for name in dataset.classes])
-    sets = {TRUE: labelled[known[labelled.label]]}
-    counts = {TRUE: _counts(sets[TRUE], dataset.classes)}
-    to_ego = torch.linalg.inv(sample.ego_to_global)
-    for part, boxes in found.items():
-        sets[part] = carry_boxes(_boxes(boxes[boxes.sample == choice.index]), to_ego, "ego")
-        counts[part] = _counts(sets[part], CLASSES)
-    tables = dataset.tables
-    row = tables.sample_row(token)
-    scene = int(tables.samples.scene[row])
-    of_scene = tables.scene_samples(scene)
-    place = f"{tables.scene_name(scene)}, key frame {row - of_scene[0] + 1} of {len(of_scene)}"
-    return Moment(f"{place} (sample {token})", choice.reason, sample, sets, counts)
 
 
 def _boxes(found: DetectionBoxes) -> Boxes3D:

@@ -265,6 +265,7 @@ COMMAND_LINES: tuple[Words, ...] = (
     (), ("--help",), ("--version",), ("doctor",), ("recipes",), ("recipes", "demo"), ("demo", "--out", "../out/demo"),
     ("check", "../in"), ("check", "../in", "--layout", "nuscenes"), ("report", "../in", "--out", "../out/x.html"),
     ("report", "../in", "../in", "--gallery", "3"), ("diagnose", "../in", "--out", "../out/x.html", "--margin", "0.1"),
+    ("record", "../in", "--out", "../out/x.rrd", "--names", "000000"),
     ("predict", "../in", "x.png", "--intrinsics", "700,700,600,170", "--out", "../out"),
     ("predict", "../in", "--calib", "x.txt"), ("export", "../in", "--onnx", "../out/x.onnx"),
     ("eval", "kitti", "--labels", "../in", "--predictions", "../in", "--style", "python"),
@@ -352,6 +353,10 @@ SURFACES = (
     Surface("diagnose", makers.trained_run, (("diagnose", "../in/run", "--out", "../out/diagnosis.html"),),
             (*RUN_FILES, "in/run/*/predictions/*", "in/run/*/model.safetensors", "in/training/label_2/*",
              "in/training/image_2/*", "in/training/calib/*", "in/ImageSets/*"), few=3, share=2),
+    Surface("record", makers.trained_run, (("record", "../in/run", "--out", "../out/run.rrd", "--device", "cpu"),),
+            (*RUN_FILES, "in/run/*/predictions/*", "in/run/*/model.safetensors", "in/training/label_2/*",
+             "in/training/image_2/*", "in/training/calib/*", "in/training/velodyne/*", "in/ImageSets/*"),
+            compared=(), few=1),
     Surface("recipes", makers.nowhere, (("recipes",), ("recipes", "demo"), ("recipes", "tiny_bev")), few=10, share=0.2),
     Surface(
         "settings of training", makers.streets, _options(_FUZZ_TRAIN, *SETTINGS), run=three_steps, compared=WEIGHTS,

@@ -14,7 +14,7 @@ from html_page import Page
 from PIL import Image
 from streets import small_bev_preset
 
-from distill3d.answers import ground_maps, open_inputs
+from distill3d.answers import HEAT, ground_maps, open_inputs, own_maps
 from distill3d.boxes import KITTI_CLASSES, lidar_rows
 from distill3d.data.collate import collate
 from distill3d.data.kitti.dataset import KittiDataset
@@ -23,6 +23,7 @@ from distill3d.detectors.base import BevGeometry
 from distill3d.diagnose import diagnose, mapped_frames
 from distill3d.distill.methods.monotakd import MonoTAKDConfig
 from distill3d.evaluate.transfer import OUTCOMES
+from distill3d.record import record_run
 from distill3d.settings import to_plain
 from distill3d.train.checkpoint import load_detector, save_weights
 from distill3d.train.loop import RunOptions
@@ -32,7 +33,7 @@ from distill3d.train.stages import run_recipe
 from distill3d.view.bev_maps import MAPS, BevMaps, FrameMaps, ground_section, map_picture, ramp, scales
 from distill3d.view.page import render
 from distill3d.view.palette import GROUND_RAMP, LOOKS, TRUE
-from distill3d.view.runs import Stage, read_runs
+from distill3d.view.runs import PREPARATION, Stage, read_runs
 
 #: 40 m ahead from 2 m on, 24 m to either side, in cells of 2 m.
 GROUND = BevGeometry((2.0, -24.0, 42.0, 24.0), 2.0)
@@ -229,6 +230,25 @@ def test_maps_are_what_the_networks_say(trained: tuple[Recipe, Path], student: s
         {("visual", "assistant"), ("spatial", "residual")} if student == "monotakd" else set()
     )
     assert one.distances.keys() == pairs and all(value > 0 for value in one.distances.values())
+
+
+def test_recorded_maps_are_what_the_networks_say(trained: tuple[Recipe, Path], tmp_path: Path) -> None:
+    """Every network of a run that looks at the ground, each with its own inputs."""
+    recipe, folder = trained
+    stages = {stage.name: stage for stage in read_runs([folder]) if stage.role != PREPARATION}
+    frame = frame_of(stages["teacher"])
+    for name, stage in stages.items():
+        data = KittiDataset(kitti_config(recipe, recipe.stage(name), recipe.dataset.eval_split, train=False))
+        with torch.no_grad():
+            outputs = load_detector(folder / name)[0](collate([data.get(data.frame_ids.index(frame))]))
+        shown = own_maps(stage, [frame], torch.device("cpu"))[frame]
+        taps = [tap for tap in shown if tap != HEAT]
+        assert taps
+        for tap in taps:
+            expected = outputs.features[tap].tensor[0].mean(0)
+            np.testing.assert_allclose(shown[tap].values, expected.numpy(), rtol=1e-4, atol=1e-6)
+    done = record_run(folder, tmp_path / "run.rrd", names=[frame], device="cpu")
+    assert done.lacks == () and done.stages == tuple(stages)
 
 
 def lose(name: str) -> Callable[[Path], object]:
