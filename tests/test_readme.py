@@ -1,39 +1,47 @@
-"""What README.md shows of the Python interface runs, word for word."""
+"""What the first screen of README.md shows runs, word for word, with the student that the package ships."""
 
 import re
-from dataclasses import replace
+import shlex
 from pathlib import Path
 
 import pytest
 import torch
 from PIL import Image
-from streets import CANVAS, write_streets
 
-from distill3d.detectors import build_detector
-from distill3d.recipes.synthetic import TINY
-from distill3d.settings import to_plain
-from distill3d.train.checkpoint import save_weights
+from distill3d.cli import main
 
 ROOT = Path(__file__).resolve().parents[1]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
 
 
-def test_python_block(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
-    """It stands where the demo leaves a stage and its streets: here an untrained one, all of whose answers count."""
-    (block,) = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), re.DOTALL)
-    demo = tmp_path / "runs" / "demo"
-    write_streets(demo / "streets", train=1, val=1)
-    torch.manual_seed(0)
-    detector = build_detector(replace(TINY["monodle"], score_threshold=0.0))
-    card = {
-        "detector": detector.name, "config": to_plain(detector.config), "input": "rgb", "canvas": list(CANVAS),
-        "focal": 93.0, "file_focal": 93.0, "placement": "fit", "trained_on": {"count": 0, "frames": []},
-    }  # fmt: skip
-    save_weights(demo / "runs" / "demo" / "monoskd", detector.state_dict(), card)
+@pytest.fixture
+def clone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder to stand in, with the repository's docs/."""
+    (tmp_path / "docs").symlink_to(ROOT / "docs")
     monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def test_python_block(clone: Path, capsys: pytest.CaptureFixture) -> None:
+    (block,) = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
     names: dict = {}
     exec(compile(block, "README.md", "exec"), names)
     found = names["found"]
     assert len(found) and found.boxes.frame == "camera" and bool(torch.isfinite(found.boxes.centre).all())
     assert len(capsys.readouterr().out.splitlines()) == len(found)
-    with Image.open("street.png") as drawn:
-        assert drawn.width > CANVAS[0]
+    with Image.open("street.png") as drawn, Image.open("docs/street.jpg") as picture:
+        assert drawn.width > picture.width
+
+
+def test_commands(clone: Path, capsys: pytest.CaptureFixture) -> None:
+    block = README.partition("## ")[0]
+    (commands,) = re.findall(r"```sh\n(.*?)```", block, re.DOTALL)
+    activated, *lines = commands.splitlines()
+    assert activated == ". .venv/bin/activate" and lines
+    for line in lines:
+        program, *words = shlex.split(line)
+        with pytest.raises(SystemExit) as done:
+            main(words)
+        assert program == "distill3d" and not done.value.code
+    assert capsys.readouterr().out.splitlines() == ["predictions/street.png"]
+    assert (clone / "predictions" / "street.txt").read_text().splitlines()

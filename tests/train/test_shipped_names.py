@@ -1,4 +1,4 @@
-"""Names of shipped students, and weights of half precision."""
+"""Shipped students: their names, their files, and weights of half precision."""
 
 from __future__ import annotations
 
@@ -8,9 +8,10 @@ import pytest
 import torch
 
 from distill3d.detectors import build_detector, detector_name
-from distill3d.detectors.monodle import tiny
+from distill3d.detectors.monodle import HEAT_CLASSES, tiny
+from distill3d.recipes.streets import FRAMES, STUDENT_EPOCHS
 from distill3d.settings import to_plain
-from distill3d.shipped import SHIPPED, shipped_or_path
+from distill3d.shipped import SHIPPED, shipped_folder, shipped_or_path
 from distill3d.train.checkpoint import load_detector, load_weights, save_weights, weights_sum
 
 
@@ -23,6 +24,22 @@ def test_a_name_means_the_package_unless_a_run_lies_there(tmp_path: Path, monkey
         (tmp_path / name / "training" / "card.json").touch()
         assert shipped_or_path(Path(name)) == Path(name)
     assert shipped_or_path(Path("other")) == Path("other")
+
+
+#: Bytes of all files of a shipped student.
+MOST_BYTES = 6_000_000
+
+
+@pytest.mark.parametrize("name", SHIPPED)
+def test_they_are_there(name: str) -> None:
+    """Small, in half precision, with the card of a finished stage and its run's recipe."""
+    folder = shipped_folder(name)
+    files = [path for path in folder.parent.rglob("*") if path.is_file()]
+    assert sum(path.stat().st_size for path in files) <= MOST_BYTES
+    assert {path.name for path in files} == {"recipe.yaml", "model.safetensors", "card.json"}
+    detector, card = load_detector(Path(name))
+    assert detector.config.classes == HEAT_CLASSES and card["trained_on"]["identity"] == "shipped-streets"
+    assert card["trained_on"]["count"] == FRAMES["train"] and card["epochs"] == STUDENT_EPOCHS
 
 
 def test_half_precision_is_computed_in_float32(tmp_path: Path) -> None:
