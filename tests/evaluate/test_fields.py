@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from distill3d.errors import UserError
@@ -186,7 +186,9 @@ VALUES = {
 def test_a_field_is_replaced_and_the_others_stay(seed: int, replaced: set) -> None:
     """All twelve statements: each field is the other's where it was asked for, and the own one where not."""
     own, other = (blurred(truth(seed), seed + i) for i in range(2))
-    new = swapped(own, other, match_boxes(own, other, 0.5), replaced, cameras(own))
+    match = match_boxes(own, other, 0.5)
+    assume(np.array_equal(match, np.arange(len(match))))  # one blur in some hundred leaves a box alone
+    new = swapped(own, other, match, replaced, cameras(own))
     for field, value in VALUES.items():
         assert value(new) == pytest.approx(value(other if field in replaced else own), abs=1e-9), field
     assert np.array_equal(np.sort(new.score), np.sort(own.score))  # the order is the other's, the scale is not
