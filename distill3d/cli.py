@@ -13,7 +13,7 @@ from distill3d.console import BROKEN_PIPE, discard_output, prepare_streams, surr
 from distill3d.errors import UserError, one_line
 from distill3d.files import outputs
 from distill3d.options import parse
-from distill3d.settings import Between, Count, HeightScale, Number, Share
+from distill3d.settings import Between, Count, HeightScale, Number, Share, Weight
 
 T = TypeVar("T")
 #: Exit code of everything that a user can mend.
@@ -361,7 +361,7 @@ def predict(arguments: list[str]) -> None:
         calib: Path | None = None  # KITTI calibration file, or a folder with one for each picture, of its name
         intrinsics: str | None = None  # fx,fy,cx,cy in px
         out: Path = Path("predictions")
-        score: Share | None = None
+        score: Weight | None = None
         """Least score; by default the detector's own.  A score is the probability of the class times the certainty of
         the depth: of MonoDLE and MonoDETR that is one over the scale (m) of its error, so that it can exceed 1."""
         device: str = "auto"

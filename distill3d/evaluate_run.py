@@ -23,6 +23,8 @@ from distill3d.train.teachers import refuse_overlap, refuse_own_labels
 
 #: The stage's name where its card has none.
 NAMELESS = "stage"
+#: The identity of a user's data set before a shipped student.
+OWN = "own"
 
 
 def evaluate_stage(
@@ -34,7 +36,8 @@ def evaluate_stage(
 
     ``version`` is the folder of nuScenes' tables: by default the recipe's or, where that is absent, the only one.
     ``identity`` and ``min_height_scale`` are those of the data set, by default the recipe's: a data set of another
-    identity shares no frame with those that the stage was trained on, whatever the frames are called.
+    identity shares no frame with those that the stage was trained on, whatever the frames are called.  Of a shipped
+    student it is ``OWN`` by default: nobody has the streets that it was trained on, unless they were made anew.
     Predictions and evaluation.json go to ``out``, by default the stage's own folder, where the report finds them.
 
     Raises:
@@ -54,7 +57,8 @@ def evaluate_stage(
     detector, card = load_detector(run)
     require(card, run, "trained_on.frames")
     dataset = data_of(run, "version" in card)
-    dataset = replace(dataset, root=data_root, eval_split=split, identity=identity or dataset.identity)
+    identity = identity or (OWN if run != given else dataset.identity)
+    dataset = replace(dataset, root=data_root, eval_split=split, identity=identity)
     if isinstance(dataset, SurroundDatasetConfig):
         if min_height_scale is not None:
             raise UserError(

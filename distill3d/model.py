@@ -119,13 +119,17 @@ class Prediction:
         return drawn
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Model:
     """A trained detector that looks at pictures."""
 
     detector: Detector  # a torch module, in eval mode
     card: dict[str, Any]  # what it is, and what it was trained on
     device: torch.device
+
+    def __repr__(self) -> str:
+        width, height = self.card["canvas"]
+        return f"Model({self.detector.name}, trained on {width} x {height} px, {self.device})"
 
     @property
     def classes(self) -> tuple[str, ...]:

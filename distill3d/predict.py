@@ -237,7 +237,8 @@ def read_camera(calib: Path | None, intrinsics: str | None) -> Camera:
         UserError: neither or both are given, or they cannot be read.
     """
     if (calib is None) == (intrinsics is None):
-        raise UserError("predict: give the camera, either --calib FILE or --intrinsics fx,fy,cx,cy")
+        one = "one camera, not both:" if calib is not None else "the camera, either"
+        raise UserError(f"predict: give {one} --calib FILE or --intrinsics fx,fy,cx,cy")
     if calib is not None:
         return read_calibration(calib).camera
     assert intrinsics is not None

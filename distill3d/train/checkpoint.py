@@ -23,7 +23,7 @@ from distill3d.detectors.base import Detector
 from distill3d.errors import UserError
 from distill3d.files import at_once, decoded, parse_json, read_bytes, reason_of, write_atomically
 from distill3d.settings import from_plain, to_plain
-from distill3d.shipped import shipped_or_path
+from distill3d.shipped import SHIPPED, shipped_or_path
 from distill3d.train import seal
 from distill3d.train.card import CARD, parse_card, require, write_card
 
@@ -139,7 +139,8 @@ def load_weights(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """
     path = weights_file(path)
     if not path.is_file():
-        raise UserError(f"{path}: no such file, expected a stage folder or a {WEIGHTS}")
+        shipped = ", ".join(SHIPPED)
+        raise UserError(f"{path}: no such file, expected a stage folder, a {WEIGHTS} or a shipped student ({shipped})")
     if path.suffix != ".safetensors":
         load_state(path)  # refuses what is damaged or hostile with its own sentence
         raise UserError(

@@ -80,7 +80,8 @@ def refuse_overlap(
     if overlap:
         raise UserError(
             f"{where} was trained on {len(overlap)} of the {len(eval_ids)} evaluation frames ({overlap[0]}, ...): "
-            "choose another split, or allow it with --allow-overlap"
+            "choose another split, or allow it with --allow-overlap; if these are frames of another data set that only "
+            "have the same names, give this one a name of its own with --dataset.identity (eval run: --identity)"
         )
     raw = [frame.removeprefix(RAW_PREFIX) for frame in seen if frame.startswith(RAW_PREFIX)]
     objects = [frame for frame in eval_ids if OBJECT_ID.fullmatch(frame)]

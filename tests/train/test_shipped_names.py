@@ -7,8 +7,11 @@ from pathlib import Path
 import pytest
 import torch
 
+import distill3d
 from distill3d.detectors import build_detector, detector_name
 from distill3d.detectors.monodle import HEAT_CLASSES, tiny
+from distill3d.errors import UserError
+from distill3d.evaluate_run import evaluate_stage
 from distill3d.recipes.streets import FRAMES, STUDENT_EPOCHS
 from distill3d.settings import to_plain
 from distill3d.shipped import SHIPPED, shipped_folder, shipped_or_path
@@ -40,6 +43,20 @@ def test_they_are_there(name: str) -> None:
     detector, card = load_detector(Path(name))
     assert detector.config.classes == HEAT_CLASSES and card["trained_on"]["identity"] == "shipped-streets"
     assert card["trained_on"]["count"] == FRAMES["train"] and card["epochs"] == STUDENT_EPOCHS
+
+
+def test_a_misspelt_name_gets_those_that_there_are() -> None:
+    with pytest.raises(UserError, match=r"street: no such file, .* a shipped student \(streets\)"):
+        load_detector(Path("street"))
+    assert repr(distill3d.load("streets", "cpu")) == "Model(monodle, trained on 640 x 192 px, cpu)"
+
+
+def test_frames_of_ones_own_are_none_that_it_was_trained_on(streets: Path, tmp_path: Path) -> None:
+    """Whatever they are called; and nothing is written into the package."""
+    with pytest.raises(UserError, match="is a part of the package"):
+        evaluate_stage(Path("streets"), streets)
+    evaluate_stage(Path("streets"), streets, out=tmp_path / "out", device="cpu", progress=False)
+    assert (tmp_path / "out" / "evaluation.json").exists()
 
 
 def test_half_precision_is_computed_in_float32(tmp_path: Path) -> None:
