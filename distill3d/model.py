@@ -31,7 +31,6 @@ from distill3d.devices import find_device
 from distill3d.errors import UserError
 from distill3d.files import refuse_foreign, write_output
 from distill3d.picture import camera_of_intrinsics, pictures_detector, predict_pictures
-from distill3d.train.card import CARD
 
 #: A picture: a file, a Pillow image, an array (H, W, 3) or a tensor (3, H, W), of bytes or of numbers in 0..1, RGB.
 Picture = str | Path | Image.Image | np.ndarray | Tensor
@@ -211,12 +210,8 @@ def load(path: str | Path, device: str = "auto") -> Model:
         UserError: there is none, it is damaged, or it looks at something else than one picture; of a run's folder the
             sentence names the stages.
     """
-    path = Path(path)
-    stages = sorted(card.parent.name for card in path.glob(f"*/{CARD}")) if path.is_dir() else []
-    if stages and not (path / CARD).exists():
-        raise UserError(f"{path}: holds the stages {', '.join(stages)}, give one of them, such as {path / stages[0]}")
     where = find_device(device)
-    detector, card = pictures_detector(path)
+    detector, card = pictures_detector(Path(path))
     return Model(detector.to(where), card, where)
 
 

@@ -135,10 +135,16 @@ def load_weights(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     half precision, which are for sharing, come as float32.
 
     Raises:
-        UserError: there is no such file, it is none of ours or damaged, or a weight is not finite.
+        UserError: there is no such file, it is none of ours or damaged, or a weight is not finite; of a run's folder
+            the sentence names the stages.
     """
-    path = weights_file(path)
+    given, path = path, weights_file(path)
     if not path.is_file():
+        stages = sorted(card.parent.name for card in given.glob(f"*/{CARD}")) if given.is_dir() else []
+        if stages:
+            raise UserError(
+                f"{given}: holds the stages {', '.join(stages)}, give one of them, such as {given / stages[0]}"
+            )
         shipped = ", ".join(SHIPPED)
         raise UserError(f"{path}: no such file, expected a stage folder, a {WEIGHTS} or a shipped student ({shipped})")
     if path.suffix != ".safetensors":
