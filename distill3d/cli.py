@@ -371,10 +371,10 @@ def predict(arguments: list[str]) -> None:
     o = parse(Options, "predict", arguments)
     from distill3d.predict import predict_images
 
-    checkpoint, *images = (*(() if o.model is None else (o.model,)), *o.paths) or (None,)
-    if checkpoint is None:
+    paths = o.paths if o.model is None else (o.model, *o.paths)
+    if not paths:
         raise UserError("predict: give a stage folder or --model streets, and pictures")
-    given = (checkpoint, tuple(images), o.calib, o.intrinsics, o.out, o.score, o.device, o.draw, o.batch)
+    given = (paths[0], paths[1:], o.calib, o.intrinsics, o.out, o.score, o.device, o.draw, o.batch)
     for path in predict_images(*given, progress=True):
         print(path)
 

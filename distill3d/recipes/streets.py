@@ -79,9 +79,8 @@ def tuned_streets() -> Recipe:
         (
             StageConfig("streets", "preparation", student, schedule, AUGMENT, taken_from=Path("streets")),
             StageConfig("baseline", "baseline", student, schedule, AUGMENT),
-            StageConfig(
-                "tuned", "student", student, schedule, AUGMENT, inherit=("streets",)
-            ),  # its heads, too, where classes agree
+            # Heads are inherited, too, where classes agree.
+            StageConfig("tuned", "student", student, schedule, AUGMENT, inherit=("streets",)),
         ),
         DatasetConfig(canvas=HALF),
         EvaluationConfig(every=2),
