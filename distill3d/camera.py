@@ -22,6 +22,8 @@ Divide = Literal["rect_z", "homogeneous"]
 CENTRE_TOLERANCE = (0.15, 0.25)
 #: Degrees from edge to edge: a wider picture is no pinhole camera's, one narrower along its longer side no vehicle's.
 WIDEST_VIEW, NARROWEST_VIEW = 160.0, 0.5
+#: Times that a pixel may be as wide as high, or as high as wide: anamorphic lenses reach two.
+MOST_ANAMORPHIC = 2.5
 #: Focal lengths and principal points up to these are shares of the picture's size, no pixels.
 NORMALISED = (10.0, 2.0)
 
@@ -177,6 +179,8 @@ def misfit(camera: Camera, size: tuple[int, int]) -> str | None:
                 f"the focal length {f:g} px does not fit {picture}: a view of {view:.3g} degrees {axis}, "
                 f"expected {NARROWEST_VIEW:g} to {WIDEST_VIEW:g}"
             )
+    if not max(focal) <= MOST_ANAMORPHIC * min(focal):
+        return f"no camera has the focal lengths {focal[0]:g} and {focal[1]:g} px, with {picture}"
     for axis, length, at, tolerance in zip("xy", size, centre, CENTRE_TOLERANCE, strict=True):
         if not abs(at / length - 0.5) <= tolerance:
             return f"the principal point ({axis} = {at:g} px) does not fit {picture}"

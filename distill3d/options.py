@@ -11,6 +11,7 @@ import os
 import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import fields, is_dataclass
+from itertools import takewhile
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -20,6 +21,13 @@ from distill3d.settings import check_settings, hints_of, is_part_of_whole
 T = TypeVar("T")
 #: ``--stages.<name or number>`` and what follows.
 STAGE = re.compile(r"--stages\.([^.=]+)(.*)", re.DOTALL)
+#: What stands between the paragraphs of tyro's messages.
+RULE = re.compile(r"^[-─]+$")
+#: What tyro says of a value that it cannot read, of one that is of none of several types, and Python of numbers.
+UNREAD = re.compile(r"Error parsing (--[^\s:]+): (.*)", re.DOTALL)
+ONE_OF = re.compile(r"no type matching (\S+) could be instantiated from \[(.*?)\]", re.DOTALL)
+SPOKEN = {"INT": "a whole number", "FLOAT": "a number", "PATH": "a path"}
+NO_NUMBER = re.compile(r"(?:invalid literal for (int)\(\) with base 10|could not convert string to float): ('.*?')")
 
 
 def parse(
@@ -136,8 +144,27 @@ def _paths(options: Any) -> Iterator[Path]:
 
 
 def _sentence(panel: str) -> str:
-    """The first paragraph of the option parser's boxed message, on one line."""
+    """The first paragraph of the option parser's boxed message, on one line; where a terminal has no lines to draw, the
+    box is a title, and paragraphs between rows of hyphens."""
     lines = [re.sub(r"^[│\s]+|[│\s]+$", "", line) for line in panel.splitlines()]
-    lines = [line for line in lines if line and not re.match(r"^[╭╰─]", line)]
-    text = " ".join(lines).split(" For full helptext")[0]
-    return text or "the options could not be read"
+    lines = [line for line in lines if line and not re.match(r"^[╭╰]", line)]
+    lines = lines if panel.lstrip().startswith("╭") else lines[2:]
+    paragraph = takewhile(lambda line: not RULE.match(line), lines)
+    text = " ".join(paragraph).split(" For full helptext")[0]
+    return _unread(text) or text or "the options could not be read"
+
+
+def _unread(text: str) -> str | None:
+    """What is said of an option whose value is not of its type, without the option parser's own insides."""
+    match = UNREAD.match(text)
+    if match is None:
+        return None
+    option, reason = match.groups()
+    several = ONE_OF.match(reason)
+    if several is not None:
+        kinds = [SPOKEN.get(kind, kind) for kind in several[1].split("|") if kind != "{None}"]
+        return f"{option} is {several[2]}, expected {' or '.join(kinds)}"
+    number = NO_NUMBER.search(reason)
+    if number is not None:
+        return f"{option} is {number[2]}, expected {SPOKEN['INT' if number[1] else 'FLOAT']}"
+    return f"{option}: {reason}"

@@ -5,6 +5,8 @@ from __future__ import annotations
 import glob
 import json
 import os
+import re
+import sys
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from itertools import chain
@@ -26,6 +28,9 @@ from distill3d.video import Video, VideoWriter, is_video
 
 #: All that was found, a line of JSON for each picture.
 LINES = "predictions.jsonl"
+#: Where data sets in KITTI's layout have their pictures.
+PICTURE_FOLDERS = ("testing/image_2", "training/image_2")
+ADDRESS = re.compile(r"[a-z]+:/", re.IGNORECASE)
 
 
 def predict_images(
@@ -81,6 +86,8 @@ def predict_images(
                 bar.advance()
                 yield out / f"{name}{endings[-1]}"
     write_output_text(out / LINES, "".join(f"{line}\n" for line in lines))
+    if not any(json.loads(line)["objects"] for line in lines):
+        print("no object was found: is the camera the pictures' own, and --score not too high?", file=sys.stderr)
 
 
 def _fitting(path: Path, camera: Camera, told: Path | str) -> Float[Tensor, "3 _ _"]:
@@ -154,13 +161,17 @@ def pictures_of(given: Iterable[Path]) -> list[Path]:
         if path.is_dir():
             inside = sorted(p for p in path.iterdir() if p.suffix.lower() in ENDINGS and p.is_file())
             if not inside:
-                raise UserError(f"{path}: holds no picture ({', '.join(FORMATS)})")
+                within = next((part for part in PICTURE_FOLDERS if (path / part).is_dir()), None)
+                hint = "" if within is None else f": give {path / within}"
+                raise UserError(f"{path}: holds no picture ({', '.join(FORMATS)}){hint}")
             found += inside
         elif glob.has_magic(str(path)) and not path.exists():
             matching = sorted(p for p in map(Path, glob.glob(str(path), recursive=True)) if p.is_file())
             if not matching:
                 raise UserError(f"{path}: no file has a name of this pattern")
             found += matching
+        elif ADDRESS.match(str(path)) and not path.exists():
+            raise UserError(f"{path}: is an address, expected a file: nothing is fetched from the net")
         else:
             found.append(path)
     if not found:
@@ -240,6 +251,8 @@ def read_camera(calib: Path | None, intrinsics: str | None) -> Camera:
         one = "one camera, not both:" if calib is not None else "the camera, either"
         raise UserError(f"predict: give {one} --calib FILE or --intrinsics fx,fy,cx,cy")
     if calib is not None:
+        if calib.suffix.lower() in ENDINGS:
+            raise UserError(f"{calib}: is a picture, expected a calibration file of KITTI's")
         return read_calibration(calib).camera
     assert intrinsics is not None
     try:

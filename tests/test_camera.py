@@ -170,6 +170,8 @@ def test_depths_outside_have_the_last_class(mode) -> None:
         ((1e-30, 1e-30, 621, 187), (1242, 375), "the focal length 1e-30 px does not fit"),
         ((1e308, 721, 621, 187), (1242, 375), "the focal length 1e+308 px does not fit"),
         ((721, 1e30, 621, 187), (1242, 375), "degrees down"),
+        ((400, 80, 320, 96), (640, 192), "no camera has the focal lengths 400 and 80 px"),
+        ((400, 800, 320, 96), (640, 192), None),  # half as wide as it was taken
         ((100, 100, 0.5, 32), (1, 64), None),
         ((800, 800, 1.5, 1000), (3, 2000), None),
     ],

@@ -175,7 +175,7 @@ def test_a_run(fleet: Path, trained: Path, tmp_path: Path, capsys: pytest.Captur
             main(["eval", "kitti", "--labels", str(fleet / "training/label_2"), "--predictions", str(predictions),
                   "--json", str(tmp_path / f"{stage}.json")])  # fmt: skip
         out = capsys.readouterr().out
-        assert not stop.value.code and "about.json says" in out.replace("\n", "")
+        assert not stop.value.code and "about.json says" in out
         again = json.loads((tmp_path / f"{stage}.json").read_text())
         assert again["strict"] == result["strict"] and again["settings"]["min_height_scale"] == CANVAS[0] / 1242
     refused = replace(own(fleet), dataset=replace(own(fleet).dataset, without_scan="refuse"))

@@ -267,8 +267,20 @@ def test_what_is_given_is_looked_at_first(model: Path, picture: Path, tmp_path: 
     assert "absent.png: no such file" in refused(model, (picture, tmp_path / "absent.png"), None, CAMERA, out)
     (tmp_path / "b.png").write_bytes(picture.read_bytes()[:999])
     assert "b.png: cannot be read as an image" in refused(model, (picture, tmp_path / "b.png"), None, CAMERA, out)
+    assert "street.png: is a picture, expected a stage folder" in refused(picture, (picture,), None, CAMERA, out)
+    assert "street.png: is a picture, expected a calibration" in refused(model, (picture,), picture, None, out)
+    (tmp_path / "data" / "training" / "image_2").mkdir(parents=True)
+    assert refused(model, (tmp_path / "data",), None, CAMERA, out).endswith(
+        f"give {tmp_path / 'data' / 'training' / 'image_2'}"
+    )
     with pytest.raises(UserError, match="--device is 'gpu'"):
         list(predict_images(model, (picture,), None, CAMERA, out, device="gpu"))
+
+
+def test_nothing_found_is_said(model: Path, picture: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for score, said in ((0.0, False), (1e6, True)):
+        list(predict_images(model, (picture,), None, CAMERA, tmp_path / "out", score))
+        assert ("no object was found" in capsys.readouterr().err) is said
 
 
 def test_a_wide_view_is_not_enlarged_beyond_all_memory(model: Path, picture: Path, tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from distill3d.data.kitti.check import Problem, check_kitti
 from distill3d.data.kitti.contents import kitti_contents
+from distill3d.data.kitti.labels import UNKNOWN_CLASS
 from distill3d.data.kitti.names import names_of
 from distill3d.data.kitti.scans import VELODYNE_COLUMNS
 from distill3d.data.nuscenes.check import check_nuscenes, nuscenes_contents
@@ -76,8 +77,10 @@ def run_check(
         return 0
     for line in _told(problems):
         print(one_line(line))
+    own = layout == "kitti" and any(p.sentence.startswith(UNKNOWN_CLASS) for p in problems)
+    hint = "; for names of your own there are --classes, --label-names and classes.txt" if own else ""
     files = len({p.file for p in problems})
-    print(f"{len(problems)} problem{'s' * (len(problems) > 1)} in {files} file{'s' * (files > 1)}")
+    print(f"{len(problems)} problem{'s' * (len(problems) > 1)} in {files} file{'s' * (files > 1)}{hint}")
     return 2
 
 

@@ -7,7 +7,7 @@ theirs has no place here and why, and where a layout differs.  It is read in bot
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Container, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -169,9 +169,12 @@ def _begins(name: str, beginning: str) -> bool:
     return name == beginning or name.startswith(f"{beginning}.")
 
 
-def _longest(beginnings: Iterable[str], name: str) -> str | None:
-    """The longest beginning that a name has."""
-    return max((b for b in beginnings if _begins(name, b)), key=len, default=None)
+def _longest(beginnings: Container[str], name: str) -> str | None:
+    """The longest beginning that a name has, up to one of its dots."""
+    beginning, dot = name, "."
+    while dot and beginning not in beginnings:
+        beginning, dot, _ = beginning.rpartition(".")
+    return beginning if dot else None
 
 
 def _exchanged_beginning(renamed: Mapping[str, str], name: str) -> str:

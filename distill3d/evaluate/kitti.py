@@ -977,7 +977,7 @@ def run_eval_kitti(
     console = Console()
     if min_height_scale == written_with.get(HEIGHT_SCALE) != 1:
         said = f"min_height_scale {min_height_scale:g}, as {predictions / ABOUT} says: images of a reduced size."
-        console.print(said, markup=False, highlight=False)
+        console.print(said, markup=False, highlight=False, soft_wrap=True)
     console.print(result.table())
     console.print(result.explanation.text(), markup=False, highlight=False)
     if json is not None:

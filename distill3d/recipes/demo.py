@@ -8,6 +8,7 @@ from distill3d.data.augment.image import AugmentConfig
 from distill3d.detectors.monodle import tiny
 from distill3d.distill.methods.monodistill import MonoDistillConfig
 from distill3d.distill.methods.monoskd import MonoSKDConfig
+from distill3d.synth.settings import KITTI_WIDTH
 from distill3d.synth.writer import StreetConfig
 from distill3d.train.recipe import DatasetConfig, EvaluationConfig, Recipe, StageConfig
 from distill3d.train.schedules import Schedule
@@ -15,7 +16,7 @@ from distill3d.train.schedules import Schedule
 #: Frames that the demo synthesises.
 TRAIN_FRAMES, EVAL_FRAMES = 300, 150
 #: Image size (px); minimum box heights are scaled by its ratio to KITTI's width.
-CANVAS, KITTI_WIDTH = (320, 96), 1242
+CANVAS = (320, 96)
 #: Nearer, busier and flatter streets than the generator's default: what a net can learn from in minutes.
 STREETS = StreetConfig(
     width=CANVAS[0], height=CANVAS[1], distance=(4.0, 36.0), cars=(7, 13),

@@ -9,8 +9,9 @@ from pathlib import Path
 from distill3d.data.augment.image import AugmentConfig, DistortionConfig
 from distill3d.detectors.monodle import HEAT_CLASSES, tiny
 from distill3d.distill.methods.monoskd import MonoSKDConfig
-from distill3d.recipes.demo import CANVAS, KITTI_WIDTH, SCHEDULE
+from distill3d.recipes.demo import CANVAS, SCHEDULE
 from distill3d.recipes.head_start import head_start
+from distill3d.synth.settings import KITTI_WIDTH
 from distill3d.synth.writer import StreetConfig
 from distill3d.train.recipe import DatasetConfig, EvaluationConfig, Recipe, StageConfig
 

@@ -18,6 +18,7 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
+from distill3d.data.pictures import ENDINGS
 from distill3d.detectors import DetectorConfig, build_detector, detector_entry
 from distill3d.detectors.base import Detector
 from distill3d.errors import UserError
@@ -75,6 +76,8 @@ def last_state(folder: Path) -> Path | None:
 
 
 #: Of files that are not this library's.
+#: What stands for a trained detector.
+EXPECTED = f"a stage folder, a {WEIGHTS} or a shipped student ({', '.join(SHIPPED)})"
 OTHERS = "expected one of distill3d, which distill3d import makes of authors' checkpoints"
 
 
@@ -145,8 +148,10 @@ def load_weights(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
             raise UserError(
                 f"{given}: holds the stages {', '.join(stages)}, give one of them, such as {given / stages[0]}"
             )
-        shipped = ", ".join(SHIPPED)
-        raise UserError(f"{path}: no such file, expected a stage folder, a {WEIGHTS} or a shipped student ({shipped})")
+        reason = f"holds no {WEIGHTS}" if given.is_dir() else "no such file"
+        raise UserError(f"{given}: {reason}, expected {EXPECTED}")
+    if path.suffix.lower() in ENDINGS:
+        raise UserError(f"{path}: is a picture, expected {EXPECTED}")
     if path.suffix != ".safetensors":
         load_state(path)  # refuses what is damaged or hostile with its own sentence
         raise UserError(

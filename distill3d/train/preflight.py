@@ -25,7 +25,7 @@ from distill3d.data.cache import cache_folder, cache_key
 from distill3d.data.collate import EpochSampler, batches
 from distill3d.data.kitti.check import FRAME_FILES, frame_problems, quick
 from distill3d.data.kitti.dataset import KittiDataset, frame_file
-from distill3d.data.kitti.inventory import Inventory
+from distill3d.data.kitti.inventory import SCALE_OPTION, Inventory, fitting_height_scale
 from distill3d.data.kitti.names import LabelNames
 from distill3d.data.kitti.raw import IMAGES, SCANS, KittiRawDataset
 from distill3d.data.kitti.scans import glance_at_points
@@ -36,6 +36,8 @@ from distill3d.data.pictures import picture_size
 from distill3d.data.sample import Dataset, JointDataset
 from distill3d.detectors import build_detector, detector_name
 from distill3d.detectors.base import Detector
+from distill3d.detectors.monodetr import MonoDETRConfig
+from distill3d.detectors.monodle import MonoDLEConfig
 from distill3d.distill.context import detached
 from distill3d.distill.methods import build_terms
 from distill3d.distill.term import Term
@@ -101,6 +103,7 @@ def check_recipe(recipe: Recipe, stages: Sequence[StageConfig], options: RunOpti
     for stage in stages:
         _tell_counts(recipe, stage, source, told)
     _warn_of_cuts(recipe, looked)
+    _warn_of_heights(stages, source)
 
 
 def is_first_process() -> bool:
@@ -395,6 +398,25 @@ def _warn_of_cuts(recipe: Recipe, looked: _Looked) -> None:
                 f"{canvas_width} x {canvas_height} px: --dataset.canvas {canvas_width} {canvas_side(needed)} shows all "
                 "of them", file=sys.stderr,
             )  # fmt: skip
+
+
+def _warn_of_heights(stages: Sequence[StageConfig], source: Source) -> None:
+    """Says so where least heights that are meant for wider pictures drop objects, going by the first picture."""
+    for stage in stages:
+        data = source.labelled(stage)
+        if not isinstance(data, KittiDataset) or not isinstance(stage.detector, MonoDLEConfig | MonoDETRConfig):
+            continue
+        width, given = picture_size(frame_file(data.folder, "image_2", data.frame_ids[0]))[0], data.config
+        scale, objects = fitting_height_scale(width), kept_inventory(data)
+        counts = [kitti_counts(stage.detector, objects, s) for s in (scale, given.min_height_scale)]
+        more = [sum(count.left for count in some) for some in counts]
+        if scale < given.min_height_scale and more[0] > more[1]:
+            print(
+                f"warning: pictures are {width} px wide, and least heights of boxes are {given.min_height_scale:g} of "
+                f"KITTI's: {more[0] - more[1]} of {more[0]} objects are left out as too low, {SCALE_OPTION} {scale} "
+                "counts them", file=sys.stderr,
+            )  # fmt: skip
+        return
 
 
 def _tell_counts(recipe: Recipe, stage: StageConfig, source: Source, tell: bool) -> None:

@@ -16,6 +16,7 @@ import torch
 from distill3d.errors import UserError
 from distill3d.files import folder_name, read_text, read_yaml, sweep_below
 from distill3d.lock import LOCK, forget_dead_writer, only_writer
+from distill3d.picture import canvas_side
 from distill3d.settings import check_settings, from_plain
 from distill3d.train import changes
 from distill3d.train.card import CARD, read_card, require
@@ -141,10 +142,13 @@ def _check_taken(recipe: Recipe, taken: list[StageConfig], options: RunOptions) 
         refuse_overlap(card, str(stage.taken_from), recipe.dataset.identity, data.frame_ids, options.allow_overlap,
                        source.mapping, source.scenes(data))  # fmt: skip
         canvas, seen = recipe.dataset.canvas, tuple(card.get("canvas", recipe.dataset.canvas))
-        if seen != canvas and stage.detector.input not in ("points", "labels"):
+        known = seen
+        if isinstance(recipe.dataset, DatasetConfig):  # rows more or less are new to no detector, another scale is
+            known = (seen[0], canvas_side(canvas[1] * seen[0] / canvas[0]))
+        if known != canvas and stage.detector.input not in ("points", "labels"):
             print(
                 "warning: {} was trained on a canvas of {} x {} px, the recipe's is {} x {}: --dataset.canvas {} {} "
-                "shows it what it knows".format(stage.taken_from, *seen, *canvas, *seen),
+                "shows it what it knows".format(stage.taken_from, *seen, *canvas, *known),
                 file=sys.stderr,
             )
 

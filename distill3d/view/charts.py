@@ -149,7 +149,8 @@ def count_axis(values: Sequence[float]) -> Axis:
 
 
 def log_axis(low: float, high: float) -> Axis:
-    """A logarithmic axis that holds low..high (both positive), with ticks at 1, 2 and 5 times powers of ten."""
+    """A logarithmic axis that holds low..high (both positive), with ticks at 1, 2 and 5 times powers of ten, at these
+    powers, or at each so many of them, as there is room."""
     exponents = range(math.floor(math.log10(low)) - 1, math.ceil(math.log10(high)) + 1)
     steps = [m * 10.0**e for e in exponents for m in (1, 2, 5)]
     low = max(s for s in steps if s <= low * (1 + 1e-9))
@@ -157,6 +158,7 @@ def log_axis(low: float, high: float) -> Axis:
     inside = [s for s in steps if low <= s <= high]
     if len(inside) > TICKS + 2:
         inside = [s for s in inside if math.isclose(math.log10(s), round(math.log10(s)), abs_tol=1e-9)]
+    inside = inside[:: math.ceil(len(inside) / (TICKS + 2))]
     return Axis(low, high, [(s, f"{s:g}") for s in inside], log=True)
 
 

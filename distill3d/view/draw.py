@@ -59,6 +59,10 @@ POINT_ALPHA = 0.55  # of one point
 ROAD_POINT, TALL_POINT = (168, 177, 188), (70, 79, 92)
 
 
+#: Where a caption stands, px: left, top, right, bottom.
+Plate = tuple[float, float, float, float]
+
+
 @dataclass(frozen=True)
 class Extent:
     """A piece of the ground: x to the right and z forward, m."""
@@ -160,6 +164,7 @@ def draw_corners(
     corners = corners.to("cpu", torch.float64)
     draw = ImageDraw.Draw(image, "RGBA")
     edges, visible = clip_near(corners[:, torch.tensor(EDGES)])  # (n, 12, 2, 3)
+    standing: list[tuple[Sequence[float], str]] = []
     order: list[int] = corners[..., 2].mean(1).argsort(descending=True).tolist()
     for index in order:  # the nearest on top
         front = clip_polygon(corners[index, list(FRONT_FACE)])
@@ -172,7 +177,10 @@ def draw_corners(
         draw_lines(draw, lines, colour, width * scale, HALO_WIDTH * scale)
         if captions and lines:
             top = min((point for line in lines for point in line), key=lambda point: point[1])
-            _write(draw, top, captions[index], colour, scale)
+            standing.append((top, captions[index]))
+    plates: list[Plate] = []
+    for at, text in reversed(standing):  # the nearest first: others make room for it
+        plates.append(_write(draw, at, text, colour, scale, plates))
 
 
 def draw_lines(draw: ImageDraw.ImageDraw, lines: Sequence, colour: str, width: float, halo: float) -> None:
@@ -192,14 +200,22 @@ def _caption(boxes: Boxes3D, index: int, names: Sequence[str]) -> str:
     return name if boxes.score is None else f"{name} {float(boxes.score[index]):.2f}"
 
 
-def _write(draw: ImageDraw.ImageDraw, at: Sequence[float], text: str, colour: str, scale: float) -> None:
-    """White letters on a plate of the given colour, standing on ``at``, moved down where they would leave the image."""
+def _write(
+    draw: ImageDraw.ImageDraw, at: Sequence[float], text: str, colour: str, scale: float, taken: Sequence[Plate]
+) -> Plate:
+    """White letters on a plate of the given colour, standing on ``at``: moved down where they would leave the image, up
+    where they would hide a plate that is ``taken``."""
     font = ImageFont.load_default(FONT_SIZE * scale)
     left, top, right, bottom = draw.textbbox((0, 0), text, font=font)
     pad = 3 * scale
-    x, y = max(at[0], 0.0), max(at[1] - (bottom - top) - 2 * pad, 0.0)
-    draw.rectangle((x, y, x + right - left + 2 * pad, y + bottom - top + 2 * pad), fill=(*_rgb(colour), PLATE_ALPHA))
+    width, height = right - left + 2 * pad, bottom - top + 2 * pad
+    x, y = max(at[0], 0.0), max(at[1] - height, 0.0)
+    for plate in sorted(taken, key=lambda plate: -plate[1]):  # from below, since plates move up
+        if x < plate[2] and plate[0] < x + width and y < plate[3] and plate[1] < y + height and plate[1] >= height:
+            y = plate[1] - height
+    draw.rectangle((x, y, x + width, y + height), fill=(*_rgb(colour), PLATE_ALPHA))
     draw.text((x + pad - left, y + pad - top), text, fill=PAPER, font=font)
+    return (x, y, x + width, y + height)
 
 
 def _rgb(colour: str) -> tuple[int, int, int]:

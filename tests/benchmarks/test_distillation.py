@@ -389,7 +389,8 @@ MICRO = Size("micro", seeds=2, other_seeds=1, search_seeds=1, frames=4, bev_fram
              side_by_side=1, promise="")  # fmt: skip
 
 
-def test_from_worlds_to_the_page(tmp_path: Path) -> None:
+@pytest.mark.parametrize("latencies", [False, pytest.param(True, marks=pytest.mark.thorough)])  # exports take longest
+def test_from_worlds_to_the_page(latencies: bool, tmp_path: Path) -> None:
     data = json.loads(json.dumps(worlds.write_worlds(MICRO, tmp_path)))
     assert re.fullmatch("[0-9a-f]{64}", data["streets"]["hash"])
     assert worlds.write_worlds(MICRO, tmp_path) == data
@@ -403,7 +404,8 @@ def test_from_worlds_to_the_page(tmp_path: Path) -> None:
     for stage in ("teacher", "baseline", "monoskd"):
         train_cell(MICRO, tmp_path, "monodle", 0, stage)
     assert (run_folder(tmp_path, 0) / "monodle" / "monoskd" / "card.json").exists()
-    measure_latencies(MICRO, tmp_path, [group])
+    if latencies:
+        measure_latencies(MICRO, tmp_path, [group])
     record = json.loads(json.dumps({**collect(MICRO, tmp_path, [group], data)}))
     assert json.loads(json.dumps(with_others(collect(MICRO, tmp_path, [group], data), record))) == record
     rows = record["groups"]["monodle"]["rows"]
@@ -413,7 +415,7 @@ def test_from_worlds_to_the_page(tmp_path: Path) -> None:
             "depth error (%)"} <= set(found["values"])  # fmt: skip
     latency = rows["monoskd"]["latency"]
     assert latency == rows["baseline"]["latency"] and rows["teacher"]["latency"] is None
-    assert min(latency.values()) > 0
+    assert not latencies or min(latency.values()) > 0
     assert found["cost"]["steps"] == 1 and found["cost"]["step_seconds"] > 0
     assert found["fields"]["whole"] == pytest.approx(
         found["values"]["car 3D loose"] - rows["baseline"]["seeds"]["0"]["values"]["car 3D loose"], abs=1e-6

@@ -199,6 +199,20 @@ def test_a_canvas_that_cuts_off_much_is_told(root: Path, capsys: pytest.CaptureF
     ) in capsys.readouterr().err
 
 
+def test_least_heights_for_wider_pictures_are_told(root: Path, capsys: pytest.CaptureFixture) -> None:
+    recipe = small_recipe(root)
+    look(recipe)
+    assert "least heights" not in capsys.readouterr().err
+    dataset = replace(recipe.dataset, min_height_scale=0.6)
+    look(replace(recipe, dataset=dataset))
+    told = re.search(
+        r"warning: pictures are 160 px wide, and least heights of boxes are 0.6 of KITTI's: (\d+) of (\d+) objects are "
+        r"left out as too low, --dataset.min-height-scale 0.13 counts them\n",
+        capsys.readouterr().err,
+    )
+    assert told is not None and 0 < int(told[1]) < int(told[2])
+
+
 def test_labels_are_needed(root: Path) -> None:
     shutil.rmtree(root / "training" / "label_2")
     with pytest.raises(UserError, match="label_2: no such folder, but split 'val' is to be evaluated"):

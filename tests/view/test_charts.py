@@ -146,6 +146,7 @@ def test_long_names_stay_apart(labels: list[str], low: float, high: float) -> No
 
 @given(st.lists(st.integers(1, 10**7), min_size=1, max_size=5), st.lists(st.floats(0, 1e7), min_size=1, max_size=5))
 @example([10**6], [0.0])  # the last number is wide
+@example([1, 1], [1.0, 2.7e-26])  # many powers of ten
 @settings(max_examples=25)
 def test_numbers_stay_apart(steps: list[int], values: list[float]) -> None:
     curve = Series("loss", LOOK, steps[: len(values)], values[: len(steps)])

@@ -101,7 +101,7 @@ def test_terminal(make_run: MakeRun) -> None:
     console.print(result.table())
     shown = console.file.getvalue()
     assert all(name in shown for name in (*OUTCOMES, "net depth transfer", "student"))
-    assert "no such file" in result.text()
+    assert "holds no model.safetensors" in result.text()
 
 
 def test_uncertainty_of_the_teacher(make_run: MakeRun) -> None:

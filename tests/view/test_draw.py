@@ -190,6 +190,21 @@ def test_nothing_to_draw_leaves_the_image(empty: Boxes3D) -> None:
     assert (np.asarray(picture) == 128).all()
 
 
+def test_captions_make_room_for_each_other() -> None:
+    """Two of one place hide nothing of each other: both plates are as large as one alone."""
+    near, far = boxes([(0, 0, 20.0)]), boxes([(0, 0, 20.0), (0, 0, 20.5)])
+
+    def plates(shown: Boxes3D) -> int:
+        pictures = []
+        for names in ((), KITTI_CLASSES):
+            picture = Image.new("RGB", (640, 400), "#808080")
+            draw_boxes(picture, Camera.from_intrinsics(400, 400, 320, 200), shown, "#ff0000", width=1, names=names)
+            pictures.append(np.asarray(picture))
+        return int((pictures[0] != pictures[1]).any(-1).sum())
+
+    assert plates(far) > 1.9 * plates(near) > 0
+
+
 def test_other_frames_are_refused() -> None:
     lidar = Boxes3D.empty("lidar")
     with pytest.raises(ValueError, match="camera frame"):

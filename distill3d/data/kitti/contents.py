@@ -8,12 +8,10 @@ from pathlib import Path
 
 from distill3d.data.kitti.check import present_files
 from distill3d.data.kitti.dataset import frame_file
-from distill3d.data.kitti.inventory import Inventory
+from distill3d.data.kitti.inventory import SCALE_OPTION, Inventory, fitting_height_scale
 from distill3d.data.kitti.names import KITTI_NAMES, LabelNames, names_of
 from distill3d.data.pictures import picture_size
 from distill3d.data.splits import read_split
-
-KITTI_WIDTH = 1242  # px
 
 
 def kitti_contents(root: Path, names: LabelNames | None = None) -> Iterator[str]:
@@ -35,7 +33,8 @@ def kitti_contents(root: Path, names: LabelNames | None = None) -> Iterator[str]
         return
     objects = Inventory.of(folder, frames, names)
     width = picture_size(frame_file(folder, "image_2", frames[0]))[0]
-    drops = objects.unseen(min(width / KITTI_WIDTH, 1.0))
+    scale = fitting_height_scale(width)
+    drops = objects.unseen(scale)
     for number, name in enumerate(names.names):
         of_class = objects.label == number
         counts = {reason: int((mask & of_class).sum()) for reason, mask in drops.items()}
@@ -46,6 +45,8 @@ def kitti_contents(root: Path, names: LabelNames | None = None) -> Iterator[str]
             yield f"{begin}{name}: {total - dropped} of {total} objects can be learnt from pictures" + (
                 f" ({why})" if why else ""
             )
+    if scale < 1:
+        yield f"pictures are {width} px wide: counted with least heights of {scale} of KITTI's, {SCALE_OPTION} {scale}"
 
 
 def _frames(root: Path, part: str) -> Iterator[str]:

@@ -15,11 +15,22 @@ from distill3d.data.kitti.calibration import read_calibration
 from distill3d.data.kitti.labels import read_labels, training_difficulty
 from distill3d.data.kitti.names import KITTI_NAMES, LabelNames
 from distill3d.data.sample import UNKNOWN
+from distill3d.synth.settings import KITTI_WIDTH
 
 #: Why an object is too little of a thing to be learnt from a picture.
 NO_TRUNCATION = "truncation is -1, not annotated"
 NO_BOX = "2D box has no area"
 TOO_HARD = "too low, truncated or occluded"
+#: The setting that scales KITTI's least heights of boxes (px), which are meant for pictures of its width.
+SCALE_OPTION = "--dataset.min-height-scale"
+#: KITTI's pictures are narrower than KITTI_WIDTH by up to so many px.
+NARROWER = 18
+
+
+def fitting_height_scale(width: int) -> float:
+    """What KITTI's least heights of boxes are multiplied by for pictures of this width (px), in hundredths; 1 for all
+    that are about as wide as KITTI's."""
+    return 1.0 if width >= KITTI_WIDTH - NARROWER else max(round(width / KITTI_WIDTH, 2), 0.01)
 
 
 @dataclass(frozen=True)

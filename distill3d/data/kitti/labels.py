@@ -32,6 +32,8 @@ from distill3d.files import read_text
 #: Training difficulty: least box height (px), largest truncation, largest occlusion (xinzhuma/monodle
 #: lib/datasets/kitti/kitti_utils.py).  The evaluation has rules of its own.
 DIFFICULTIES = ((EASY, 40, 0.15, 0), (MODERATE, 25, 0.30, 1), (HARD, 25, 0.50, 2))
+#: How the sentence on a name that is no class begins.
+UNKNOWN_CLASS = "unknown class"
 RESULT_DECIMALS = 4  # of pixels, metres and radians in result files; two decimals make ties
 
 
@@ -60,7 +62,7 @@ def parse_labels(
         name = known.of(words[0])
         if name is None and len(words[0]) <= MOST_CHARACTERS:
             every = dict.fromkeys((*known.names, DONT_CARE))
-            faults.append(Fault(number, f"unknown class {words[0]!r}, expected one of {', '.join(every)}"))
+            faults.append(Fault(number, f"{UNKNOWN_CLASS} {words[0]!r}, expected one of {', '.join(every)}"))
         numbers = sound_numbers(words, scored)
         if numbers is None:
             faults += [Fault(number, sentence) for sentence in line_faults(words, scored)]

@@ -104,7 +104,7 @@ def test_planted_fault(
     assert len(problems) == 1, problems
     assert problems[0].startswith(f"{kitti_root / expected}: ") and words in problems[0]
     assert run_check(kitti_root, "kitti") == 2
-    assert capsys.readouterr().out == f"{problems[0]}\n1 problem in 1 file\n"
+    assert capsys.readouterr().out.startswith(f"{problems[0]}\n1 problem in 1 file")
 
 
 def test_all_faults_are_listed(kitti_root: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -113,7 +113,7 @@ def test_all_faults_are_listed(kitti_root: Path, capsys: pytest.CaptureFixture[s
     append("000077\n")(kitti_root / "ImageSets/train.txt")
     assert len(check_kitti(kitti_root)) == 7
     run_check(kitti_root, "kitti")
-    assert capsys.readouterr().out.splitlines()[-1] == "7 problems in 5 files"
+    assert capsys.readouterr().out.splitlines()[-1].startswith("7 problems in 5 files")
 
 
 def test_two_faults_of_one_line(kitti_root: Path) -> None:
@@ -166,7 +166,7 @@ def test_many_equal_problems_are_told_together(kitti_root: Path, capsys: pytest.
     assert run_check(kitti_root, "kitti") == 2
     told = capsys.readouterr().out.splitlines()
     assert len(told) == 22 and told[-2].startswith("... and 10 more like this: unknown class 'Bus', expected one of")
-    assert told[-1] == "30 problems in 1 file"
+    assert told[-1].startswith("30 problems in 1 file; for names of your own there are --classes")
     (kitti_root / "classes.txt").write_text("Pedestrian\nCar: Bus  # big ones\n")
     assert run_check(kitti_root) == 0
     assert "Bus is Car" in capsys.readouterr().out
@@ -204,7 +204,9 @@ def test_clean_set_tells_what_can_be_learnt(kitti_root: Path, capsys: pytest.Cap
     assert capsys.readouterr() == (
         "training: 3 frames, 3 of 64 x 20 px\nsplit train: 2 frames\nsplit val: 1 frames\n"
         "Pedestrian: 3 of 3 objects can be learnt from pictures\n"
-        "Car: 3 of 3 objects can be learnt from pictures\nsound\n",
+        "Car: 3 of 3 objects can be learnt from pictures\n"
+        "pictures are 64 px wide: counted with least heights of 0.05 of KITTI's, --dataset.min-height-scale 0.05\n"
+        "sound\n",
         "",
     )
     swap("Car 0.00 0", "Car -1 -1")(kitti_root / LABEL)
@@ -217,6 +219,13 @@ def test_clean_set_tells_what_can_be_learnt(kitti_root: Path, capsys: pytest.Cap
         swap("Car 0.00 0", "Car -1 -1")(kitti_root / f"training/label_2/{number:06d}.txt")
     assert run_check(kitti_root, "kitti") == 0
     assert capsys.readouterr().out.splitlines()[4].startswith("warning: Car: 0 of 3 objects")
+
+
+def test_names_that_are_no_class_are_told_what_to_do(kitti_root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    swap("Car 0.00 0", "Lorry 0.00 0")(kitti_root / LABEL)
+    assert run_check(kitti_root, "kitti") == 2
+    assert "--label-names" in capsys.readouterr().out
+    assert run_check(kitti_root, "kitti", label_names=("Lorry=DontCare",)) == 0
 
 
 @pytest.mark.real
