@@ -306,7 +306,7 @@ def _nothing(run: Path, out: Path) -> None:
 @pytest.mark.parametrize(
     ("prepare", "change", "sentence"),
     [
-        (_no_run, {}, "no such file, expected a stage folder"),
+        (_no_run, {}, "holds no model.safetensors, expected a stage folder"),
         (_no_recipe, {}, "expected the recipe beside the stage"),
         (_foreign, {}, "holds thesis.txt and no autolabels.json, nothing was written"),
         (_a_file, {}, "is a file, expected a folder to write"),
