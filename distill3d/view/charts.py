@@ -291,7 +291,7 @@ def line_chart(
 
 
 def _curve(series: Series, plot: Plot, aside: float) -> list[Mark]:
-    """The path of one series, its intervals and, where it has notes, its marked points."""
+    """The path of one series, its intervals and, where it has notes, its marked points, else those that stand alone."""
     path, pen_down, look = [], False, series.look
     points = [(plot.at_x(x) + aside, y) for x, y in zip(series.x, series.y, strict=True)]
     for x, y in points:
@@ -303,8 +303,11 @@ def _curve(series: Series, plot: Plot, aside: float) -> list[Mark]:
         if math.isfinite(y) and math.isfinite(error):
             drawn.append(line_mark("", x, plot.at_y(y - error), x, plot.at_y(y + error), stroke=look.colour,
                                width=1.2))  # fmt: skip
-    for (x, y), note in zip(points, series.notes, strict=False):
-        if math.isfinite(y):
+    there = [False, *(math.isfinite(y) for _, y in points), False]
+    alone = [here and not (before or after) for before, here, after in zip(there, there[1:], there[2:], strict=False)]
+    notes = series.notes or [series.name if lone else None for lone in alone]
+    for (x, y), note in zip(points, notes, strict=False):
+        if math.isfinite(y) and note is not None:
             drawn.append(mark("circle", note=note, cx=x, cy=plot.at_y(y), r=3.2, fill=look.colour))
     return drawn
 

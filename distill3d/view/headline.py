@@ -53,6 +53,9 @@ def headline(stages: Sequence[Stage], measures: Measures) -> tuple[str, list[str
     if not groups:
         done = [stage.name for stage in stages if stage.finished]
         finished = f"Finished: {', '.join(done)}." if done else "No stage has been evaluated yet."
+        silent = [stage.name for stage in stages if stage.finished and first.of(stage) is None]
+        if silent:
+            finished += f" Without a number: {', '.join(silent)}; they found nothing, or were not evaluated."
         return "No comparison yet", [f"It needs a finished baseline and a finished distilled student. {finished}"]
     figures = {label: [fmean(v) for v in _values(group, stages, first)] for label, group in groups.items()}
     names = {label: label if len(groups) > 1 else "Distilled" for label in groups}

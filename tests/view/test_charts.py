@@ -151,3 +151,11 @@ def test_long_names_stay_apart(labels: list[str], low: float, high: float) -> No
 def test_numbers_stay_apart(steps: list[int], values: list[float]) -> None:
     curve = Series("loss", LOOK, steps[: len(values)], values[: len(steps)])
     assert_apart(line_chart("t", [curve], x_label="step", x_axis=count_axis(steps)))
+
+
+@pytest.mark.parametrize(
+    ("values", "dots"), [([1.0], 1), ([1.0, 2.0], 0), ([1.0, math.nan, 2.0, 3.0], 1), ([math.nan], 0), ([], 0)]
+)
+def test_a_point_alone_is_seen(values: list[float], dots: int) -> None:
+    curve = Series("loss", LOOK, range(len(values)), values)
+    assert sum(1 for _ in drawn(line_chart("t", [curve], x_label="step")).iter(f"{SVG}circle")) == dots
