@@ -266,7 +266,7 @@ def page(result: dict[str, Any]) -> str:
         for place in ("real", "synthetic")) + f". With so few real frames no AP|R40 can exceed "
         f"{result['real_limit']:.0f} %.", ""]  # fmt: skip
     lines += [f"Trained in {shipped['precision']}; {told_of(result['machine'])}.", ""]
-    lines += [*compared(seeds), f"{told_of(result['seeds_machine'])}.", ""] if seeds else []
+    lines += [*compared(seeds), "", f"{told_of(result['seeds_machine'])}.", ""] if seeds else []
     lines += [
               "Recompute: `python benchmarks/shipped.py make`, `... seeds`, `... report KITTI` (numbers in "
               "`benchmarks/results/shipped.json`)."]  # fmt: skip
@@ -284,13 +284,16 @@ def compared(seeds: dict[str, Any]) -> list[str]:
               f"with and without the LiDAR teacher, {SEEDS} seeds with their own streets; mean ± standard error, "
               "differences paired.", "",
               "| | baseline | student | student minus baseline |", "|---|---|---|---|"]  # fmt: skip
+    beyond = []
     for measure, of in MEASURES.items():
         baseline, student = ([of(told) for told in seeds[stage]] for stage in ("baseline", "student"))
         gain = mean_and_error([b - a for a, b in zip(baseline, student, strict=True)])
         clear = "" if abs(gain["mean"]) > 2 * gain["standard_error"] else " (noise)"
+        beyond += [measure] * (not clear)
         lines.append(f"| {measure} | {plus_minus(mean_and_error(baseline))} | {plus_minus(mean_and_error(student))} | "
                      f"{plus_minus(gain, signed=True)}{clear} |")  # fmt: skip
-    return [*lines, ""]
+    found = f"Beyond two standard errors: {'; '.join(beyond)}." if beyond else "All of it is noise."
+    return [*lines, "", f"{found} On so few real frames, three seeds are weak evidence of anything."]
 
 
 ABOUT = (
