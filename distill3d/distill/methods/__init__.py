@@ -20,6 +20,7 @@ from distill3d.distill.methods import (
     monostl,
     monotakd,
     pseudo_labels,
+    tig_bev,
     trusted,
     unidistill,
 )
@@ -50,6 +51,7 @@ METHODS: dict[str, Method] = {
         Method("monotakd", monotakd.MonoTAKDConfig, monotakd.terms),
         Method("labeldistill", labeldistill.LabelDistillConfig, labeldistill.terms),
         Method("unidistill", unidistill.UniDistillConfig, unidistill.terms),
+        Method("tig_bev", tig_bev.TiGBEVConfig, tig_bev.terms),
         Method("dense_truth", dense_truth.DenseTruthConfig, dense_truth.terms),
         Method("pseudo_labels", pseudo_labels.PseudoLabelsConfig, pseudo_labels.terms),
         Method("trusted", trusted.TrustedConfig, trusted.terms),
@@ -65,6 +67,7 @@ MethodConfig = (
     | monotakd.MonoTAKDConfig
     | labeldistill.LabelDistillConfig
     | unidistill.UniDistillConfig
+    | tig_bev.TiGBEVConfig
     | pseudo_labels.PseudoLabelsConfig
     | dense_truth.DenseTruthConfig
     | trusted.TrustedConfig
