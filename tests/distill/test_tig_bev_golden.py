@@ -51,8 +51,8 @@ def lifted(matrix: Tensor, shift: Tensor) -> Tensor:
 
 
 def footprints(g: dict[str, Tensor]) -> Footprints:
-    """Old LiDAR boxes, width before length and yaw clockwise from where the width lies along x, as ours: the length of a
-    box at yaw 0 lies along -y."""
+    """Old LiDAR boxes as ours: they give the width before the length and turn clockwise; at yaw 0 their width lies
+    along x, and our length along -y."""
     rows = [g[name] for name in sorted(g) if name.startswith("in.boxes")]
     boxes = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True)
     present = torch.nn.utils.rnn.pad_sequence([torch.ones(len(r), dtype=torch.bool) for r in rows], batch_first=True)

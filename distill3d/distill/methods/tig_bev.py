@@ -154,7 +154,7 @@ class NearestPoints:
 
     depth: Float[Tensor, "b n h w"]  # m, float64; 0 where none does
     index: Int[Tensor, "b n h w"]  # its row among the sample's points; -1 where there is none
-    points: Float[Tensor, "b p 3"]  # m, augmented key ego frame; padded
+    points: Float[Tensor, "b p 3"]  # m, augmented key ego frame; padded by at least one row of NaN
 
 
 def depth_at_points(
@@ -193,6 +193,7 @@ def nearest_points(
     Cells of maps of ``size`` (height, width) are the pixels by ``stride``, rounded, halves to even numbers; depths
     (m) count from ``bins.near`` to below ``bins.far``.
     """
+    points = F.pad(points, (0, 0, 0, 1), value=torch.nan)  # a row to look at where a scan has none
     pixel, depth = camera_pixels(points, image_affine, intrinsics, camera_to_ego, bev_affine)
     place = (pixel / stride).round()
     seen = ((place >= 0) & (place < place.new_tensor((size[1], size[0])))).all(-1)
@@ -268,7 +269,7 @@ def all_cells_depth_loss(
     return torch.where((depth > 0)[:, None], entropy, 0).mean()
 
 
-# ------------------------------------------------------------------------------------------------------------- relations
+# ------------------------------------------------------------------------------------------------------------ relations
 
 
 class RelationTerm(Term):
