@@ -20,7 +20,9 @@ from distill3d.distill.methods import (
     monostl,
     monotakd,
     pseudo_labels,
+    tig_bev,
     trusted,
+    unidistill,
 )
 from distill3d.distill.methods import mixed as mixtures
 from distill3d.distill.methods.mixed import MixedConfig
@@ -48,6 +50,8 @@ METHODS: dict[str, Method] = {
         Method("cmkd", cmkd.CMKDConfig, cmkd.terms),
         Method("monotakd", monotakd.MonoTAKDConfig, monotakd.terms),
         Method("labeldistill", labeldistill.LabelDistillConfig, labeldistill.terms),
+        Method("unidistill", unidistill.UniDistillConfig, unidistill.terms),
+        Method("tig_bev", tig_bev.TiGBEVConfig, tig_bev.terms),
         Method("dense_truth", dense_truth.DenseTruthConfig, dense_truth.terms),
         Method("pseudo_labels", pseudo_labels.PseudoLabelsConfig, pseudo_labels.terms),
         Method("trusted", trusted.TrustedConfig, trusted.terms),
@@ -62,6 +66,8 @@ MethodConfig = (
     | cmkd.CMKDConfig
     | monotakd.MonoTAKDConfig
     | labeldistill.LabelDistillConfig
+    | unidistill.UniDistillConfig
+    | tig_bev.TiGBEVConfig
     | pseudo_labels.PseudoLabelsConfig
     | dense_truth.DenseTruthConfig
     | trusted.TrustedConfig
