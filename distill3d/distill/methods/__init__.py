@@ -14,6 +14,7 @@ from distill3d.distill.context import Context
 from distill3d.distill.methods import (
     cmkd,
     dense_truth,
+    distillbev,
     labeldistill,
     monodistill,
     monoskd,
@@ -48,6 +49,7 @@ METHODS: dict[str, Method] = {
         Method("cmkd", cmkd.CMKDConfig, cmkd.terms),
         Method("monotakd", monotakd.MonoTAKDConfig, monotakd.terms),
         Method("labeldistill", labeldistill.LabelDistillConfig, labeldistill.terms),
+        Method("distillbev", distillbev.DistillBEVConfig, distillbev.terms),
         Method("dense_truth", dense_truth.DenseTruthConfig, dense_truth.terms),
         Method("pseudo_labels", pseudo_labels.PseudoLabelsConfig, pseudo_labels.terms),
         Method("trusted", trusted.TrustedConfig, trusted.terms),
@@ -62,6 +64,7 @@ MethodConfig = (
     | cmkd.CMKDConfig
     | monotakd.MonoTAKDConfig
     | labeldistill.LabelDistillConfig
+    | distillbev.DistillBEVConfig
     | pseudo_labels.PseudoLabelsConfig
     | dense_truth.DenseTruthConfig
     | trusted.TrustedConfig
