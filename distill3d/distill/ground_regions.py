@@ -16,8 +16,9 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from distill3d.data.surround import SurroundObjectBatch
+from distill3d.data.surround import SurroundBatch, SurroundObjectBatch
 from distill3d.detectors.base import BevGeometry
+from distill3d.distill.context import Context
 from distill3d.errors import UserError
 
 #: Which point of a cell a box must hold for the cell to be its: the lower corner, as released for convolutional
@@ -29,6 +30,17 @@ FalsePositiveRule = Literal["teacher", "student", "student_alone", "teacher_or_s
 #: What a false positive cell counts: 1 over the moment's number of them; over the cells of its connected component; or,
 #: as released under the name of a depth-first search, over the visits of a walk through it (``_visits``).
 FalsePositiveScale = Literal["average", "component", "visits"]
+
+
+def labelled_objects(context: Context, method: str) -> SurroundObjectBatch:
+    """The batch's objects; ``method`` asks for them.
+
+    Raises:
+        UserError: it has none.
+    """
+    if not isinstance(context.batch, SurroundBatch) or context.batch.objects is None:
+        raise UserError(f"{method} looks at labelled objects: it needs a data set of surround views with annotations")
+    return context.batch.objects
 
 
 # ----------------------------------------------------------------------------------------------------------- footprints

@@ -22,6 +22,8 @@ from distill3d.distill.methods import (
     monotakd,
     pseudo_labels,
     trusted,
+    vcd,
+    x3kd,
 )
 from distill3d.distill.methods import mixed as mixtures
 from distill3d.distill.methods.mixed import MixedConfig
@@ -50,6 +52,8 @@ METHODS: dict[str, Method] = {
         Method("monotakd", monotakd.MonoTAKDConfig, monotakd.terms),
         Method("labeldistill", labeldistill.LabelDistillConfig, labeldistill.terms),
         Method("distillbev", distillbev.DistillBEVConfig, distillbev.terms),
+        Method("vcd", vcd.VCDConfig, vcd.terms),
+        Method("x3kd", x3kd.X3KDConfig, x3kd.terms),
         Method("dense_truth", dense_truth.DenseTruthConfig, dense_truth.terms),
         Method("pseudo_labels", pseudo_labels.PseudoLabelsConfig, pseudo_labels.terms),
         Method("trusted", trusted.TrustedConfig, trusted.terms),
@@ -65,6 +69,8 @@ MethodConfig = (
     | monotakd.MonoTAKDConfig
     | labeldistill.LabelDistillConfig
     | distillbev.DistillBEVConfig
+    | vcd.VCDConfig
+    | x3kd.X3KDConfig
     | pseudo_labels.PseudoLabelsConfig
     | dense_truth.DenseTruthConfig
     | trusted.TrustedConfig

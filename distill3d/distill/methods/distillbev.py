@@ -35,7 +35,6 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from distill3d.boxes import BoxSlots
-from distill3d.data.surround import SurroundBatch, SurroundObjectBatch
 from distill3d.detectors.base import FeatureMap, Outputs
 from distill3d.distill.adapters import AdaptedOnce, MapAdaptation, MapAdaptor, in_dtype_of
 from distill3d.distill.centre_responses import CENTRE_MAPS, labelled_centres
@@ -50,6 +49,7 @@ from distill3d.distill.ground_regions import (
     false_positives,
     footprint_cells,
     footprint_regions,
+    labelled_objects,
 )
 from distill3d.distill.map_attention import channel_attention, spatial_attention
 from distill3d.distill.masks import ground_geometry
@@ -176,7 +176,7 @@ class Levels(AdaptedOnce[Level]):
                 false positives in.
         """
         config, source = self.config, context.named(self.config.teacher)
-        objects = labelled_objects(context)
+        objects = labelled_objects(context, "distillbev")
         levels = []
         for i, adaptor in enumerate(self.adaptors):
             student, teacher = _on_one_ground(context.student, source, config.taps[i], config.teacher_taps[i])
@@ -236,17 +236,6 @@ def _teacher_boxes(context: Context, config: DistillBEVConfig) -> BoxSlots:
     maps = {name: source.predictions[name].detach() for name in CENTRE_MAPS}
     there = torch.eye(4, dtype=torch.float64, device=maps["box"].device).expand(len(maps["box"]), 4, 4)
     return centre_slots(maps, there, getattr(settings, "classes", head.classes), head)
-
-
-def labelled_objects(context: Context) -> SurroundObjectBatch:
-    """The batch's objects.
-
-    Raises:
-        UserError: it has none.
-    """
-    if not isinstance(context.batch, SurroundBatch) or context.batch.objects is None:
-        raise UserError("distillbev looks at labelled objects: it needs a data set of surround views with annotations")
-    return context.batch.objects
 
 
 def _on_one_ground(student: Outputs, teacher: Outputs, tap: str, other: str) -> tuple[FeatureMap, FeatureMap]:
