@@ -257,3 +257,8 @@ def moved_along(objects: SurroundObjectBatch, seconds: float) -> SurroundObjectB
     unknown stay."""
     way = seconds * objects.velocity.nan_to_num(0.0)
     return replace(objects, centre=torch.cat((objects.centre[..., :2] + way, objects.centre[..., 2:]), dim=-1))
+
+
+def joined(objects: list[SurroundObjectBatch]) -> SurroundObjectBatch:
+    """Batches of as many rows one after the other."""
+    return SurroundObjectBatch(**{name: torch.cat([getattr(o, name) for o in objects]) for name in vars(objects[0])})

@@ -18,6 +18,7 @@ from distill3d.detectors.base import BevGeometry, Detector, FeatureMap, Outputs
 from distill3d.detectors.bevdepth import BEVDepth
 from distill3d.detectors.centerpoint import CenterPoint
 from distill3d.distill.adapters import MapAdaptor
+from distill3d.distill.adversary import MapDiscriminator, gradient_reversed, told_apart
 from distill3d.distill.context import Context, detached
 from distill3d.distill.ground_regions import (
     at_size,
@@ -29,8 +30,9 @@ from distill3d.distill.ground_regions import (
 from distill3d.distill.map_attention import channel_attention, spatial_attention
 from distill3d.distill.methods import build_terms
 from distill3d.distill.methods.distillbev import BEVFORMER, DistillBEVConfig, in_axes
-from distill3d.distill.methods.vcd import VCDConfig
-from distill3d.distill.methods.x3kd import X3KDConfig
+from distill3d.distill.methods.vcd import VCDConfig, heatmaps, motion_loss, motion_mask
+from distill3d.distill.methods.x3kd import X3KDConfig, only_sure
+from distill3d.distill.occupancy import object_volume, occupancy
 from distill3d.distill.style import StyledConfig
 from distill3d.distill.term import Term
 from distill3d.errors import UserError
@@ -275,6 +277,214 @@ def test_maps_of_other_sizes_are_not_laid_over_one_another() -> None:
         at_size(torch.zeros(1, 1, 6, 6), (4, 4))
     with pytest.raises(UserError, match="needs a square map"):
         in_axes(torch.zeros(1, 1, 4, 6, dtype=torch.bool), "xy")
+
+
+@pytest.mark.parametrize(("kind", "tap"), [(VCDConfig, "tap"), (X3KDConfig, "tap"), (X3KDConfig, "teacher_tap")])
+def test_missing_taps_are_told_with_those_that_there_are(kind: Any, tap: str, teachers: dict[str, Detector]) -> None:
+    student, teacher = build(BEVDepth, STUDENT, 0), teachers["points"]
+    who = {"tap": r"the student has no tap 'bev_9'; it offers bev, bev_stage1",
+           "teacher_tap": r"the teacher has no tap 'bev_9'; it offers bev_low, bev_0, bev_1"}[tap]  # fmt: skip
+    with pytest.raises(UserError, match=who):
+        build_terms(kind(**{tap: "bev_9"}), student.tap_channels, teacher.tap_channels)
+
+
+def test_vcd_compares_maps_of_as_many_channels(teachers: dict[str, Detector]) -> None:
+    student = build(BEVDepth, STUDENT, 0)
+    with pytest.raises(UserError, match="'bev_neck' has 32 channels in the student and 'bev_0' 10 in the teacher"):
+        build_terms(VCDConfig(teacher_tap="bev_0"), student.tap_channels, teachers["points"].tap_channels)
+
+
+@pytest.mark.parametrize("method", ["vcd", "x3kd"])
+def test_other_grids_are_refused(method: str, teachers: dict[str, Detector]) -> None:
+    context, terms = said(METHODS[method][0], scene(2), teachers)
+    answer = context.teachers["teacher"]
+    moved = BevGeometry((-REACH, -REACH, REACH, REACH), 0.8, "ego")
+    other = replace(answer, features={k: FeatureMap(f.tensor, moved) for k, f in answer.features.items()})
+    for term in terms:
+        with pytest.raises(ValueError, match="different grids"):
+            term(replace(context, teachers={"teacher": other}))
+
+
+def test_outputs_that_do_not_fit_vcd(teachers: dict[str, Detector]) -> None:
+    context, terms = said(METHODS["vcd intended"][0], scene(2), teachers)
+    bev, occupied = terms
+    with pytest.raises(UserError, match="vcd looks at labelled objects"):
+        bev(replace(context, targets=None))
+    for term in terms:
+        with pytest.raises(UserError, match="a data set of surround views with annotations"):
+            term(replace(context, batch=replace(context.batch, objects=None)))
+    with pytest.raises(UserError, match="or past_frames 0"):
+        bev(replace(context, student_detector=None))
+    with pytest.raises(UserError, match="set occupancy_weight to 0"):
+        occupied(replace(context, student_detector=teachers["points"]))
+    with pytest.raises(UserError, match="the teacher lifts by none; set occupancy_weight to 0"):
+        occupied(replace(context, teacher_detectors={"teacher": teachers["points"]}))
+    short = replace(context.student, predictions={"depth": context.student.predictions["depth"][:, 1:]})
+    with pytest.raises(UserError, match=r"depths have \(11, 2, 4\) bins and cells in the student and \(12, 2, 4\)"):
+        occupied(replace(context, student=short))
+
+
+# ------------------------------------------------------------------------------------------------------------------ VCD
+
+
+def test_the_mask_lies_where_objects_are_and_were(teachers: dict[str, Detector]) -> None:
+    """One that drives 8 m/s along x was 4 m further back half a second ago."""
+    batch = scene(1)
+    assert batch.objects is not None
+    objects = replace(
+        batch.objects, centre=torch.tensor([[[6.0, 2.0, 0.0]]]), size=torch.full((1, 1, 3), 1.5),
+        velocity=torch.tensor([[[8.0, 0.0]]]),
+    )  # fmt: skip
+    config = VCDConfig(past_frames=2)
+    context, _ = said(config, replace(batch, objects=objects), teachers)
+    maps = heatmaps(context, config)
+    assert len(maps) == 3
+    for moment, found in enumerate(maps):
+        column, row = int((6 - 4 * moment + REACH) // 1.6), int((2 + REACH) // 1.6)
+        assert (found == 1).nonzero().tolist() == [[0, 0, row, column]]
+    mask = motion_mask(maps)
+    assert torch.equal(mask, torch.stack(maps).amax((0, 2))[:, None])
+    still = replace(objects, velocity=torch.full((1, 1, 2), torch.nan))
+    context, _ = said(config, replace(batch, objects=still), teachers)
+    assert all(torch.equal(found, maps[0]) for found in heatmaps(context, config))
+
+
+def test_the_motion_loss_by_its_formula() -> None:
+    generator = torch.Generator().manual_seed(0)
+    student, teacher = (3 * torch.randn(2, 5, 4, 6, generator=generator, dtype=torch.float64) + 1 for _ in range(2))
+    mask = torch.rand(2, 1, 4, 6, generator=generator, dtype=torch.float64) * (torch.arange(6) > 2)
+    student.requires_grad_()
+    normal = (teacher - teacher.mean((0, 2, 3), keepdim=True)) / (
+        teacher.var((0, 2, 3), correction=0, keepdim=True) + 1e-5
+    ).sqrt()
+    squares = (student - normal).square()
+    squared = motion_loss(student, teacher, mask, VCDConfig())
+    torch.testing.assert_close(squared, (squares * mask**2).sum() / mask.sum())
+    once = motion_loss(student, teacher, mask, VCDConfig.styled("intended"))
+    torch.testing.assert_close(once, (squares * mask).sum() / mask.sum() / 5)
+    (gradient,) = torch.autograd.grad(squared, student)
+    assert torch.equal(gradient.abs().sum(1, keepdim=True) > 0, mask > 0)
+    few = 1e-3 * mask  # the divisor is at least 1
+    torch.testing.assert_close(motion_loss(student, teacher, few, VCDConfig()), (squares * few**2).sum())
+
+
+@pytest.mark.parametrize("distance", ["l2", "l1", "relative_l2", "channel_wise", "kl"])
+def test_without_objects_nothing_is_taught(distance: Any) -> None:
+    student, teacher = torch.randn(1, 4, 3, 3, requires_grad=True), torch.randn(1, 4, 3, 3)
+    nobody = torch.zeros(1, 1, 3, 3)
+    loss = motion_loss(student, teacher, nobody, VCDConfig(distance=distance))
+    (gradient,) = torch.autograd.grad(loss, student)
+    assert not gradient.any()
+    if distance == "l2":
+        assert loss == 0 and motion_loss(student, teacher, nobody, VCDConfig.styled("released")).isnan()
+
+
+def test_occupancy_reaches_the_depth_network_alone(teachers: dict[str, Detector]) -> None:
+    context, terms = said(METHODS["vcd intended"][0], scene(6), teachers)
+    loss = terms[1](context)
+    assert loss > 0
+    loss.backward()
+    assert context.student_detector is not None
+    parameters = context.student_detector.named_parameters()
+    assert {n.split(".")[0] for n, p in parameters if p.grad is not None and p.grad.any()} == {"backbone"}
+
+
+@pytest.mark.parametrize("style", ["released", "intended"])
+def test_occupancy_point_by_point(style: Any) -> None:
+    generator = torch.Generator().manual_seed(0)
+    grid = VoxelGrid((-4.0, -4.0, -2.0, 4.0, 4.0, 2.0), (1.0, 1.0, 2.0))
+    points = 12 * torch.rand(2, 3, 4, 2, 5, 3, generator=generator, dtype=torch.float64) - 6
+    probability = torch.rand(2, 3, 4, 2, 5, generator=generator)
+    expected = torch.zeros(2, *grid.shape)
+    for place in (probability >= 0).nonzero().tolist():
+        at = [
+            (float(v) + shift) / side for v, shift, side in zip(points[tuple(place)], (4, 4, 2), grid.cell, strict=True)
+        ]
+        cell = [math.trunc(v) if style == "released" else math.floor(v) for v in at]
+        if all(0 <= c < n for c, n in zip(cell, grid.shape, strict=True)):
+            expected[place[0], *cell] += probability[tuple(place)]
+    found = occupancy(probability, points, grid, style)
+    torch.testing.assert_close(found, expected.sigmoid() - 0.5)
+
+
+def test_objects_in_the_volume() -> None:
+    """Peaks of 1 at centres, falling with each axis's own deviation; what lies outside is left out."""
+    grid = VoxelGrid((-8.0, -8.0, -2.0, 8.0, 8.0, 2.0), (0.5, 0.5, 0.5))
+    objects = objects_at((1.1, -2.1, 4, 2, 0), (30, 0, 4, 2, 0), (-8.2, 0.1, 4, 2, 0))
+    volume = object_volume(objects, grid)
+    assert volume.shape == (1, 32, 32, 8)
+    assert (volume == 1).nonzero().tolist() == [[0, 18, 11, 4]]
+    radius = (round(float(torch.log(volume[0, 19, 11, 4]) * -2) ** -0.5 * 6) - 1) / 2  # of sigma = (2 r + 1) / 6
+    sigma = (2 * radius + 1) / 6
+    assert float(volume[0, 20, 12, 4]) == pytest.approx(math.exp(-5 / (2 * sigma**2)), rel=1e-4)
+    (released,) = object_volume(objects, grid, "released", (32, 32))
+    assert (released == 1).nonzero().tolist() == [[11, 18, 4], [16, 0, 4]]  # y, x; and one of voxel -0.4
+    assert not object_volume(objects_at(), grid).any()
+    dropped = object_volume(objects, grid, "released", (16, 16))[0]
+    assert (dropped == 1).nonzero().tolist() == []
+
+
+# ----------------------------------------------------------------------------------------------------------------- X3KD
+
+
+@given(st.floats(0, 10))
+def test_gradients_are_reversed(strength: float) -> None:
+    x = torch.tensor([1.0, -2.0], requires_grad=True)
+    out = gradient_reversed(x, strength)
+    assert torch.equal(out, x)
+    (gradient,) = torch.autograd.grad((out * torch.tensor([3.0, 4.0])).sum(), x)
+    torch.testing.assert_close(gradient, -strength * torch.tensor([3.0, 4.0]))
+
+
+def test_the_student_climbs_where_the_discriminator_goes_down() -> None:
+    torch.manual_seed(0)
+    discriminator = MapDiscriminator(6, 8)
+    student, teacher = torch.randn(2, 6, 9, 7), torch.randn(2, 6, 9, 7) + 1
+    assert discriminator(student).shape == (2, 1, 3, 2)
+    blind = torch.zeros(2, 1, 3, 2)
+    assert float(told_apart(blind, blind)) == pytest.approx(math.log(2))
+
+    def step(leaf: Tensor, strength: float | None) -> tuple[Tensor, Tensor]:
+        seen = leaf if strength is None else gradient_reversed(leaf, strength)
+        loss = told_apart(discriminator(seen), discriminator(teacher))
+        mine, its = torch.autograd.grad(loss, (leaf, discriminator.get_parameter("0.weight")))
+        return mine, its
+
+    plain, reversed_ = step(student.clone().requires_grad_(), None), step(student.clone().requires_grad_(), 0.5)
+    torch.testing.assert_close(reversed_[0], -0.5 * plain[0])
+    torch.testing.assert_close(reversed_[1], plain[1])
+    with torch.no_grad():
+        discriminator.get_parameter("0.weight").sub_(0.1 * plain[1])
+        after = told_apart(discriminator(student), discriminator(teacher))
+        before_weights = discriminator.get_parameter("0.weight").add(0.1 * plain[1])
+        discriminator.get_parameter("0.weight").copy_(before_weights)
+    assert after < told_apart(discriminator(student), discriminator(teacher))
+
+
+def test_only_sure_answers_are_imitated(teachers: dict[str, Detector]) -> None:
+    config = X3KDConfig(teacher_tap="bev_0", feature_weight=0.0, adversary_weight=0.0)
+    context, (term,) = said(config, scene(4), teachers)
+    assert term.couples_batch
+    answer = context.teachers["teacher"]
+    shy = replace(
+        answer, predictions=answer.predictions | {"heatmap": torch.full_like(answer.predictions["heatmap"], -9)}
+    )
+    logits = only_sure(torch.tensor([[[[-1.0, 0.5]]]]), 0.5)
+    assert logits.tolist() == [[[[-math.inf, 0.5]]]]
+    heat, boxes = context.student.predictions["heatmap"], context.student.predictions["box"]
+    loss = term(replace(context, teachers={"teacher": shy}))
+    of_heat, of_boxes = torch.autograd.grad(loss, (heat, boxes), allow_unused=True)
+    assert of_heat is not None and (of_heat >= 0).all() and of_heat.any()  # nothing is there: down everywhere
+    assert of_boxes is None or not of_boxes.any()
+    sure = answer.predictions["heatmap"].clone()
+    sure[0, 0, 5, 7] = 4.0
+    loss = term(
+        replace(context, teachers={"teacher": replace(answer, predictions=answer.predictions | {"heatmap": sure})})
+    )
+    of_heat, of_boxes = torch.autograd.grad(loss, (heat, boxes))
+    assert of_heat[0, 0, 5, 7] < 0 and of_boxes[0, 0, :, 5, 7].any()
+    with pytest.raises(UserError, match="set response_weight to 0"):
+        term(replace(context, student_detector=None))
 
 
 # --------------------------------------------------------------------------------------------------------------- blocks

@@ -34,7 +34,7 @@ from distill3d.detectors.bevdepth import BEVDepth, BEVDepthConfig
 from distill3d.distill.centre_responses import labelled_centres
 from distill3d.distill.context import Context, comparable
 from distill3d.distill.distances import Empty, channel_wise_divergence, kl_divergence, relative_to_cell
-from distill3d.distill.ground_regions import at_size, labelled_objects, moved_along, peak_region
+from distill3d.distill.ground_regions import at_size, joined, labelled_objects, moved_along, peak_region
 from distill3d.distill.map_terms import standardised
 from distill3d.distill.occupancy import object_volume, occupancy
 from distill3d.distill.precision import full_precision
@@ -135,8 +135,8 @@ def heatmaps(context: Context, config: VCDConfig) -> list[Float[Tensor, "b k y x
     if config.past_frames:
         objects, (head, classes) = labelled_objects(context, "vcd"), drawing_head(context)
         moments = range(1, config.past_frames + 1)
-        before = [moved_along(objects, -config.frame_seconds * moment) for moment in moments]
-        found += [centre_targets(head, moved, classes).heatmap for moved in before]
+        before = joined([moved_along(objects, -config.frame_seconds * moment) for moment in moments])
+        found += centre_targets(head, before, classes).heatmap.chunk(config.past_frames)
     return found
 
 
