@@ -1,12 +1,15 @@
 """Small networks between student features and a teacher's.  They train with the student and are left behind after it.
 
 Sources: MonoDistill lib/models/fusion.py and centernet3d_distill.py; the fusion follows dvlab-research/ReviewKD
-(arXiv:2104.09044).  Module names follow the released checkpoints below the block's own prefix.
+(arXiv:2104.09044).  Module names follow the released checkpoints below the block's own prefix.  The adaptors of ground
+maps are those of DistillBEV, qcraftai/distill-bev mmdet3d/models/detectors/bevdet_distill.py.
 """
 
 from __future__ import annotations
 
 import weakref
+from abc import ABC, abstractmethod
+from typing import Generic, Literal, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -15,6 +18,17 @@ from torch import Tensor, nn
 
 from distill3d.detectors.base import FeatureMap
 from distill3d.distill.context import Context
+from distill3d.errors import UserError
+
+T = TypeVar("T")
+
+#: What a ground map goes through to meet a teacher's, named as released: convolutions, with ``layer`` followed by batch
+#: norm and ReLU each, of which the last keeps what is adapted at 0 or above; between them channels stay as they are.
+#: ``upsample`` brings the map to the teacher's size first, ``downsample`` and ``avgpool`` halve it.
+MapAdaptation = Literal[
+    "1x1conv", "3x3conv", "mlp", "2layer", "3layer", "downsample_2layer", "upsample_2layer", "upsample_3layer",
+    "upsample_1x1conv", "avgpool_1x1conv",
+]  # fmt: skip
 
 
 class ConvAdapter(nn.Sequential):
@@ -80,11 +94,79 @@ class ReviewFusion(nn.ModuleList):
         return fused[::-1]
 
 
-class AdaptedTaps(nn.Module):
-    """A student's taps made comparable to the teacher's: optional review fusion, then one adapter a tap.
+class MapAdaptor(nn.Module):
+    """(B, C, Y, X) -> (B, D, y, x), see ``MapAdaptation``."""
 
-    Terms that share the adapted maps share one instance: within a training step the maps are computed once.
-    """
+    def __init__(self, kind: MapAdaptation, channels_in: int, channels: int) -> None:
+        super().__init__()
+        self.kind: MapAdaptation = kind
+        resampling, _, form = kind.rpartition("_")
+        self.resampling = resampling  # "" for those without
+        stride = 2 if resampling == "downsample" else 1
+        c, d = channels_in, channels
+        if form == "mlp":
+            self.layers = nn.Sequential(nn.Conv2d(c, c, 1), nn.ReLU(inplace=True), nn.Conv2d(c, d, 1))
+        elif form.endswith("conv"):
+            kernel = 3 if form == "3x3conv" else 1
+            self.layers = nn.Sequential(nn.Conv2d(c, d, kernel, padding=kernel // 2))
+        else:
+            widths = {"2layer": (c, d), "3layer": (c, c, d)}[form]
+            self.layers = nn.Sequential()
+            for i, width in enumerate(widths):
+                kernel, step = (stride, stride) if i == 0 else (1, 1)
+                self.layers.extend([nn.Conv2d(c, width, kernel, step), nn.BatchNorm2d(width), nn.ReLU(inplace=True)])
+
+    def forward(self, maps: Float[Tensor, "b c _ _"], size: tuple[int, int]) -> Float[Tensor, "b d y x"]:
+        """The adapted map, which has ``size`` (rows, columns) cells.
+
+        Upsampling is bilinear from corner to corner.
+
+        Raises:
+            UserError: the adaptor does not lead from the map's size to ``size``.
+        """
+        found = (maps.shape[-2], maps.shape[-1])
+        if self.resampling == "upsample":
+            reached = all(want % have == 0 for have, want in zip(found, size, strict=True))
+        else:
+            shrinks = 2 if self.resampling else 1
+            reached = all(have == want * shrinks for have, want in zip(found, size, strict=True))
+        if not reached:
+            raise UserError(
+                f"the adaptor {self.kind!r} does not lead from a map of {found[0]} x {found[1]} cells to one of "
+                f"{size[0]} x {size[1]} cells: choose another of the adaptors, or other taps"
+            )
+        x = in_dtype_of(maps, self)
+        if self.resampling == "upsample":
+            x = F.interpolate(x, size, mode="bilinear", align_corners=True)
+        elif self.resampling == "avgpool":
+            x = F.avg_pool2d(x, 2)
+        return self.layers(x)
+
+
+class AdaptedOnce(nn.Module, ABC, Generic[T]):
+    """Adapted maps that terms share: all hold one instance, and within a training step they are computed once."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._step: weakref.ref[Context] | None = None
+        self._adapted: list[T] = []
+
+    def forward(self, context: Context) -> list[T]:
+        """What ``adapt`` makes of this step's context."""
+        if self._step is None or self._step() is not context:
+            self._adapted = self.adapt(context)
+            self._step = weakref.ref(context, self._forget)
+        return self._adapted
+
+    def _forget(self, _: weakref.ref[Context]) -> None:
+        self._adapted = []
+
+    @abstractmethod
+    def adapt(self, context: Context) -> list[T]: ...
+
+
+class AdaptedTaps(AdaptedOnce[tuple[FeatureMap, FeatureMap]]):
+    """A student's taps made comparable to the teacher's: optional review fusion, then one adapter a tap."""
 
     def __init__(
         self,
@@ -115,24 +197,13 @@ class AdaptedTaps(nn.Module):
         self.taps, self.fusion_taps = taps, fusion_taps
         self.fusion = ReviewFusion(tuple(channels[t] for t in fusion_taps), mid_channels) if fusion_taps else None
         self.adapters = nn.ModuleDict({tap: ConvAdapter(channels[tap]) for tap in taps})
-        self._step: weakref.ref[Context] | None = None
-        self._adapted: list[tuple[FeatureMap, FeatureMap]] = []
 
-    def forward(self, context: Context) -> list[tuple[FeatureMap, FeatureMap]]:
+    def adapt(self, context: Context) -> list[tuple[FeatureMap, FeatureMap]]:
         """(adapted student, detached teacher) of every tap, from fine to coarse.
 
         Raises:
             ValueError: a tap is missing or lies on different grids in student and teacher.
         """
-        if self._step is None or self._step() is not context:
-            self._adapted = self._adapt(context)
-            self._step = weakref.ref(context, self._forget)
-        return self._adapted
-
-    def _forget(self, _: weakref.ref[Context]) -> None:
-        self._adapted = []
-
-    def _adapt(self, context: Context) -> list[tuple[FeatureMap, FeatureMap]]:
         pairs = context.pairs(self.taps)
         student = {tap: s.tensor for tap, (s, _) in zip(self.taps, pairs, strict=True)}
         if self.fusion is not None:

@@ -20,7 +20,7 @@ from torch import Tensor
 from distill3d.distill.context import Context, same_grid
 from distill3d.distill.precision import full_precision
 from distill3d.errors import UserError
-from distill3d.layers.heads.centre_head import BOX_BRANCHES, CODE, CentreHeadConfig
+from distill3d.layers.heads.centre_head import BOX_BRANCHES, CODE, CentreHeadConfig, CentreTargets
 from distill3d.layers.image.heatmap import PROBABILITY_MARGIN, clamped_sigmoid
 
 #: Leading numbers of a box that are compared: offset, height, log size, sine and cosine of the yaw.
@@ -64,6 +64,18 @@ def centre_predictions(
             )
     student, taught = ({name: side[name] for name in CENTRE_MAPS} for side in sides)
     return student, {name: prediction.detach() for name, prediction in taught.items()}, head
+
+
+def labelled_centres(context: Context, method: str) -> CentreTargets:
+    """The targets of the student's centre head; ``method`` asks for them.
+
+    Raises:
+        UserError: the student has none, or the batch has no annotations.
+    """
+    found = context.targets if isinstance(context.targets, CentreTargets) else getattr(context.targets, "centres", None)
+    if not isinstance(found, CentreTargets):
+        raise UserError(f"{method} looks at labelled objects: it needs a student with a centre head and annotations")
+    return found
 
 
 @full_precision

@@ -40,6 +40,24 @@ def kl_divergence(student: Float[Tensor, "*n bins"], teacher: Float[Tensor, "*n 
     return F.kl_div(student.log_softmax(-1), teacher.log_softmax(-1), reduction="none", log_target=True)
 
 
+def channel_wise_divergence(
+    student: Float[Tensor, "b c h w"], teacher: Float[Tensor, "b c h w"], temperature: float = 1.0
+) -> Float[Tensor, ""]:
+    """Cross-entropy of each channel's softmax over cells with the teacher's, mean over images and channels, times
+    ``temperature``^2; it is least, but not 0, where both agree.
+
+    Source: Shu et al., "Channel-wise Knowledge Distillation for Dense Prediction", ICCV 2021, arXiv:2011.13256.
+    """
+    s, t = (maps.flatten(2) / temperature for maps in (student, teacher))
+    return -(t.softmax(-1) * s.log_softmax(-1)).sum(-1).mean() * temperature**2
+
+
+def relative_to_cell(maps: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h w"]:
+    """Features divided by the largest magnitude among their cell's channels; cells of zeros stay."""
+    largest = maps.abs().amax(1, keepdim=True)
+    return maps / torch.where(largest > 0, largest, 1)
+
+
 def correlation(
     a: Float[Tensor, "b n"], b: Float[Tensor, "b n"], group: int | None = None, eps: float = 1e-12
 ) -> Float[Tensor, ""]:

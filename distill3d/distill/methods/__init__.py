@@ -14,6 +14,7 @@ from distill3d.distill.context import Context
 from distill3d.distill.methods import (
     cmkd,
     dense_truth,
+    distillbev,
     labeldistill,
     monodistill,
     monoskd,
@@ -23,6 +24,8 @@ from distill3d.distill.methods import (
     tig_bev,
     trusted,
     unidistill,
+    vcd,
+    x3kd,
 )
 from distill3d.distill.methods import mixed as mixtures
 from distill3d.distill.methods.mixed import MixedConfig
@@ -52,6 +55,9 @@ METHODS: dict[str, Method] = {
         Method("labeldistill", labeldistill.LabelDistillConfig, labeldistill.terms),
         Method("unidistill", unidistill.UniDistillConfig, unidistill.terms),
         Method("tig_bev", tig_bev.TiGBEVConfig, tig_bev.terms),
+        Method("distillbev", distillbev.DistillBEVConfig, distillbev.terms),
+        Method("vcd", vcd.VCDConfig, vcd.terms),
+        Method("x3kd", x3kd.X3KDConfig, x3kd.terms),
         Method("dense_truth", dense_truth.DenseTruthConfig, dense_truth.terms),
         Method("pseudo_labels", pseudo_labels.PseudoLabelsConfig, pseudo_labels.terms),
         Method("trusted", trusted.TrustedConfig, trusted.terms),
@@ -68,6 +74,9 @@ MethodConfig = (
     | labeldistill.LabelDistillConfig
     | unidistill.UniDistillConfig
     | tig_bev.TiGBEVConfig
+    | distillbev.DistillBEVConfig
+    | vcd.VCDConfig
+    | x3kd.X3KDConfig
     | pseudo_labels.PseudoLabelsConfig
     | dense_truth.DenseTruthConfig
     | trusted.TrustedConfig

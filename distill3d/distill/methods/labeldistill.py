@@ -28,7 +28,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from distill3d.distill.adapters import in_dtype_of
-from distill3d.distill.centre_responses import centre_predictions
+from distill3d.distill.centre_responses import centre_predictions, labelled_centres
 from distill3d.distill.context import Context, same_grid
 from distill3d.distill.precision import full_precision
 from distill3d.distill.style import StyledConfig, option
@@ -162,20 +162,10 @@ class FeatureTerm(Term):
         if (found := tuple(t.shape[1] for t in taught)) != self.channels:
             raise UserError(f"labeldistill: the maps of {self.stage} have {found} channels, expected {self.channels}")
         adapted = self.adaptor([s.tensor[:, seen] for (s, _), seen in zip(pairs, self.seen, strict=True)])
-        masks = object_masks(labelled_centres(context).heatmap, [t.shape[-2:] for t in taught], self.binary)
+        masks = object_masks(
+            labelled_centres(context, "labeldistill").heatmap, [t.shape[-2:] for t in taught], self.binary
+        )
         return context.risen(self.warm_up) * feature_loss(adapted, taught, masks).float()
-
-
-def labelled_centres(context: Context) -> CentreTargets:
-    """The targets of the student's centre head.
-
-    Raises:
-        UserError: the student has none, or the batch has no annotations.
-    """
-    found = context.targets if isinstance(context.targets, CentreTargets) else getattr(context.targets, "centres", None)
-    if not isinstance(found, CentreTargets):
-        raise UserError("labeldistill looks at labelled objects: it needs a student with a centre head and annotations")
-    return found
 
 
 def channel_parts(channels: int) -> dict[Part, slice]:
@@ -251,7 +241,7 @@ class ResponseTerm(Term):
         student, taught, head = centre_predictions(
             context, config.teacher, config.taps[0], config.teacher_taps[0], "set response_weight to 0"
         )
-        losses = response_losses(student, taught, labelled_centres(context), head, config.response)
+        losses = response_losses(student, taught, labelled_centres(context, "labeldistill"), head, config.response)
         return context.risen(config.warm_up) * torch.stack(list(losses.values())).sum().float()
 
 
