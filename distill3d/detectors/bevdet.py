@@ -288,8 +288,6 @@ class BEVDet(LiftingDetector):
 
 def _check(config: BEVDetConfig) -> None:
     if config.bev_strides[0] > LAST_UP:
-        raise ValueError(
-            f"bev_strides begin with {config.bev_strides[0]}: the neck gives the grid's cells after 1 or 2"
-        )
+        raise ValueError(f"bev_strides begin with {config.bev_strides[0]}, expected 1 or 2 for the neck to undo")
     neck = SECONDFPNConfig((config.bev_neck_channels,), (1,))
     check_head(config.head, [config.geometry], neck, config.classes)
