@@ -103,10 +103,11 @@ def _conv_norm(channels_in: int, channels: int) -> tuple[nn.Module, nn.Module, n
 
 
 def planar_motion(now: Float[Tensor, "b 4 4"], before: Float[Tensor, "b 4 4"]) -> Float[Tensor, "b 3 3"]:
-    """From places (x, y, 1) in the vehicle's frame to those of the same points in the vehicle's frame of before.
+    """Where, in the vehicle's frame of before, the points lay that lie at (x, y, 1) in today's, if they stood still.
 
-    Both are one camera's poses in today's frame: where it stands, and where it stood.  M = now before^-1, for the
-    camera stands in the vehicle as it stood; of M what concerns height is left out.
+    Both arguments are poses (camera to vehicle) of one camera in today's frame: where it stands, and where it stood.
+    before^-1 leads from today's frame to the camera of before, and now from there to the vehicle of before, in which the
+    camera stood as it stands today; of now before^-1 what concerns height is left out.
 
     Source: mmdet3d/models/detectors/bevdet.py, shift_feature.
     """
