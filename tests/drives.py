@@ -7,6 +7,7 @@ from distill3d.camera import DepthBins
 from distill3d.data.nuscenes.dataset import SweepConfig
 from distill3d.detectors import DetectorConfig
 from distill3d.detectors.bevdepth import BEVDepthConfig
+from distill3d.detectors.bevdet import BEVDetConfig
 from distill3d.detectors.centerpoint import CenterPointConfig, PillarEncoderConfig
 from distill3d.detectors.label_encoder import LabelEncoderConfig
 from distill3d.layers.ground.bev_second import SECONDBlocksConfig, SECONDFPNConfig
@@ -49,6 +50,13 @@ def small_surround_detector(config: DetectorConfig) -> DetectorConfig:
                        head=small_head(config.head))  # fmt: skip
     if isinstance(config, LabelEncoderConfig):
         return replace(config, hidden=8, channels=(8, 8), neck=NECK, head=small_head(config.head))
+    if isinstance(config, BEVDetConfig):
+        return replace(
+            config, trunk=ResNetConfig("basic", (1, 1, 1, 1), (8, 8, 8, 8)), neck_channels=8, depth_channels=8,
+            bins=DepthBins(1.0, 25.0, 12, "UD"), context_channels=8, bev_channels=(8, 8, 8), bev_neck_channels=8,
+            grid=VoxelGrid((-REACH, -REACH, LOW, REACH, REACH, HIGH), (CELL, CELL, HIGH - LOW)),
+            head=small_head(config.head),
+        )  # fmt: skip
     assert isinstance(config, BEVDepthConfig)
     return replace(
         config, trunk=ResNetConfig("basic", (1, 1, 1, 1), (8, 8, 8, 8), finest=4), neck_channels=8,

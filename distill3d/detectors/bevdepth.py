@@ -29,7 +29,7 @@ from distill3d.detectors.released import OF_TRAINING, OTHER_NETWORKS, ReleasedFo
 from distill3d.errors import UserError
 from distill3d.layers.ground.bev_blocks import FeatureFusion, PointwiseBlock, SkipFusion, SpatialAlignment
 from distill3d.layers.ground.bev_second import SECONDFPN, SECONDFPNConfig
-from distill3d.layers.ground.bev_trunk import MAP_STRIDES, STEM_STRIDE, BevTrunk
+from distill3d.layers.ground.bev_trunk import MAP_STRIDES, BevTrunk
 from distill3d.layers.ground.lift import frustum_volume, one_hot_depth
 from distill3d.layers.ground.voxel_pooling import (
     CellRounding,
@@ -70,6 +70,8 @@ STRIDE = 16
 IMAGE_SCALES = (0.25, 0.5, 1, 2)
 #: Cells of the ground per cell of the maps that the head's neck joins: what is lifted, then the stages behind it.
 BEV_STRIDES = (1, *MAP_STRIDES)
+#: Names of the stages' maps.
+STAGE_TAPS = ("bev_stage1", "bev_stage2", "bev_stage3")
 #: Weights of the box code in the configurations that see one frame: velocity counts half.
 ONE_FRAME_CODE_WEIGHTS = (1.0,) * 8 + (0.5, 0.5)
 #: No object's centre is seen by any camera.
@@ -135,6 +137,11 @@ class BEVDepthConfig:
             "intended": {"output_init": "prior", "rounding": "floor"},
         }[style]
         return cls(**{**STYLES[style], "head": replace(cls().head, **of_head), **fields})
+
+    @property
+    def trains_depth(self) -> bool:
+        """Whether the depth distribution is predicted and has a loss."""
+        return self.input == "rgb" and self.depth_weight > 0
 
     @property
     def neck(self) -> SECONDFPNConfig:
@@ -245,14 +252,113 @@ def in_eval_mode(module: nn.Module) -> Iterator[None]:
 # ------------------------------------------------------------------------------------------------------------- detector
 
 
-class BEVDepth(Detector[SurroundBatch]):
+class LiftingDetector(Detector[SurroundBatch]):
+    """What detectors share that lift surround images by a depth distribution and look at the ground with a centre head.
+
+    Their settings have BEVDepth's fields of these names: ``input``, ``classes``, ``frames``, ``bins``, ``grid``,
+    ``head``, ``depth_weight``, ``channel_order``, ``positions`` and ``rounding``, and ``trains_depth``.
+    """
+
+    @classmethod
+    def also_trained_on(cls, config: Any) -> frozenset[Modality]:
+        """Depth, for the depth loss."""
+        return frozenset({"depth"} if config.trains_depth else ())
+
+    def _images(self, batch: SurroundBatch) -> Float[Tensor, "b s n 3 height width"]:
+        """Colours less ImageNet's mean, by its deviation."""
+        frames, images = self.config.frames, batch.images
+        if images is None:
+            raise UserError(f"{self.name} looks at images: the data set gives none")
+        if self.config.input == "rgb+gt_depth":
+            images = images[:, :frames]
+        if images.shape[1] != frames:
+            raise UserError(f"{self.name} is set to {frames} frames, the data set gives {images.shape[1]}")
+        height, width = images.shape[-2:]
+        if height % STRIDE or width % STRIDE:
+            size = f"{width} x {height} px"
+            raise UserError(f"{self.name} sees images whose sides are multiples of {STRIDE} px, not {size}")
+        if self.config.channel_order == "bgr_with_rgb_means":
+            images = images.flip(-3)
+        mean, std = (images.new_tensor(v)[:, None, None] for v in (RGB_MEAN, RGB_STD))
+        return (images - mean) / std
+
+    @torch.no_grad()
+    def _cells(self, batch: SurroundBatch, frame: int, pose: int | None = None) -> Int[Tensor, "b n d h w"]:
+        """The cell of the ground at which each pixel of a frame's lifted maps lies, for each depth.
+
+        With ``pose`` the cameras stand where they stood in that frame.
+        """
+        camera_to_ego = batch.camera_to_ego[:, frame if pose is None else pose]
+        config = self.config
+        cells = frustum(_canvas(batch), STRIDE, config.bins, config.positions, batch.intrinsics.device)
+        points = frustum_points(cells, batch.image_affine, batch.intrinsics[:, frame], camera_to_ego, batch.bev_affine)
+        return ground_cells(points, config.grid, config.rounding)
+
+    def true_depth(self, batch: SurroundBatch) -> Float[Tensor, "bn d h w"]:
+        """The batch's depth as a distribution: all in the bin of the nearest point of a cell, or nowhere.
+
+        Raises:
+            UserError: the batch has no depth.
+        """
+        if batch.depth is None:
+            raise UserError("a detector with input 'rgb+gt_depth' needs depth images; the data set gives none")
+        bins = self.config.bins
+        return one_hot_depth(nearest_depth_bins(batch.depth.flatten(0, 1), bins, STRIDE), bins.count)
+
+    @torch.no_grad()
+    def encode(self, batch: SurroundBatch) -> BEVDepthTargets:
+        """Targets of the head and of the depth loss, as far as they are trained and the batch knows them."""
+        config, objects = self.config, batch.objects
+        centres = None if objects is None else centre_targets(config.head, objects, config.classes)
+        bins = None
+        if config.trains_depth and batch.depth is not None:
+            bins = self._depth_bins(batch.depth)
+        seen = None if objects is None else best_view(batch, config.positions)
+        return BEVDepthTargets(centres, bins, seen)
+
+    def loss(self, outputs: Outputs, batch: SurroundBatch, targets: BEVDepthTargets | None = None) -> dict[str, Tensor]:
+        """The head's ``heat`` and ``box``, and ``depth`` times ``depth_weight``; terms that the settings or the batch
+        leave out are absent."""
+        targets = targets or self.encode(batch)
+        terms: dict[str, Tensor] = {}
+        if targets.centres is not None:
+            terms |= centre_losses(outputs.predictions, targets.centres, self.config.head)
+        if targets.depth_bins is not None:
+            loss = self._depth_loss(outputs.predictions["depth"], targets.depth_bins.flatten(0, 1))
+            terms["depth"] = self.config.depth_weight * loss
+        return terms
+
+    def _depth_bins(self, depth: Float[Tensor, "b n height width"]) -> Int[Tensor, "b n h w"]:
+        return nearest_depth_bins(depth, self.config.bins, STRIDE)
+
+    def _depth_loss(self, logits: Float[Tensor, "n d h w"], target: Int[Tensor, "n h w"]) -> Float[Tensor, ""]:
+        return depth_loss(logits, target)
+
+    def decode(self, outputs: Outputs, batch: SurroundBatch) -> list[Boxes3D]:
+        return self.decode_slots(outputs, batch).boxes()
+
+    def decode_slots(self, outputs: Outputs, batch: SurroundBatch) -> BoxSlots:
+        config = self.config
+        return centre_slots(outputs.predictions, batch.bev_affine, config.classes, config.head)
+
+    def depth_log_scale(self, outputs: Outputs, batch: SurroundBatch, targets: BEVDepthTargets) -> Float[Tensor, "b m"]:
+        """Of the depth distribution in the cell of the key frame's images that shows each object's centre best, see
+        ``best_view``; slots are the rows of the batch's objects, those whose centre no camera sees mean nothing."""
+        if "depth" not in outputs.predictions or targets.seen_at is None:
+            return super().depth_log_scale(outputs, batch, targets)
+        scales = depth_log_scales(outputs.predictions["depth"], self.config.bins)
+        seen = targets.seen_at
+        return torch.where(seen == UNSEEN, 0, scales.view(len(seen), -1).gather(1, seen.clamp(min=0)))
+
+
+class BEVDepth(LiftingDetector):
     """Image backbone, pooling to the ground, a residual network there, and a centre head.
 
     Taps, (B, C, Y, X) on the ground: ``bev`` (what the network on the ground sees without ``fusion``: the frames' maps
     one after another, the key frame's in front, or with ``bev_channels`` V, what they are collapsed to),
-    ``bev_stage1`` (that network's first stage, at stride 2), ``bev_neck`` (what the head sees), and with
-    ``spatial_alignment`` ``bev_spatial`` (P).  Predictions are the head's and, with input ``rgb``, ``depth``
-    (B * N, D, h, w), logits of each cell's depth in the key frame.
+    ``bev_stage1``, ``bev_stage2``, ``bev_stage3`` (that network's stages, at strides 2, 4 and 8), ``bev_neck`` (what
+    the head sees), and with ``spatial_alignment`` ``bev_spatial`` (P).  Predictions are the head's and, with input
+    ``rgb``, ``depth`` (B * N, D, h, w), logits of each cell's depth in the key frame.
 
     Raises:
         ValueError: settings that do not go together.
@@ -277,14 +383,9 @@ class BEVDepth(Detector[SurroundBatch]):
         self.trunk = BevTrunk(seen, config.bev_base or 2 * config.context_channels, config.bev_layers)
         self.neck = SECONDFPN((seen, *self.trunk.channels), config.neck)
         self.head = CentreHead(self.neck.channels_out, config.head)
-        self.tap_channels = {
-            "bev": seen, "bev_stage1": self.trunk.channels[0], "bev_neck": self.neck.channels_out,
-        } | ({"bev_spatial": seen} if config.spatial_alignment else {})  # fmt: skip
-
-    @classmethod
-    def also_trained_on(cls, config: BEVDepthConfig) -> frozenset[Modality]:
-        """Depth, for the depth loss."""
-        return frozenset({"depth"} if config.input == "rgb" and config.depth_weight > 0 else ())
+        self.tap_channels = {"bev": seen, **dict(zip(STAGE_TAPS, self.trunk.channels, strict=True)),
+                             "bev_neck": self.neck.channels_out}  # fmt: skip
+        self.tap_channels |= {"bev_spatial": seen} if config.spatial_alignment else {}
 
     def forward(self, batch: SurroundBatch) -> Outputs:
         """Maps and raw predictions.
@@ -301,9 +402,9 @@ class BEVDepth(Detector[SurroundBatch]):
         maps, seen = self._ground_maps(torch.cat((key, *past), dim=1))
         stages = self.trunk(seen)
         neck = self.neck([seen, *stages])
-        maps |= {"bev_stage1": stages[0], "bev_neck": neck}
-        strides = {"bev_stage1": STEM_STRIDE}
-        features = {tap: FeatureMap(m, self.config.geometry_at(strides.get(tap, 1))) for tap, m in maps.items()}
+        maps |= {**dict(zip(STAGE_TAPS, stages, strict=True)), "bev_neck": neck}
+        strides = dict.fromkeys(maps, 1) | dict(zip(STAGE_TAPS, MAP_STRIDES, strict=True))
+        features = {tap: FeatureMap(m, self.config.geometry_at(strides[tap])) for tap, m in maps.items()}
         return Outputs(features, self.head(neck) | ({} if logits is None else {"depth": logits}))
 
     def _ground_maps(self, frames: Float[Tensor, "b c y x"]) -> tuple[dict[str, Tensor], Float[Tensor, "b k y x"]]:
@@ -314,23 +415,6 @@ class BEVDepth(Detector[SurroundBatch]):
         if isinstance(self.fusion, SkipFusion):
             return maps, self.fusion(maps["bev"], maps["bev_spatial"])
         return maps, maps["bev"] if self.fusion is None else self.fusion(maps["bev"] + maps["bev_spatial"])
-
-    def _images(self, batch: SurroundBatch) -> Float[Tensor, "b s n 3 height width"]:
-        """Colours less ImageNet's mean, by its deviation."""
-        frames, images = self.config.frames, batch.images
-        if images is None:
-            raise UserError("bevdepth looks at images: the data set gives none")
-        if self.config.input == "rgb+gt_depth":
-            images = images[:, :frames]
-        if images.shape[1] != frames:
-            raise UserError(f"bevdepth is set to {frames} frames, the data set gives {images.shape[1]}")
-        height, width = images.shape[-2:]
-        if height % STRIDE or width % STRIDE:
-            raise UserError(f"bevdepth sees images whose sides are multiples of {STRIDE} px, not {width} x {height} px")
-        if self.config.channel_order == "bgr_with_rgb_means":
-            images = images.flip(-3)
-        mean, std = (images.new_tensor(v)[:, None, None] for v in (RGB_MEAN, RGB_STD))
-        return (images - mean) / std
 
     def _frame(
         self, batch: SurroundBatch, images: Float[Tensor, "b s n 3 height width"], frame: int
@@ -345,66 +429,6 @@ class BEVDepth(Detector[SurroundBatch]):
         depth = self.true_depth(batch) if logits is None else depth_distribution(logits)
         x, y, _ = self.config.grid.shape
         return self.backbone.to_ground(context, depth, self._cells(batch, frame), (y, x)), logits
-
-    @torch.no_grad()
-    def _cells(self, batch: SurroundBatch, frame: int) -> Int[Tensor, "b n d h w"]:
-        """The cell of the ground at which each pixel of a frame's lifted maps lies, for each depth."""
-        config = self.config
-        cells = frustum(_canvas(batch), STRIDE, config.bins, config.positions, batch.intrinsics.device)
-        points = frustum_points(
-            cells, batch.image_affine, batch.intrinsics[:, frame], batch.camera_to_ego[:, frame], batch.bev_affine
-        )
-        return ground_cells(points, config.grid, config.rounding)
-
-    def true_depth(self, batch: SurroundBatch) -> Float[Tensor, "bn d h w"]:
-        """The batch's depth as a distribution: all in the bin of the nearest point of a cell, or nowhere.
-
-        Raises:
-            UserError: the batch has no depth.
-        """
-        if batch.depth is None:
-            raise UserError("a detector with input 'rgb+gt_depth' needs depth images; the data set gives none")
-        bins = self.config.bins
-        return one_hot_depth(nearest_depth_bins(batch.depth.flatten(0, 1), bins, STRIDE), bins.count)
-
-    @torch.no_grad()
-    def encode(self, batch: SurroundBatch) -> BEVDepthTargets:
-        """Targets of the head and of the depth loss, as far as they are trained and the batch knows them."""
-        config, objects = self.config, batch.objects
-        centres = None if objects is None else centre_targets(config.head, objects, config.classes)
-        bins = None
-        if config.input == "rgb" and config.depth_weight > 0 and batch.depth is not None:
-            bins = nearest_depth_bins(batch.depth, config.bins, STRIDE)
-        seen = None if objects is None else best_view(batch, config.positions)
-        return BEVDepthTargets(centres, bins, seen)
-
-    def loss(self, outputs: Outputs, batch: SurroundBatch, targets: BEVDepthTargets | None = None) -> dict[str, Tensor]:
-        """The head's ``heat`` and ``box``, and ``depth`` times ``depth_weight``; terms that the settings or the batch
-        leave out are absent."""
-        targets = targets or self.encode(batch)
-        terms: dict[str, Tensor] = {}
-        if targets.centres is not None:
-            terms |= centre_losses(outputs.predictions, targets.centres, self.config.head)
-        if targets.depth_bins is not None:
-            loss = depth_loss(outputs.predictions["depth"], targets.depth_bins.flatten(0, 1))
-            terms["depth"] = self.config.depth_weight * loss
-        return terms
-
-    def decode(self, outputs: Outputs, batch: SurroundBatch) -> list[Boxes3D]:
-        return self.decode_slots(outputs, batch).boxes()
-
-    def decode_slots(self, outputs: Outputs, batch: SurroundBatch) -> BoxSlots:
-        config = self.config
-        return centre_slots(outputs.predictions, batch.bev_affine, config.classes, config.head)
-
-    def depth_log_scale(self, outputs: Outputs, batch: SurroundBatch, targets: BEVDepthTargets) -> Float[Tensor, "b m"]:
-        """Of the depth distribution in the cell of the key frame's images that shows each object's centre best, see
-        ``best_view``; slots are the rows of the batch's objects, those whose centre no camera sees mean nothing."""
-        if "depth" not in outputs.predictions or targets.seen_at is None:
-            return super().depth_log_scale(outputs, batch, targets)
-        scales = depth_log_scales(outputs.predictions["depth"], self.config.bins)
-        seen = targets.seen_at
-        return torch.where(seen == UNSEEN, 0, scales.view(len(seen), -1).gather(1, seen.clamp(min=0)))
 
 
 def _check(config: BEVDepthConfig) -> None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -43,6 +43,7 @@ from distill3d.layers.points.sparse_conv import SparseResNet, SparseResNetConfig
 from distill3d.layers.points.voxels import VoxelGrid, mean_of_points, voxelise
 from distill3d.settings import Channels, Number
 
+T = TypeVar("T")
 #: Where the networks look (m, key ego frame).
 RANGE = (-51.2, -51.2, -5.0, 51.2, 51.2, 3.0)
 TINY_RANGE = (-38.4, -38.4, -5.0, 38.4, 38.4, 3.0)
@@ -206,8 +207,9 @@ class CentreDetector(Detector[SurroundBatch]):
 class CenterPoint(CentreDetector):
     """Encoder, SECOND's blocks and neck, and the centre head.
 
-    Taps, in the (augmented) key ego frame: ``bev_low``, the encoder's map, and ``bev_0``, ``bev_1``, ..., the maps of
-    the backbone's levels before the neck, all >= 0.  Predictions are the head's.
+    Taps, in the (augmented) key ego frame, all >= 0: ``bev_low``, the encoder's map; ``bev_0``, ``bev_1``, ..., the
+    maps of the backbone's levels before the neck, also as ``bev_stage1``, ``bev_stage2``, ..., as cameras' detectors
+    call theirs; and ``bev_neck``, what the head sees.  Predictions are the head's.
 
     Raises:
         ValueError: the head's map is not what the neck gives, or the head has a class that the data set lacks.
@@ -223,14 +225,19 @@ class CenterPoint(CentreDetector):
             self.encoder = VoxelEncoder(config.voxels)
         elif config.pillars is not None:
             self.encoder = PillarEncoder(config.pillars)
-        self.geometries = {"bev_low": self.encoder.geometry, **level_geometries(self.encoder.geometry, config.backbone)}
-        check_head(config.head, list(self.geometries.values())[1:], config.neck, config.classes)
+        levels = level_geometries(self.encoder.geometry, config.backbone)
+        check_head(config.head, list(levels.values()), config.neck, config.classes)
+        self.geometries = {
+            "bev_low": self.encoder.geometry, **levels, **by_stage(levels),
+            "bev_neck": replace(self.encoder.geometry, cell=config.head.cell),
+        }  # fmt: skip
         self.backbone = SECONDBlocks(self.encoder.channels_out, config.backbone)
         self.neck = SECONDFPN(config.backbone.channels, config.neck)
         self.head = CentreHead(self.neck.channels_out, config.head)
-        self.tap_channels = {"bev_low": self.encoder.channels_out} | {
-            f"bev_{i}": channels for i, channels in enumerate(config.backbone.channels)
-        }
+        channels = dict(zip(levels, config.backbone.channels, strict=True))
+        self.tap_channels = {
+            "bev_low": self.encoder.channels_out, **channels, **by_stage(channels), "bev_neck": self.neck.channels_out,
+        }  # fmt: skip
 
     def forward(self, batch: SurroundBatch) -> Outputs:
         """Maps and raw predictions.
@@ -240,9 +247,16 @@ class CenterPoint(CentreDetector):
         """
         low = self.encoder(ego_scans(batch, self.config.intensity))
         levels = self.backbone(low)
-        maps = zip(self.geometries.items(), (low, *levels), strict=True)
-        features = {name: FeatureMap(tensor, geometry) for (name, geometry), tensor in maps}
-        return Outputs(features, self.head(self.neck(levels)))
+        neck = self.neck(levels)
+        named = {f"bev_{i}": level for i, level in enumerate(levels)}
+        maps = {"bev_low": low, **named, **by_stage(named), "bev_neck": neck}
+        features = {name: FeatureMap(tensor, self.geometries[name]) for name, tensor in maps.items()}
+        return Outputs(features, self.head(neck))
+
+
+def by_stage(levels: dict[str, T]) -> dict[str, T]:
+    """What is known of ``bev_0``, ``bev_1``, ... under the names ``bev_stage1``, ``bev_stage2``, ..."""
+    return {f"bev_stage{i}": value for i, value in enumerate(levels.values(), start=1)}
 
 
 def level_geometries(geometry: BevGeometry, config: SECONDBlocksConfig) -> dict[str, BevGeometry]:

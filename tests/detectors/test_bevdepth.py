@@ -140,7 +140,8 @@ def test_published_sizes(name: str) -> None:
     with torch.device("meta"):
         model = BEVDepth(BEVDepthConfig(frames=frames, context_channels=context))
     assert (parameters(model.trunk), parameters(model.neck), parameters(model.head)) == (trunk, neck, 1_519_686)
-    assert model.tap_channels == {"bev": frames * context, "bev_stage1": 2 * context, "bev_neck": 256}
+    stages = {f"bev_stage{i + 1}": 2 * context * 2**i for i in range(3)}
+    assert model.tap_channels == {"bev": frames * context, **stages, "bev_neck": 256}
 
 
 def test_tiny_is_small() -> None:
@@ -180,7 +181,9 @@ def test_losses_are_finite_and_trainable(name: str, counts: tuple[int, ...], bf1
 def test_taps_lie_on_the_ground() -> None:
     outputs = build(small())(scene(1, 2))
     extent = (-REACH, -REACH, REACH, REACH)
-    for tap, cell, cells in (("bev", 0.8, 48), ("bev_stage1", 1.6, 24), ("bev_neck", 0.8, 48)):
+    stages = (("bev_stage1", 1.6, 24), ("bev_stage2", 3.2, 12), ("bev_stage3", 6.4, 6))
+    assert len(outputs.features) == 2 + len(stages)
+    for tap, cell, cells in (("bev", 0.8, 48), *stages, ("bev_neck", 0.8, 48)):
         found = outputs.features[tap]
         assert found.geometry == BevGeometry(extent, cell, "ego", ("y", "x"))
         assert found.tensor.shape[-2:] == (cells, cells)

@@ -117,8 +117,12 @@ def test_any_number_of_objects(detector: CenterPoint, counts: list[int], bf16: b
 def test_taps_lie_where_their_geometry_says(detector: CenterPoint) -> None:
     with torch.no_grad():
         outputs = detector.eval()(batch_with([street(1500)]))
-    assert list(outputs.features) == ["bev_low", "bev_0", "bev_1"]
-    for name, cell in (("bev_low", 0.8), ("bev_0", 0.8), ("bev_1", 1.6)):
+    levels = {"bev_0": 0.8, "bev_1": 1.6}
+    stages = {"bev_stage1": "bev_0", "bev_stage2": "bev_1"}
+    cells = {"bev_low": 0.8, **levels, **{stage: levels[level] for stage, level in stages.items()}, "bev_neck": 0.8}
+    assert set(outputs.features) == set(detector.geometries) == set(cells)
+    assert all(outputs.features[stage].tensor is outputs.features[level].tensor for stage, level in stages.items())
+    for name, cell in cells.items():
         feature = outputs.features[name]
         assert feature.geometry == BevGeometry((-38.4, -38.4, 38.4, 38.4), cell, "ego", ("y", "x"))
         side = round(76.8 / cell)
@@ -204,7 +208,8 @@ def test_published_voxel_network() -> None:
         shapes.append(shape)
     assert shapes == [(21, 512, 512), (11, 256, 256), (5, 128, 128), (2, 128, 128)]
     detector = CenterPoint(config)
-    assert detector.tap_channels == {"bev_low": 256, "bev_0": 128, "bev_1": 256}
+    levels = {"bev_0": 128, "bev_1": 256, "bev_stage1": 128, "bev_stage2": 256}
+    assert detector.tap_channels == {"bev_low": 256, **levels, "bev_neck": 512}
     assert detector.neck.channels_out == 512
     biased = {name for name, _ in detector.named_parameters() if name.endswith("bias")}
     normed = {name for name, m in detector.named_modules() if hasattr(m, "running_mean")}

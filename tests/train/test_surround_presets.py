@@ -11,16 +11,17 @@ from pathlib import Path
 
 import pytest
 import torch
-from drives import KEY_FRAMES, small_surround_preset, write_drives
+from drives import KEY_FRAMES, small_surround_detector, small_surround_preset, write_drives
 
 from distill3d.data.collate import batches
 from distill3d.data.surround import SurroundBatch
-from distill3d.detectors import build_detector
+from distill3d.detectors import bevdet, build_detector
 from distill3d.errors import UserError
 from distill3d.evaluate.nuscenes import evaluate, ground_truth
 from distill3d.evaluate.nuscenes_submission import read_submission
 from distill3d.recipes import RECIPES, get_recipe
 from distill3d.train.checkpoint import load_detector, load_state, load_weights
+from distill3d.train.learnable import nuscenes_counts
 from distill3d.train.loop import RunOptions
 from distill3d.train.recipe import SurroundDatasetConfig
 from distill3d.train.schedules import learning_rate
@@ -64,6 +65,23 @@ def test_all_stages_of_the_assistants_preset_end(drives: Path, tmp_path: Path) -
     recipe = small_surround_preset("tiny_surround", drives)
     folder = run_recipe(recipe, RunOptions(out=tmp_path, **OPTIONS))
     assert all((folder / stage.name / "evaluation.json").is_file() for stage in recipe.stages)
+
+
+def test_a_bevdet_is_trained_as_a_bevdepth_is(drives: Path, tmp_path: Path) -> None:
+    """On two frames, with the depth that it is trained on, from the same objects; its boxes are evaluated."""
+    recipe = small_surround_preset("tiny_surround", drives)
+    baseline, data = recipe.stage("baseline"), recipe.dataset
+    assert isinstance(data, SurroundDatasetConfig)
+    stage = replace(baseline, detector=small_surround_detector(bevdet.tiny(frames=2)))
+    recipe = replace(recipe, dataset=replace(data, past=(1,)), stages=(stage,))
+    folder = run_recipe(recipe, RunOptions(out=tmp_path, **OPTIONS)) / stage.name
+    first = json.loads((folder / "metrics.jsonl").read_text().splitlines()[0])
+    assert set(first["terms"]) == {"heat", "box", "depth"}
+    assert json.loads((folder / "card.json").read_text())["detector"] == "bevdet"
+    assert (folder / "evaluation.json").is_file()
+    frames = source_of(recipe).training(stage)
+    counts = [nuscenes_counts(of.detector, frames) for of in (baseline, stage)]
+    assert counts[0] == counts[1] and sum(count.left for count in counts[1]) > 0
 
 
 def test_the_label_encoder_keeps_the_teachers_neck_and_head(trained: Path) -> None:

@@ -207,9 +207,10 @@ class SelfOffsetConv(nn.Module):
 
 
 def deform_conv3(
-    x: Float[Tensor, "b c y x"], offset: Float[Tensor, "b 18 y x"], weight: Float[Tensor, "k c 3 3"]
-) -> Float[Tensor, "b k y x"]:
-    """``torchvision.ops.deform_conv2d`` of 3x3 kernels with padding 1, to rounding.
+    x: Float[Tensor, "b c y x"], offset: Float[Tensor, "b 18 y x"], weight: Float[Tensor, "k c 3 3"],
+    mask: Float[Tensor, "b 9 y x"] | None = None,
+) -> Float[Tensor, "b k y x"]:  # fmt: skip
+    """``torchvision.ops.deform_conv2d`` of 3x3 kernels with padding 1, to rounding; ``mask`` is what each tap counts.
 
     On a CPU, where that function's gradient is computed number by number, it takes a small part of the time.
     """
@@ -220,9 +221,43 @@ def deform_conv3(
     rows = row[:, None, None] + tap // 3 - 1 + moved[..., 0]
     columns = column[:, None] + tap % 3 - 1 + moved[..., 1]
     at = torch.stack((columns, rows), dim=-1).flatten(1, 3)
-    samples = read_cells(x, *surrounding_cells(at, height, width))
+    index, share = surrounding_cells(at, height, width)
+    if mask is not None:
+        share = share * mask.permute(0, 2, 3, 1).reshape(-1, 1)
+    samples = read_cells(x, index, share)
     out = F.linear(samples.view(*moved.shape[:3], -1), weight.permute(0, 2, 3, 1).flatten(1))
     return out.permute(0, 3, 1, 2)
+
+
+class ModulatedDeformConv(nn.Module):
+    """A 3x3 convolution whose taps read where, and count as much as, a convolution of the same input says; channels
+    stay (Zhu et al., "Deformable ConvNets v2", CVPR 2019, arXiv:1811.11168).
+
+    In float32 or better, also under autocast.  Before training the offsets are 0 and each tap counts half.  Parameters
+    are named as in open-mmlab/mmcv mmcv/ops/modulated_deform_conv.py: of the 27 channels of ``conv_offset`` the first
+    18 are the taps' (dy, dx) in cells, the last 9 the logits of what they count.
+    """
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        plain = nn.Conv2d(channels, channels, 3)
+        self.weight, self.bias = plain.weight, plain.bias
+        self.conv_offset = nn.Conv2d(channels, 3 * TAPS, 3, padding=1)
+        nn.init.zeros_(self.conv_offset.weight)
+        assert self.conv_offset.bias is not None
+        nn.init.zeros_(self.conv_offset.bias)
+
+    def forward(self, x: Float[Tensor, "b c y x"]) -> Float[Tensor, "b c y x"]:
+        with torch.autocast(x.device.type, enabled=False):
+            exact = x.to(torch.promote_types(x.dtype, torch.float32))
+            offset, mask = self.conv_offset(exact).split((2 * TAPS, TAPS), dim=1)
+            mask = mask.sigmoid()
+            if exact.is_cpu:
+                assert self.bias is not None
+                return deform_conv3(exact, offset, self.weight, mask) + self.bias[:, None, None]
+            from torchvision.ops import deform_conv2d
+
+            return deform_conv2d(exact, offset, self.weight, self.bias, padding=(1, 1), mask=mask)
 
 
 class SpatialAlignment(nn.Module):

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision.ops import deform_conv2d
 
@@ -10,6 +11,7 @@ from distill3d.layers.ground.bev_blocks import (
     AlignedCollapse,
     FeatureFusion,
     HeightCollapse,
+    ModulatedDeformConv,
     PooledBatchNorm,
     SCNet,
     SpatialAlignment,
@@ -92,6 +94,28 @@ def test_deformable_convolution(spread: float) -> None:
         results.append((out, *torch.autograd.grad((out * cotangent).sum(), wanted)))
     for ours, theirs in zip(*results, strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_modulated_deformable_convolution(dtype: torch.dtype) -> None:
+    """As torchvision's, told by a convolution of the same input where to read and how much each tap counts."""
+    torch.manual_seed(0)
+    conv = ModulatedDeformConv(3)
+    x = torch.randn(2, 3, 5, 7)
+    torch.testing.assert_close(conv(x), F.conv2d(x, conv.weight / 2, conv.bias, padding=1))
+    nn.init.normal_(conv.conv_offset.weight)
+    conv, x = conv.to(torch.promote_types(dtype, torch.float32)), x.to(dtype).requires_grad_()
+    with torch.autocast("cpu", torch.bfloat16, enabled=dtype == torch.bfloat16):
+        out = conv(x)
+    exact = x.to(conv.weight)
+    first, second, logits = conv.conv_offset(exact).chunk(3, dim=1)
+    offset = torch.cat((first, second), dim=1)
+    expected = deform_conv2d(exact, offset, conv.weight, conv.bias, padding=1, mask=logits.sigmoid())
+    assert out.dtype == conv.weight.dtype
+    leaves, rtol = (x, *conv.parameters()), 1e-9 if dtype == torch.float64 else 1e-2
+    ours, theirs = ((y, *torch.autograd.grad(y.square().sum(), leaves)) for y in (out, expected))
+    for a, b in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(a, b, rtol=rtol, atol=rtol)
 
 
 def layouts(volume: Tensor) -> dict[str, Tensor]:
