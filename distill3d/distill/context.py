@@ -114,6 +114,17 @@ def same_grid(
     return s, t
 
 
+def tapped(tap: str, outputs: Outputs, who: str) -> FeatureMap:
+    """The map of ``who`` of this name.
+
+    Raises:
+        UserError: there is none.
+    """
+    if tap not in outputs.features:
+        raise UserError(f"the {who} has no tap {tap!r}; it offers {', '.join(outputs.features) or 'none'}")
+    return outputs.features[tap]
+
+
 def detached(outputs: Outputs) -> Outputs:
     """The outputs cut from the graph, as teachers give them; where they looked (``rois``) is left out."""
     features = {k: FeatureMap(f.tensor.detach(), f.geometry) for k, f in outputs.features.items()}

@@ -21,6 +21,7 @@ from distill3d.distill.methods import (
     monotakd,
     pseudo_labels,
     trusted,
+    uvtr_kd,
 )
 from distill3d.distill.methods import mixed as mixtures
 from distill3d.distill.methods.mixed import MixedConfig
@@ -51,6 +52,7 @@ METHODS: dict[str, Method] = {
         Method("dense_truth", dense_truth.DenseTruthConfig, dense_truth.terms),
         Method("pseudo_labels", pseudo_labels.PseudoLabelsConfig, pseudo_labels.terms),
         Method("trusted", trusted.TrustedConfig, trusted.terms),
+        Method("uvtr_kd", uvtr_kd.UVTRKDConfig, uvtr_kd.terms),
     )
 }
 
@@ -65,6 +67,7 @@ MethodConfig = (
     | pseudo_labels.PseudoLabelsConfig
     | dense_truth.DenseTruthConfig
     | trusted.TrustedConfig
+    | uvtr_kd.UVTRKDConfig
     | MixedConfig
 )
 

@@ -1,0 +1,254 @@
+"""UVTR's transfer, BEVDistill and SimDistill on made-up surround views: who is asked, who learns, what is refused."""
+
+import math
+from dataclasses import replace
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from test_surround_methods import CLASSES, HEAD, LIDAR, REACH, STUDENT, build, scene
+from torch import Tensor
+
+from distill3d.boxes import Boxes3D
+from distill3d.data.surround import SurroundBatch
+from distill3d.detectors.base import BevGeometry, Detector, FeatureMap, Outputs
+from distill3d.detectors.bevdepth import BEVDepth
+from distill3d.detectors.centerpoint import CenterPoint
+from distill3d.distill.centre_points import class_order, of_peaks, sample_at
+from distill3d.distill.context import Context, detached
+from distill3d.distill.methods import build_terms, method_name
+from distill3d.distill.methods.uvtr_kd import UVTRKDConfig, point_losses
+from distill3d.distill.style import StyledConfig
+from distill3d.distill.term import Term
+from distill3d.errors import UserError
+from distill3d.layers.heads.centre_head import task_candidates
+
+LAYERS, QUERIES, MAP_CHANNELS = 3, 7, 6
+GROUND = BevGeometry((-REACH, -REACH, REACH, REACH), 1.6, "ego")
+SCENES: dict[str, tuple[int, ...]] = {"one": (1,), "no objects": (0,), "one without objects": (0, 5), "crowd": (60,)}
+
+UVTR = UVTRKDConfig(teacher_taps=("bev_0",), peaks=9)
+
+
+class Queries(Detector[SurroundBatch]):
+    """As much of a DETR-like detector as the methods look at."""
+
+    name = "queries"
+    parameters_of: dict[str, torch.nn.Parameter]
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.config = SimpleNamespace(classes=CLASSES)
+        self.tap_channels = {"bev_neck": MAP_CHANNELS}
+        self.map = torch.nn.Parameter(torch.randn(MAP_CHANNELS, 12, 12))
+        self.logits = torch.nn.Parameter(torch.randn(LAYERS, QUERIES, len(CLASSES)))
+        self.codes = torch.nn.Parameter(torch.randn(LAYERS, QUERIES, 10))
+
+    def forward(self, batch: SurroundBatch) -> Outputs:
+        """Centres reach beyond the map."""
+        count = len(batch)
+        ground = FeatureMap(self.map.expand(count, -1, -1, -1), replace(GROUND, cell=2 * REACH / 12))
+        reach = torch.cat((torch.full((2,), REACH), torch.ones(8)))
+        codes = self.codes.expand(count, -1, -1, -1) * reach
+        return Outputs({"bev_neck": ground}, {"logits": self.logits.expand(count, -1, -1, -1), "codes": codes})
+
+    def encode(self, batch: SurroundBatch) -> None:
+        return None
+
+    def loss(self, outputs: Outputs, batch: SurroundBatch, targets: Any = None) -> dict[str, Tensor]:
+        raise NotImplementedError
+
+    def decode(self, outputs: Outputs, batch: SurroundBatch) -> list[Boxes3D]:
+        raise NotImplementedError
+
+
+#: Settings, the student, and the parts of it that the terms together teach.
+METHODS: dict[str, tuple[StyledConfig, str, set[str]]] = {
+    "uvtr_kd": (UVTR, "queries", {"map"}),
+    "uvtr_kd of peaks": (UVTR, "centres", {"backbone", "trunk", "neck"}),
+    "uvtr_kd of objects": (replace(UVTR, points="objects"), "centres", {"backbone", "trunk", "neck"}),
+    "uvtr_kd of queries' objects": (replace(UVTR, points="objects", channel_norm=True), "queries", {"map"}),
+    "uvtr_kd, sums": (replace(UVTR, reduction="sum", distance="squared"), "queries", {"map"}),
+    "uvtr_kd, linear": (replace(UVTR, connector="linear"), "queries", {"map"}),
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def teacher() -> Detector:
+    return build(CenterPoint, LIDAR, 1).eval().requires_grad_(False)
+
+
+def said(method: str, batch: SurroundBatch, teacher: Detector) -> tuple[Context, list[Term]]:
+    """What student and teacher say of a batch, and the method's terms."""
+    config, kind, _ = METHODS[method]
+    torch.manual_seed(0)
+    student = Queries() if kind == "queries" else BEVDepth(STUDENT)
+    student.train()
+    answers = {"teacher": detached(teacher(batch))}
+    context = Context(student(batch), answers, batch, student.encode(batch), student, {"teacher": teacher})
+    return context, build_terms(config, student.tap_channels, teacher.tap_channels)
+
+
+# ------------------------------------------------------------------------------------------------------ every situation
+
+
+@pytest.mark.parametrize("scene_name", SCENES)
+@pytest.mark.parametrize("method", METHODS)
+def test_losses_are_finite_and_teach_the_student_alone(method: str, scene_name: str, teacher: Detector) -> None:
+    counts, expected = SCENES[scene_name], METHODS[method][2]
+    context, terms = said(method, scene(*counts), teacher)
+    assert terms and method.startswith(method_name(METHODS[method][0]))
+    losses = {term.name: term(context) for term in terms}
+    assert all(v.shape == () and v.dtype == torch.float32 and v.isfinite() and v >= 0 for v in losses.values()), losses
+    torch.stack([term.weight * losses[term.name] for term in terms]).sum().backward()
+    student = context.student_detector
+    assert student is not None
+    parameters = dict(student.named_parameters())
+    reached = {name.split(".")[0] for name, p in parameters.items() if p.grad is not None and p.grad.any()}
+    if sum(counts) or "objects" not in method:
+        assert reached == expected
+    else:
+        assert all(v == 0 for v in losses.values()) and not reached
+    assert all(p.grad.isfinite().all() for p in parameters.values() if p.grad is not None)
+    assert all(p.grad is None for p in teacher.parameters())
+    owned = {id(p) for p in parameters.values()} | {id(p) for p in teacher.parameters()}
+    for term in terms:
+        for name, p in term.named_parameters():
+            assert id(p) not in owned and p.grad is not None and p.grad.isfinite().all(), name
+
+
+# -------------------------------------------------------------------------------------------------------------- places
+
+
+@given(st.floats(-1.2, 2.2), st.floats(-1.2, 2.2), st.integers(1, 5), st.integers(1, 5))
+def test_reading_of_a_map(x: float, y: float, rows: int, columns: int) -> None:
+    """Bilinear between the cells' centres; cells beyond the map are 0."""
+    maps = torch.arange(rows * columns, dtype=torch.float64).view(1, 1, rows, columns) + 1
+    found = float(sample_at(maps, torch.tensor([[[x, y]]], dtype=torch.float64)))
+    u, v = x * columns - 0.5, y * rows - 0.5
+    expected = sum(
+        max(0.0, 1 - abs(u - i)) * max(0.0, 1 - abs(v - j)) * float(maps[0, 0, j, i])
+        for i in range(columns) for j in range(rows)
+    )  # fmt: skip
+    assert found == pytest.approx(expected, abs=1e-9)
+    volume = maps[:, :, None].expand(-1, -1, 3, -1, -1)
+    middle = torch.tensor([[[x, y, 0.5]]], dtype=torch.float64)
+    assert float(sample_at(volume, middle)) == pytest.approx(expected, abs=1e-9)
+
+
+@pytest.mark.parametrize("far", [1e30, -1e30, math.inf])
+def test_nothing_is_read_far_outside(far: float) -> None:
+    maps = torch.ones(1, 2, 4, 4, requires_grad=True)
+    found = sample_at(maps, torch.tensor([[[far, 0.5], [0.5, far], [0.5, 0.5]]]))
+    assert found[0].tolist() == [[0, 0], [0, 0], [1, 1]]
+    found.sum().backward()
+    assert maps.grad is not None and maps.grad.isfinite().all()
+
+
+def test_places_get_no_gradient() -> None:
+    place = torch.rand(1, 3, 2, requires_grad=True)
+    maps = torch.rand(1, 2, 4, 4, requires_grad=True)
+    sample_at(maps, place).sum().backward()
+    assert place.grad is None and maps.grad is not None
+
+
+def heads(seed: int) -> dict[str, Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    rows, columns = HEAD.cells
+    heatmap = 2 * torch.randn(2, 3, rows, columns, generator=generator) - 2
+    return {"heatmap": heatmap, "box": torch.randn(2, 2, 10, rows, columns, generator=generator)}
+
+
+def test_peaks_are_the_boxes_of_the_best_task() -> None:
+    """Each peak has the box that the head itself decodes there, and the scores of all classes of its cell."""
+    said = heads(0)
+    found = of_peaks(said, HEAD, 6)
+    assert found.code.shape == (2, 1, 6, 10) and found.classes == HEAD.classes
+    probability = said["heatmap"].sigmoid()
+    best = found.logits.sigmoid().amax(-1)[:, 0]
+    assert (best.diff() <= 0).all()
+    torch.testing.assert_close(best[:, 0], probability.amax((1, 2, 3)))
+    kinds = torch.tensor(HEAD.task_of_class)
+    whole = replace(HEAD, candidates=HEAD.cells[0] * HEAD.cells[1] * 3)
+    for b in range(2):
+        for i in range(6):
+            kind = int(found.logits[b, 0, i].argmax())
+            task = int(kinds[kind])
+            of_task = [k for k in range(3) if kinds[k] == task]
+            candidates = task_candidates(probability[:, of_task], said["box"][:, task], whole)
+            nearest = int((candidates.score[b] - best[b, i]).abs().argmin())
+            row, code = candidates.rows[b, nearest], found.code[b, 0, i]
+            decoded = torch.cat((code[:3], code[3:6].exp(), torch.atan2(code[6:7], code[7:8]), code[8:]))
+            torch.testing.assert_close(decoded, row)
+
+
+def test_more_peaks_than_cells() -> None:
+    said = {k: v[..., :2, :2] for k, v in heads(0).items()}
+    assert of_peaks(said, HEAD, 100).code.shape == (2, 1, 4, 10)
+
+
+def test_classes_are_found_by_name() -> None:
+    assert class_order(("b", "a"), ("a", "c", "b"), "teacher") == [2, 0]
+    with pytest.raises(UserError, match="the student knows the class 'd', the teacher only a, c, b"):
+        class_order(("d",), ("a", "c", "b"), "teacher")
+
+
+# ------------------------------------------------------------------------------------------------------------- uvtr_kd
+
+
+@pytest.mark.parametrize(("form", "norm"), [("partial", False), ("squared", False), ("partial", True)])
+def test_point_losses_number_by_number(form: Any, norm: bool) -> None:
+    generator = torch.Generator().manual_seed(0)
+    stages = [tuple(torch.randn(2, 3, 4, 5, generator=generator) for _ in range(2)) for _ in range(2)]
+    counted = torch.rand(2, 4, generator=generator) < 0.6
+    config = replace(UVTR, distance=form, channel_norm=norm)
+    for layer, loss in enumerate(point_losses(stages, config, counted)):
+        total = 0.0
+        for s, t in stages:
+            for b in range(2):
+                for n in range(4):
+                    if not counted[b, n]:
+                        continue
+                    said, taught = s[b, layer, n].tolist(), t[b, layer, n].tolist()
+                    if norm:
+                        said = [v / (sum(map(abs, said)) / 5) for v in said]
+                        taught = [v / (sum(map(abs, taught)) / 5) for v in taught]
+                    for x, y in zip(said, taught, strict=True):
+                        total += (x - y) ** 2 if form == "squared" or x > y or y > 0 else 0
+        assert float(loss) == pytest.approx(total / len(stages) / int(counted.sum()), rel=1e-5)
+    nobody = point_losses(stages, config, torch.zeros_like(counted))
+    assert nobody.tolist() == [0, 0, 0]
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"taps": ("bev_neck", "bev_neck")}, "pair by pair"),
+        ({"taps": ("voxels",)}, "the student has no tap 'voxels'; it offers bev_neck"),
+        ({"teacher_taps": ("voxels",)}, "the teacher has no tap 'voxels'; it offers bev_low"),
+        ({"connector": "none"}, r"\(6,\) channels and the teacher's \(10,\)"),
+    ],
+)
+def test_what_uvtr_kd_refuses_before_it_begins(change: dict[str, Any], words: str) -> None:
+    with pytest.raises(UserError, match=words):
+        build_terms(replace(UVTR, **change), {"bev_neck": 6}, {"bev_low": 4, "bev_0": 10})
+
+
+def test_uvtr_kd_of_who_predicts_no_boxes(teacher: Detector) -> None:
+    context, (term,) = said("uvtr_kd", scene(1), teacher)
+    mute = replace(context, student=Outputs(context.student.features, {"depth": torch.zeros(1)}), student_detector=None)
+    with pytest.raises(UserError, match="the student must predict boxes .* it predicts depth"):
+        term(mute)
+    (term,) = build_terms(replace(UVTR, points="objects"), {"bev_neck": 6}, {"bev_0": 10})
+    with pytest.raises(UserError, match="needs annotations"):
+        term(replace(context, batch=replace(context.batch, objects=None)))
+    with pytest.raises(UserError, match="the student has no tap 'bev_neck'; it offers bev"):
+        term(replace(context, student=Outputs({"bev": context.student.features["bev_neck"]}, {})))
+
+
+def test_uvtr_kd_styles() -> None:
+    assert UVTRKDConfig.styled("released").connector == "none" and UVTRKDConfig().style == "intended"
+    assert build_terms(UVTRKDConfig(weight=0.0), {}, {}) == []
