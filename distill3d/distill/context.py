@@ -57,6 +57,12 @@ class Context:
             raise UserError(f"the method asks for {wanted}; the student's teachers are {', '.join(self.teachers)}")
         return self.teachers[name]
 
+    def detector_named(self, name: str | None) -> Detector | None:
+        """Who said ``named(name)``; None where that is not known."""
+        if name is None and len(self.teachers) == 1:
+            name = next(iter(self.teachers))
+        return self.teacher_detectors.get(name or "")
+
     def pairs(self, taps: tuple[str, ...]) -> list[tuple[FeatureMap, FeatureMap]]:
         """The same taps of student and teacher, checked to be comparable."""
         return [comparable(tap, self.student, self.teacher) for tap in taps]

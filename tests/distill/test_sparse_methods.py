@@ -20,17 +20,31 @@ from distill3d.detectors.centerpoint import CenterPoint
 from distill3d.distill.centre_points import class_order, of_peaks, sample_at
 from distill3d.distill.context import Context, detached
 from distill3d.distill.methods import build_terms, method_name
+from distill3d.distill.methods.bevdistill import (
+    BEVDistillConfig,
+    best_boxes,
+    contrastive_loss,
+    dense_loss,
+    instance_losses,
+    matched_queries,
+    matching_costs,
+)
 from distill3d.distill.methods.uvtr_kd import UVTRKDConfig, point_losses
 from distill3d.distill.style import StyledConfig
 from distill3d.distill.term import Term
 from distill3d.errors import UserError
 from distill3d.layers.heads.centre_head import task_candidates
+from distill3d.layers.heads.matching import UNMATCHED
 
 LAYERS, QUERIES, MAP_CHANNELS = 3, 7, 6
 GROUND = BevGeometry((-REACH, -REACH, REACH, REACH), 1.6, "ego")
 SCENES: dict[str, tuple[int, ...]] = {"one": (1,), "no objects": (0,), "one without objects": (0, 5), "crowd": (60,)}
 
 UVTR = UVTRKDConfig(teacher_taps=("bev_0",), peaks=9)
+BEV_FIELDS: dict[str, Any] = {
+    "teacher_tap": "bev_0", "classes": CLASSES, "top_k": 5, "embedding": 8, "heat_channels": 8, "peaks": 9,
+}  # fmt: skip
+BEV = BEVDistillConfig(**BEV_FIELDS)
 
 
 class Queries(Detector[SurroundBatch]):
@@ -73,6 +87,17 @@ METHODS: dict[str, tuple[StyledConfig, str, set[str]]] = {
     "uvtr_kd of queries' objects": (replace(UVTR, points="objects", channel_norm=True), "queries", {"map"}),
     "uvtr_kd, sums": (replace(UVTR, reduction="sum", distance="squared"), "queries", {"map"}),
     "uvtr_kd, linear": (replace(UVTR, connector="linear"), "queries", {"map"}),
+    "bevdistill": (BEV, "queries", {"map", "logits", "codes"}),
+    "bevdistill of peaks": (BEV, "centres", {"backbone", "trunk", "neck", "head"}),
+    "bevdistill, released": (
+        BEVDistillConfig.styled("released", no_object="zero", class_weight=1.0, **BEV_FIELDS), "queries",
+        {"map", "logits", "codes"},
+    ),
+    "bevdistill at points": (replace(BEV, weighting="points"), "queries", {"map", "logits", "codes"}),
+    "bevdistill, maps alone": (
+        replace(BEV, weighting="uniform", instance_weight=0.0, contrastive_weight=0.0), "queries", {"map"},
+    ),
+    "bevdistill, more boxes than queries": (replace(BEV, top_k=20), "queries", {"map", "logits", "codes"}),
 }  # fmt: skip
 
 
@@ -252,3 +277,166 @@ def test_uvtr_kd_of_who_predicts_no_boxes(teacher: Detector) -> None:
 def test_uvtr_kd_styles() -> None:
     assert UVTRKDConfig.styled("released").connector == "none" and UVTRKDConfig().style == "intended"
     assert build_terms(UVTRKDConfig(weight=0.0), {}, {}) == []
+
+
+# ---------------------------------------------------------------------------------------------------------- bevdistill
+
+
+def test_dense_loss_of_a_batch_is_that_of_its_cells() -> None:
+    """Each sample under its own weights, whatever the number of channels."""
+    generator = torch.Generator().manual_seed(0)
+    student, teacher = (torch.randn(2, 3, 4, 5, generator=generator) for _ in range(2))
+    weight = torch.rand(2, 1, 4, 5, generator=generator)
+    expected = sum(
+        float(weight[b, 0, y, x] * ((student - teacher)[b, :, y, x] ** 2).sum())
+        for b in range(2) for y in range(4) for x in range(5)
+    ) / float(weight.sum())  # fmt: skip
+    assert float(dense_loss(student, teacher, weight)) == pytest.approx(expected, rel=1e-5)
+    nothing = torch.zeros_like(weight)
+    assert dense_loss(student, teacher, nothing) == 0 and dense_loss(student, teacher, nothing, "nan").isnan()
+
+
+def boxes_said(queries: int, boxes: int, seed: int = 0) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    logits, code = (torch.randn(2, 2, queries, n, generator=generator).requires_grad_() for n in (3, 10))
+    scores, taught = best_boxes(*(torch.randn(2, boxes + 2, n, generator=generator) for n in (3, 10)), boxes)
+    return logits, code, scores, taught
+
+
+@pytest.mark.parametrize(("queries", "boxes"), [(5, 3), (3, 5), (1, 1)])
+@pytest.mark.parametrize("quality", ["squared", "once", "none"])
+def test_instance_losses_box_by_box(queries: int, boxes: int, quality: Any) -> None:
+    config = replace(BEV, quality=quality, code_weights=tuple(0.1 * (i + 1) for i in range(10)))
+    said = boxes_said(queries, boxes)
+    logits, code, scores, taught = said
+    matched = matched_queries(*said, config)
+    losses = instance_losses(*said, config)
+    for layer in range(2):
+        errors, qualities, classes, count = 0.0, 0.0, 0.0, 0
+        for b in range(2):
+            assert sorted(q for q in matched[b, layer].tolist() if q != UNMATCHED) == sorted(
+                set(matched[b, layer].tolist()) - {UNMATCHED}
+            )
+            for k, query in enumerate(matched[b, layer].tolist()):
+                if query == UNMATCHED:
+                    continue
+                q = float(scores[b, k].max())
+                apart = (code[b, layer, query] - taught[b, k]).abs().detach()
+                distance = float((apart * torch.tensor(config.code_weights)).sum())
+                errors += distance * {"squared": q * q, "once": q, "none": 1.0}[quality]
+                qualities += 1.0 if quality == "none" else q
+                for p, t in zip(logits[b, layer, query].sigmoid().tolist(), scores[b, k].tolist(), strict=True):
+                    classes += t * math.log(t / p) + (1 - t) * math.log((1 - t) / (1 - p))
+                count += 1
+        assert count == 2 * min(queries, boxes)
+        assert float(losses["box"][layer].detach()) == pytest.approx(errors / qualities, rel=1e-4)
+        assert float(losses["class"][layer].detach()) == pytest.approx(classes / count, rel=1e-4)
+    torch.stack(list(losses.values())).sum().backward()
+    assert logits.grad is not None and code.grad is not None
+    for b in range(2):  # only matched queries learn
+        for layer in range(2):
+            alone = set(range(queries)) - set(matched[b, layer].tolist())
+            assert not logits.grad[b, layer, list(alone)].any() and not code.grad[b, layer, list(alone)].any()
+
+
+def test_the_matching_is_the_cheapest() -> None:
+    from itertools import permutations
+
+    said = boxes_said(4, 3)
+    cost = torch.stack(matching_costs(*said, BEV)).sum(0)
+    matched = matched_queries(*said, BEV)
+    for b in range(2):
+        for layer in range(2):
+            table = cost[b, layer]
+            best = min(sum(float(table[q, k]) for k, q in enumerate(order)) for order in permutations(range(4), 3))
+            assert sum(float(table[q, k]) for k, q in enumerate(matched[b, layer])) == pytest.approx(best, rel=1e-5)
+    heavier = matching_costs(*said, replace(BEV, cost_class=2.0, cost_box=0.0))
+    torch.testing.assert_close(heavier[0], 2 * matching_costs(*said, BEV)[0])
+    assert not heavier[1].any()
+
+
+def test_released_classes_push_up_who_has_no_box() -> None:
+    said = boxes_said(4, 1)
+    instance_losses(*said, BEVDistillConfig.styled("released"))["class"].sum().backward()
+    matched, gradient = matched_queries(*said, BEV), said[0].grad
+    assert gradient is not None
+    for b in range(2):
+        for layer in range(2):
+            alone = [q for q in range(4) if q not in matched[b, layer].tolist()]
+            assert (gradient[b, layer, alone] < 0).all()
+
+
+def test_codes_of_the_teachers_boxes_are_those_of_its_angles() -> None:
+    _, _, _, taught = boxes_said(2, 4)
+    torch.testing.assert_close(taught[..., 6:8].norm(dim=-1), torch.ones(2, 4))
+
+
+def unit_rows(count: int, seed: int) -> Tensor:
+    rows = torch.randn(count, 5, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    return torch.nn.functional.normalize(rows, dim=-1)
+
+
+@pytest.mark.parametrize("directions", ["one", "both"])
+@pytest.mark.parametrize("same_query", ["negative", "left_out"])
+def test_contrastive_loss_row_by_row(directions: Any, same_query: Any) -> None:
+    samples, layers, queries = 2, 3, 2
+    count = samples * layers * queries
+    config = replace(BEV, directions=directions, same_query=same_query)
+    student, teacher = unit_rows(count, 0), unit_rows(count, 1)
+    names = [(b, q) for b in range(samples) for _ in range(layers) for q in range(queries)]
+
+    def found(one: Tensor, other: Tensor) -> float:
+        total = 0.0
+        for i in range(count):
+            against = [j for j in range(count) if same_query == "negative" or i == j or names[i] != names[j]]
+            values = {j: math.exp(float(one[i] @ other[j]) / config.temperature) for j in against}
+            total -= math.log(values[i] / sum(values.values()))
+        return total / count
+
+    expected = found(teacher, student)
+    if directions == "both":
+        expected = (expected + found(student, teacher)) / 2
+    assert float(contrastive_loss(student, teacher, layers, samples, config)) == pytest.approx(expected, rel=1e-9)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"tap": "voxels"}, "the student has no tap 'voxels'; it offers bev_neck"),
+        ({"teacher_tap": "voxels"}, "the teacher has no tap 'voxels'; it offers bev_0"),
+        ({"code_weights": (1.0,)}, "a box has 10 values, got 1 code weights"),
+    ],
+)
+def test_what_bevdistill_refuses_before_it_begins(change: dict[str, Any], words: str) -> None:
+    with pytest.raises(UserError, match=words):
+        build_terms(replace(BEV, **change), {"bev_neck": 6}, {"bev_0": 10})
+
+
+def test_what_bevdistill_refuses(teacher: Detector) -> None:
+    context, terms = said("bevdistill", scene(2), teacher)
+    assert [t.name for t in terms] == ["heat", "dense", "instance", "contrastive"]
+    found = {t.name: t for t in terms}
+    bare = replace(context, batch=replace(context.batch, objects=None))
+    for name in ("heat", "dense"):
+        with pytest.raises(UserError, match="needs annotations"):
+            found[name](bare)
+        moved = {
+            "bev_neck": replace(context.student.features["bev_neck"], geometry=BevGeometry((0, 0, 8, 8), 0.8, "ego"))
+        }
+        away = replace(context, student=replace(context.student, features=moved))
+        if name == "dense":
+            with pytest.raises(UserError, match="one part of the ground"):
+                found[name](away)
+    (heat, *_) = build_terms(replace(BEV, classes=("car", "tram")), {"bev_neck": MAP_CHANNELS}, {"bev_0": 10})
+    with pytest.raises(UserError, match="no class 'tram', set classes to some of car, bicycle, pedestrian"):
+        heat(context)
+    with pytest.raises(UserError, match="the teacher must predict boxes"):
+        found["instance"](replace(context, teacher_detectors={}))
+    assert found["contrastive"](bare).isfinite() and found["instance"](bare).isfinite()
+
+
+def test_one_place_is_too_few_for_a_contrast(teacher: Detector) -> None:
+    context, terms = said("bevdistill", scene(2), teacher)
+    only = {name: value[:, :1, :1] for name, value in context.student.predictions.items()}
+    few = replace(context, student=replace(context.student, predictions=only))
+    assert terms[-1].name == "contrastive" and terms[-1](few) == 0

@@ -12,6 +12,7 @@ from typing import Any
 from distill3d.detectors.base import FeatureMap
 from distill3d.distill.context import Context
 from distill3d.distill.methods import (
+    bevdistill,
     cmkd,
     dense_truth,
     labeldistill,
@@ -52,6 +53,7 @@ METHODS: dict[str, Method] = {
         Method("dense_truth", dense_truth.DenseTruthConfig, dense_truth.terms),
         Method("pseudo_labels", pseudo_labels.PseudoLabelsConfig, pseudo_labels.terms),
         Method("trusted", trusted.TrustedConfig, trusted.terms),
+        Method("bevdistill", bevdistill.BEVDistillConfig, bevdistill.terms),
         Method("uvtr_kd", uvtr_kd.UVTRKDConfig, uvtr_kd.terms),
     )
 }
@@ -67,6 +69,7 @@ MethodConfig = (
     | pseudo_labels.PseudoLabelsConfig
     | dense_truth.DenseTruthConfig
     | trusted.TrustedConfig
+    | bevdistill.BEVDistillConfig
     | uvtr_kd.UVTRKDConfig
     | MixedConfig
 )

@@ -116,7 +116,7 @@ class VoxelAttention(nn.Module):
     ) -> Float[Tensor, "b q c"]:  # fmt: skip
         """The query plus what it reads, summed over volumes.
 
-        ``position`` is the query's code, ``reference`` its x, y, z before the sigmoid that makes it 0..1 over the range.
+        ``position`` is the query's code, ``reference`` its x, y, z before a sigmoid makes them 0..1 over the range.
         """
         grid = 2 * reference.sigmoid()[:, :, None, None] - 1
         read = [F.grid_sample(v, grid.to(v), align_corners=False).flatten(2).mT for v in volumes]
