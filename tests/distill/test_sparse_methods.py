@@ -9,7 +9,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from test_surround_methods import CLASSES, HEAD, LIDAR, REACH, STUDENT, build, scene
+from test_surround_methods import CLASSES, HEAD, LIDAR, REACH, STUDENT, scene
 from torch import Tensor
 
 from distill3d.boxes import Boxes3D
@@ -29,15 +29,25 @@ from distill3d.distill.methods.bevdistill import (
     matched_queries,
     matching_costs,
 )
+from distill3d.distill.methods.simdistill import (
+    SimDistillConfig,
+    lidar_adapter,
+    object_mask,
+    response_box_loss,
+    response_class_loss,
+)
 from distill3d.distill.methods.uvtr_kd import UVTRKDConfig, point_losses
 from distill3d.distill.style import StyledConfig
 from distill3d.distill.term import Term
 from distill3d.errors import UserError
-from distill3d.layers.heads.centre_head import task_candidates
+from distill3d.layers.ground.geometry_compensation import AttentionCompensation
+from distill3d.layers.heads.centre_head import CentreTargets, centre_targets, codes_at, task_candidates
 from distill3d.layers.heads.matching import UNMATCHED
 
 LAYERS, QUERIES, MAP_CHANNELS = 3, 7, 6
+CAMERA_CHANNELS, FUSED_CHANNELS = 4, 5
 GROUND = BevGeometry((-REACH, -REACH, REACH, REACH), 1.6, "ego")
+NETWORK = {"backbone", "trunk", "neck", "head"}
 SCENES: dict[str, tuple[int, ...]] = {"one": (1,), "no objects": (0,), "one without objects": (0, 5), "crowd": (60,)}
 
 UVTR = UVTRKDConfig(teacher_taps=("bev_0",), peaks=9)
@@ -45,6 +55,12 @@ BEV_FIELDS: dict[str, Any] = {
     "teacher_tap": "bev_0", "classes": CLASSES, "top_k": 5, "embedding": 8, "heat_channels": 8, "peaks": 9,
 }  # fmt: skip
 BEV = BEVDistillConfig(**BEV_FIELDS)
+#: Of a student with one branch and a teacher with LiDAR alone.
+ONE_BRANCH: dict[str, Any] = {
+    "imd_weight": 0.0, "mmd_f_weight": 0.0, "simulated_tap": "bev", "teacher_lidar_tap": "bev_0",
+    "teacher_head_tap": "bev_0",
+}  # fmt: skip
+SIM = SimDistillConfig(teacher_head_tap="bev_0")
 
 
 class Queries(Detector[SurroundBatch]):
@@ -79,6 +95,46 @@ class Queries(Detector[SurroundBatch]):
         raise NotImplementedError
 
 
+class Branches(BEVDepth):
+    """A student whose lifted map goes two ways, one of them compensated, and is fused again beside the real network."""
+
+    def __init__(self) -> None:
+        super().__init__(STUDENT)
+        channels = self.tap_channels["bev"]
+        self.camera = torch.nn.Conv2d(channels, CAMERA_CHANNELS, 1)
+        self.simulated = torch.nn.Conv2d(channels, channels, 1)
+        self.compensation = AttentionCompensation(channels, HEAD.cells, heads=2, points=3)
+        self.fuser = lidar_adapter(CAMERA_CHANNELS + channels, FUSED_CHANNELS)
+        self.tap_channels |= {"bev_camera": CAMERA_CHANNELS, "bev_simulated": channels, "bev_fused": FUSED_CHANNELS}
+
+    def forward(self, batch: SurroundBatch) -> Outputs:
+        outputs = super().forward(batch)
+        bev = outputs.features["bev"]
+        maps = {"bev_camera": self.camera(bev.tensor), "bev_simulated": self.compensation(self.simulated(bev.tensor))}
+        maps["bev_fused"] = self.fuser(torch.cat(list(maps.values()), dim=1))
+        outputs.features |= {name: FeatureMap(tensor, bev.geometry) for name, tensor in maps.items()}
+        return outputs
+
+
+class FusingTeacher(CenterPoint):
+    """A teacher with as many branches, of a LiDAR alone."""
+
+    def __init__(self) -> None:
+        super().__init__(LIDAR)
+        self.tap_channels |= {"bev_camera": CAMERA_CHANNELS, "bev_lidar": self.tap_channels["bev_0"],
+                              "bev_fused": FUSED_CHANNELS}  # fmt: skip
+
+    def forward(self, batch: SurroundBatch) -> Outputs:
+        outputs = super().forward(batch)
+        bev = outputs.features["bev_0"]
+        maps = {"bev_camera": bev.tensor[:, :CAMERA_CHANNELS], "bev_lidar": bev.tensor,
+                "bev_fused": 0.5 * bev.tensor[:, -FUSED_CHANNELS:]}  # fmt: skip
+        outputs.features |= {name: FeatureMap(tensor, bev.geometry) for name, tensor in maps.items()}
+        return outputs
+
+
+STUDENTS: dict[str, Any] = {"queries": Queries, "centres": lambda: BEVDepth(STUDENT), "branches": Branches}
+
 #: Settings, the student, and the parts of it that the terms together teach.
 METHODS: dict[str, tuple[StyledConfig, str, set[str]]] = {
     "uvtr_kd": (UVTR, "queries", {"map"}),
@@ -88,7 +144,7 @@ METHODS: dict[str, tuple[StyledConfig, str, set[str]]] = {
     "uvtr_kd, sums": (replace(UVTR, reduction="sum", distance="squared"), "queries", {"map"}),
     "uvtr_kd, linear": (replace(UVTR, connector="linear"), "queries", {"map"}),
     "bevdistill": (BEV, "queries", {"map", "logits", "codes"}),
-    "bevdistill of peaks": (BEV, "centres", {"backbone", "trunk", "neck", "head"}),
+    "bevdistill of peaks": (BEV, "centres", NETWORK),
     "bevdistill, released": (
         BEVDistillConfig.styled("released", no_object="zero", class_weight=1.0, **BEV_FIELDS), "queries",
         {"map", "logits", "codes"},
@@ -97,21 +153,28 @@ METHODS: dict[str, tuple[StyledConfig, str, set[str]]] = {
     "bevdistill, maps alone": (
         replace(BEV, weighting="uniform", instance_weight=0.0, contrastive_weight=0.0), "queries", {"map"},
     ),
+    "simdistill": (SIM, "branches", {"camera", "simulated", "compensation", "fuser", *NETWORK}),
+    "simdistill, released": (
+        SimDistillConfig.styled("released", teacher_head_tap="bev_0"), "branches",
+        {"camera", "simulated", "compensation", "fuser", *NETWORK},
+    ),
+    "simdistill of one branch": (SimDistillConfig(**ONE_BRANCH), "centres", NETWORK),
+    "simdistill of one branch, released": (SimDistillConfig.styled("released", **ONE_BRANCH), "centres", NETWORK),
     "bevdistill, more boxes than queries": (replace(BEV, top_k=20), "queries", {"map", "logits", "codes"}),
 }  # fmt: skip
 
 
 @pytest.fixture(scope="module")
 def teacher() -> Detector:
-    return build(CenterPoint, LIDAR, 1).eval().requires_grad_(False)
+    torch.manual_seed(1)
+    return FusingTeacher().eval().requires_grad_(False)
 
 
 def said(method: str, batch: SurroundBatch, teacher: Detector) -> tuple[Context, list[Term]]:
     """What student and teacher say of a batch, and the method's terms."""
     config, kind, _ = METHODS[method]
     torch.manual_seed(0)
-    student = Queries() if kind == "queries" else BEVDepth(STUDENT)
-    student.train()
+    student = STUDENTS[kind]().train()
     answers = {"teacher": detached(teacher(batch))}
     context = Context(student(batch), answers, batch, student.encode(batch), student, {"teacher": teacher})
     return context, build_terms(config, student.tap_channels, teacher.tap_channels)
@@ -314,9 +377,8 @@ def test_instance_losses_box_by_box(queries: int, boxes: int, quality: Any) -> N
     for layer in range(2):
         errors, qualities, classes, count = 0.0, 0.0, 0.0, 0
         for b in range(2):
-            assert sorted(q for q in matched[b, layer].tolist() if q != UNMATCHED) == sorted(
-                set(matched[b, layer].tolist()) - {UNMATCHED}
-            )
+            partners = [q for q in matched[b, layer].tolist() if q != UNMATCHED]
+            assert len(partners) == len(set(partners))
             for k, query in enumerate(matched[b, layer].tolist()):
                 if query == UNMATCHED:
                     continue
@@ -420,13 +482,9 @@ def test_what_bevdistill_refuses(teacher: Detector) -> None:
     for name in ("heat", "dense"):
         with pytest.raises(UserError, match="needs annotations"):
             found[name](bare)
-        moved = {
-            "bev_neck": replace(context.student.features["bev_neck"], geometry=BevGeometry((0, 0, 8, 8), 0.8, "ego"))
-        }
-        away = replace(context, student=replace(context.student, features=moved))
-        if name == "dense":
-            with pytest.raises(UserError, match="one part of the ground"):
-                found[name](away)
+    elsewhere = FeatureMap(context.student.features["bev_neck"].tensor, BevGeometry((0.0, 0.0, 9.6, 9.6), 0.8, "ego"))
+    with pytest.raises(UserError, match="one part of the ground"):
+        found["dense"](replace(context, student=replace(context.student, features={"bev_neck": elsewhere})))
     (heat, *_) = build_terms(replace(BEV, classes=("car", "tram")), {"bev_neck": MAP_CHANNELS}, {"bev_0": 10})
     with pytest.raises(UserError, match="no class 'tram', set classes to some of car, bicycle, pedestrian"):
         heat(context)
@@ -440,3 +498,104 @@ def test_one_place_is_too_few_for_a_contrast(teacher: Detector) -> None:
     only = {name: value[:, :1, :1] for name, value in context.student.predictions.items()}
     few = replace(context, student=replace(context.student, predictions=only))
     assert terms[-1].name == "contrastive" and terms[-1](few) == 0
+
+
+# ---------------------------------------------------------------------------------------------------------- simdistill
+
+
+def test_simdistill_without_objects(teacher: Detector) -> None:
+    context, terms = said("simdistill", scene(0), teacher)
+    losses = {term.name: float(term(context).detach()) for term in terms}
+    assert {name for name, loss in losses.items() if loss == 0} == {"cmd", "response_box"}
+    assert {t.name: t.weight for t in terms} == {
+        "imd": 1.0, "cmd": 100.0, "mmd_f": 1.0, "response_class": 0.25, "response_box": 0.25,
+    }  # fmt: skip
+
+
+def test_who_agrees_with_the_teacher_learns_nothing() -> None:
+    same = heads(0)
+    student = {name: value.clone().requires_grad_() for name, value in same.items()}
+    targets = centre_targets(HEAD, scene(4, 2).objects, CLASSES)  # pyright: ignore[reportArgumentType]
+    for style in ("released", "intended"):
+        config = SimDistillConfig.styled(style)
+        assert response_class_loss(student["heatmap"], same["heatmap"], HEAD, config) == 0
+        assert response_box_loss(student["box"], same["box"], targets, HEAD, config) == 0
+
+
+@pytest.mark.parametrize("slots", ["all", "objects"])
+@pytest.mark.parametrize("sine_code", ["sine", "plain"])
+def test_box_responses_slot_by_slot(slots: Any, sine_code: Any) -> None:
+    head = replace(HEAD, max_objects=6, code_weights=tuple(0.2 * (i + 1) for i in range(10)))
+    objects = scene(4, 7).objects
+    assert objects is not None
+    targets: CentreTargets = centre_targets(head, objects, CLASSES)
+    student, taught = heads(0)["box"], heads(1)["box"]
+    said, told = codes_at(student, targets.index), codes_at(taught, targets.index)
+    expected = 0.0
+    for task in range(2):
+        total = 0.0
+        for b in range(2):
+            for m in range(6):
+                if slots == "objects" and not targets.mask[b, task, m]:
+                    continue
+                for c in range(10):
+                    x, y = (float(v[b, task, m, c]) * head.code_weights[c] for v in (said, told))
+                    gap = abs(math.sin(x - y) if c == 6 and sine_code == "sine" else x - y)
+                    total += 4.5 * gap * gap if gap < 1 / 9 else gap - 1 / 18
+        expected += total / (6 if slots == "all" else max(1e-4, int(targets.mask[:, task].sum())))
+    config = SimDistillConfig(slots=slots, sine_code=sine_code)
+    assert float(response_box_loss(student, taught, targets, head, config)) == pytest.approx(expected, rel=1e-4)
+
+
+@pytest.mark.parametrize("sigmoids", ["once", "twice"])
+def test_class_responses_cell_by_cell(sigmoids: Any) -> None:
+    student, taught = heads(0)["heatmap"].double(), heads(1)["heatmap"].double()
+    expected = 0.0
+    for b in range(2):
+        for k, classes in enumerate((1, 2, 2)):
+            p, t = student[b, k].sigmoid(), taught[b, k].sigmoid()
+            count = max(1, int((t > 0.1).sum()))
+            if sigmoids == "twice":
+                p, t = p.sigmoid(), t.sigmoid()
+                count = p.numel() / classes
+            entropy = -t * p.log() - (1 - t) * (1 - p).log()
+            expected += float(((p - t) ** 2 * entropy).sum()) / count
+    config = SimDistillConfig(sigmoids=sigmoids)
+    assert float(response_class_loss(student, taught, HEAD, config)) == pytest.approx(expected, rel=1e-6)
+
+
+def test_object_masks() -> None:
+    heatmap = torch.tensor([0.75, 0.5]).view(1, 2, 1, 1)
+    assert object_mask(heatmap, "sum").item() == 1.25 and object_mask(heatmap, "max").item() == 0.75
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"camera_tap": "voxels"}, "the student has no tap 'voxels'.*name another or set imd_weight to 0"),
+        ({"teacher_lidar_tap": "voxels"}, "the teacher has no tap 'voxels'.*name another or set cmd_weight to 0"),
+        ({"fused_tap": "voxels"}, "the student has no tap 'voxels'.*name another or set mmd_f_weight to 0"),
+    ],
+)
+def test_what_simdistill_refuses_before_it_begins(change: dict[str, Any], words: str) -> None:
+    channels = {"bev_camera": 2, "bev_simulated": 2, "bev_lidar": 3, "bev_fused": 4}
+    assert len(build_terms(SIM, channels, channels)) == 5
+    with pytest.raises(UserError, match=words):
+        build_terms(replace(SIM, **change), channels, channels)
+
+
+def test_what_simdistill_refuses(teacher: Detector) -> None:
+    context, terms = said("simdistill", scene(2), teacher)
+    found = {t.name: t for t in terms}
+    for name in ("cmd", "response_box"):
+        with pytest.raises(UserError, match="simdistill looks at labelled objects"):
+            found[name](replace(context, targets=None))
+    for name in ("response_class", "response_box"):
+        with pytest.raises(UserError, match="set class_weight and box_weight to 0"):
+            found[name](replace(context, student_detector=None))
+    moved = {
+        name: FeatureMap(m.tensor, BevGeometry(HEAD.extent, 0.8, "ego")) for name, m in context.student.features.items()
+    }
+    for term in terms:
+        with pytest.raises(ValueError, match="different grids"):
+            term(replace(context, student=replace(context.student, features=moved)))

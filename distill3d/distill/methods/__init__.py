@@ -21,6 +21,7 @@ from distill3d.distill.methods import (
     monostl,
     monotakd,
     pseudo_labels,
+    simdistill,
     trusted,
     uvtr_kd,
 )
@@ -54,6 +55,7 @@ METHODS: dict[str, Method] = {
         Method("pseudo_labels", pseudo_labels.PseudoLabelsConfig, pseudo_labels.terms),
         Method("trusted", trusted.TrustedConfig, trusted.terms),
         Method("bevdistill", bevdistill.BEVDistillConfig, bevdistill.terms),
+        Method("simdistill", simdistill.SimDistillConfig, simdistill.terms),
         Method("uvtr_kd", uvtr_kd.UVTRKDConfig, uvtr_kd.terms),
     )
 }
@@ -70,6 +72,7 @@ MethodConfig = (
     | dense_truth.DenseTruthConfig
     | trusted.TrustedConfig
     | bevdistill.BEVDistillConfig
+    | simdistill.SimDistillConfig
     | uvtr_kd.UVTRKDConfig
     | MixedConfig
 )

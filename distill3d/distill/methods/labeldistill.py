@@ -166,15 +166,15 @@ class FeatureTerm(Term):
         return context.risen(self.warm_up) * feature_loss(adapted, taught, masks).float()
 
 
-def labelled_centres(context: Context) -> CentreTargets:
-    """The targets of the student's centre head.
+def labelled_centres(context: Context, method: str = "labeldistill") -> CentreTargets:
+    """The targets of the student's centre head, for a ``method`` of this name.
 
     Raises:
         UserError: the student has none, or the batch has no annotations.
     """
     found = context.targets if isinstance(context.targets, CentreTargets) else getattr(context.targets, "centres", None)
     if not isinstance(found, CentreTargets):
-        raise UserError("labeldistill looks at labelled objects: it needs a student with a centre head and annotations")
+        raise UserError(f"{method} looks at labelled objects: it needs a student with a centre head and annotations")
     return found
 
 
