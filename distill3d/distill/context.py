@@ -57,6 +57,12 @@ class Context:
             raise UserError(f"the method asks for {wanted}; the student's teachers are {', '.join(self.teachers)}")
         return self.teachers[name]
 
+    def detector_named(self, name: str | None) -> Detector | None:
+        """Who said ``named(name)``; None where that is not known."""
+        if name is None and len(self.teachers) == 1:
+            name = next(iter(self.teachers))
+        return self.teacher_detectors.get(name or "")
+
     def pairs(self, taps: tuple[str, ...]) -> list[tuple[FeatureMap, FeatureMap]]:
         """The same taps of student and teacher, checked to be comparable."""
         return [comparable(tap, self.student, self.teacher) for tap in taps]
@@ -112,6 +118,17 @@ def same_grid(
         shapes = [tuple(m.tensor.shape[-2:]) for m in (s, t)]
         raise ValueError(f"tap {tap!r} has {shapes[0]} cells in the student and {shapes[1]} in the {who}")
     return s, t
+
+
+def tapped(tap: str, outputs: Outputs, who: str) -> FeatureMap:
+    """The map of ``who`` of this name.
+
+    Raises:
+        UserError: there is none.
+    """
+    if tap not in outputs.features:
+        raise UserError(f"the {who} has no tap {tap!r}; it offers {', '.join(outputs.features) or 'none'}")
+    return outputs.features[tap]
 
 
 def detached(outputs: Outputs) -> Outputs:

@@ -12,6 +12,7 @@ from typing import Any
 from distill3d.detectors.base import FeatureMap
 from distill3d.distill.context import Context
 from distill3d.distill.methods import (
+    bevdistill,
     cmkd,
     dense_truth,
     distillbev,
@@ -21,9 +22,11 @@ from distill3d.distill.methods import (
     monostl,
     monotakd,
     pseudo_labels,
+    simdistill,
     tig_bev,
     trusted,
     unidistill,
+    uvtr_kd,
     vcd,
     x3kd,
 )
@@ -61,6 +64,9 @@ METHODS: dict[str, Method] = {
         Method("dense_truth", dense_truth.DenseTruthConfig, dense_truth.terms),
         Method("pseudo_labels", pseudo_labels.PseudoLabelsConfig, pseudo_labels.terms),
         Method("trusted", trusted.TrustedConfig, trusted.terms),
+        Method("bevdistill", bevdistill.BEVDistillConfig, bevdistill.terms),
+        Method("simdistill", simdistill.SimDistillConfig, simdistill.terms),
+        Method("uvtr_kd", uvtr_kd.UVTRKDConfig, uvtr_kd.terms),
     )
 }
 
@@ -80,6 +86,9 @@ MethodConfig = (
     | pseudo_labels.PseudoLabelsConfig
     | dense_truth.DenseTruthConfig
     | trusted.TrustedConfig
+    | bevdistill.BEVDistillConfig
+    | simdistill.SimDistillConfig
+    | uvtr_kd.UVTRKDConfig
     | MixedConfig
 )
 
