@@ -89,7 +89,8 @@ class DistillBEVConfig(StyledConfig):
     spatial_weight: Weight = 2.5e-3
     channel_weight: Weight = 0.0
     false_positive_weight: Weight = 6e-2
-    taps: tuple[str, ...] = ("bev_stage1", "bev_stage2", "bev_neck")
+    #: The student's second and third stages have a quarter of the cells of the teacher's first and second.
+    taps: tuple[str, ...] = ("bev_stage2", "bev_stage3", "bev_neck")
     teacher_taps: tuple[str, ...] = ("bev_stage1", "bev_stage2", "bev_neck")
     adaptors: tuple[MapAdaptation, ...] = ("upsample_3layer", "upsample_3layer", "1x1conv")
     teacher_pooling: tuple[Literal["none", "average", "max"], ...] = ("none", "none", "none")  # over 2 x 2 cells

@@ -39,7 +39,6 @@ from distill3d.distill.adapters import in_dtype_of
 from distill3d.distill.centre_responses import centre_predictions, labelled_centres
 from distill3d.distill.context import Context, comparable, same_grid
 from distill3d.distill.methods.cmkd import class_loss
-from distill3d.distill.methods.labeldistill import labelled_centres
 from distill3d.distill.precision import full_precision
 from distill3d.distill.relations import resized
 from distill3d.distill.style import StyledConfig, option

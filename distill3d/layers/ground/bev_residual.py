@@ -106,8 +106,8 @@ def planar_motion(now: Float[Tensor, "b 4 4"], before: Float[Tensor, "b 4 4"]) -
     """Where, in the vehicle's frame of before, the points lay that lie at (x, y, 1) in today's, if they stood still.
 
     Both arguments are poses (camera to vehicle) of one camera in today's frame: where it stands, and where it stood.
-    before^-1 leads from today's frame to the camera of before, and now from there to the vehicle of before, in which the
-    camera stood as it stands today; of now before^-1 what concerns height is left out.
+    before^-1 leads from today's frame to the camera of before, and now from there to the vehicle of before, in which
+    the camera stood as it stands today; of now before^-1 what concerns height is left out.
 
     Source: mmdet3d/models/detectors/bevdet.py, shift_feature.
     """
