@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 from distill3d.plugins import load_installed
 from distill3d.recipe_index import no_recipe
-from distill3d.recipes import bev, surround
+from distill3d.recipes import bev, surround, surround_family
 from distill3d.recipes.demo import demo, demo_control
 from distill3d.recipes.head_start import head_start_monodle, tiny_head_start
 from distill3d.recipes.kitti import BASES, METHODS, alone, monodle_overfit, selective_monoskd, taught
@@ -34,6 +34,7 @@ RECIPES: dict[str, Callable[[], Recipe]] = {
     "tiny_labelled": tiny_labelled,
     **{recipe.__name__: recipe for recipe in bev.RECIPES},
     **{recipe().name: recipe for recipe in surround.RECIPES},
+    **{recipe.__name__: recipe for recipe in surround_family.RECIPES},
     "monodle_overfit": monodle_overfit,
 }
 
