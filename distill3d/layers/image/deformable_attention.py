@@ -92,7 +92,7 @@ class DeformableAttention(nn.Module):
             self.offset.bias.copy_(start.flatten())
 
     def locations(
-        self, query: Float[Tensor, "b q c"], reference: Float[Tensor, "b q *r"], sizes: Sizes
+        self, query: Float[Tensor, "b q a"], reference: Float[Tensor, "b q *r"], sizes: Sizes
     ) -> Float[Tensor, "b q h levels p 2"]:
         """Where each query looks, as ``sample_levels`` takes it.
 
@@ -112,7 +112,7 @@ class DeformableAttention(nn.Module):
         return centre + offset * scale
 
     def gather(
-        self, query: Float[Tensor, "b q c"], reference: Float[Tensor, "b q *r"], tokens: Float[Tensor, "b t c"],
+        self, query: Float[Tensor, "b q a"], reference: Float[Tensor, "b q *r"], tokens: Float[Tensor, "b t c"],
         sizes: Sizes,
     ) -> Float[Tensor, "b q c"]:  # fmt: skip
         """What the queries gather from the ``tokens`` of all levels, before ``output``; in float32 or better."""
@@ -128,7 +128,7 @@ class DeformableAttention(nn.Module):
 
     def forward(
         self,
-        query: Float[Tensor, "b q c"],
+        query: Float[Tensor, "b q a"],
         reference: Float[Tensor, "b q *r"],
         tokens: Float[Tensor, "b t c"],
         sizes: Sizes,
