@@ -10,7 +10,7 @@ from golden import golden_files, stem
 TESTS = Path(__file__).resolve().parents[1]
 SETS = (
     "monodle", "monodistill", "monoskd", "monostl", "monodetr", "cmkd", "monotakd", "bevdepth", "labeldistill",
-    "nuscenes", "cmkd_mv",
+    "nuscenes", "cmkd_mv", "bevformer",
 )  # fmt: skip
 
 
