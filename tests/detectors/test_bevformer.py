@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable
 from dataclasses import fields, replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,9 +13,11 @@ from torch import Tensor
 
 from distill3d.boxes import wrap_angle
 from distill3d.data.batching import picked
-from distill3d.data.surround import SurroundBatch
+from distill3d.data.nuscenes.dataset import NuScenesConfig, NuScenesDataset
+from distill3d.data.surround import SurroundBatch, collate_surround
 from distill3d.detectors import build_detector
 from distill3d.detectors.base import BevGeometry, Outputs
+from distill3d.detectors.bevdepth import BEVDepthConfig
 from distill3d.detectors.bevformer import (
     CODE,
     DRIVEN,
@@ -45,6 +48,7 @@ from distill3d.layers.image.deformable_attention import DeformableAttention
 from distill3d.layers.image.resnet import ResNetConfig
 from distill3d.layers.points.voxels import VoxelGrid
 from distill3d.settings import from_plain, to_plain
+from distill3d.train.learnable import nuscenes_counts
 
 CANVAS = (96, 64)
 CELL = 3.2
@@ -249,6 +253,21 @@ def test_decode_undoes_encode() -> None:
         assert wrap_angle(sure.yaw - turn).abs().max() < 1e-4 and torch.equal(sure.label, objects.label[0][order])
 
 
+def test_what_there_is_to_learn_is_counted(real_data: Path) -> None:
+    """On the same ground as much as BEVDepth has."""
+    data = NuScenesDataset(
+        NuScenesConfig(
+            root=real_data / "nuscenes_mini_val_tables", version="v1.0-mini", split="mini_val", images=False,
+            in_memory=True,
+        )
+    )  # fmt: skip
+    ours, theirs = (
+        {count.name: count for count in nuscenes_counts(config, data)}
+        for config in (BEVFormerConfig(), BEVDepthConfig())
+    )
+    assert ours == theirs and sum(count.left for count in ours.values()) > 0
+
+
 def test_tiny_overfits_a_moment() -> None:
     batch, model = scene(3, canvas=(96, 64)), build(tiny(dropout=0.0)).train()
     optimiser = torch.optim.AdamW(model.parameters(), 2e-3)
@@ -383,6 +402,28 @@ def test_motion_follows_from_poses(ahead: float, left: float, degrees: float) ->
         assert not signals[:, 2, DRIVEN].any() and not signals[:, 2, TURNED].any()
         change = wrap_angle(signals[:, 0, HEADING] - signals[:, 1, HEADING]).rad2deg()
         assert (change - degrees).abs().max() < 1e-9
+
+
+def test_motion_of_real_drives(real_data: Path) -> None:
+    """Cameras see the vehicle where its own poses have it, but for the milliseconds between pictures and scan."""
+    dataset = NuScenesDataset(
+        NuScenesConfig(
+            root=real_data / "nuscenes_mini_val_tables", version="v1.0-mini", split="mini_val", past=(1,),
+            images=False, in_memory=True, nan_velocity="keep",
+        )
+    )  # fmt: skip
+    samples = [dataset.get(i) for i in range(len(dataset))]
+    signals = vehicle_signals(collate_surround(samples))
+    pose = torch.stack([s.ego_to_global for s in samples])
+    heading = torch.atan2(pose[:, 1, 0], pose[:, 0, 0])
+    torch.testing.assert_close(signals[:, 0, HEADING], heading)
+    # samples stand in the order of their scenes; a scene's first repeats itself and has not moved
+    follows = signals[1:, 0, DRIVEN].norm(dim=-1) > 0.5
+    assert follows.sum() > 40
+    way = (pose[1:] - pose[:-1])[follows, :2, 3]
+    torch.testing.assert_close(signals[1:, 0, DRIVEN][follows], way, rtol=0, atol=0.02)
+    change = wrap_angle(heading[1:] - heading[:-1])[follows].rad2deg()
+    torch.testing.assert_close(signals[1:, 0, TURNED][follows], change, rtol=0, atol=0.1)
 
 
 def test_history_lies_where_things_stood_before() -> None:
