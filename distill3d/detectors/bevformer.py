@@ -156,24 +156,28 @@ def _square(cells: int) -> VoxelGrid:
 
 
 def released_tiny(**fields: Any) -> BEVFormerConfig:
-    """The release's tiny one: 450 x 800 px padded to 480, ResNet-50, one level, 50 x 50 cells, 3 frames."""
-    return BEVFormerConfig(**{"trunk": ResNetConfig(frozen=True), **fields})
+    """The release's tiny one: 800 x 450 px padded to 480, ResNet-50, one level, 50 x 50 cells, 3 frames.
+
+    As all three it begins with ImageNet weights, of which stem, first stage and batch norms stay.
+    """
+    return BEVFormerConfig(**{"trunk": ResNetConfig(pretrained=True, frozen=True), **fields})
 
 
 def released_small(**fields: Any) -> BEVFormerConfig:
-    """The release's small one: 720 x 1280 px padded to 736, one level, 150 x 150 cells, 3 frames.
+    """The release's small one: 1280 x 720 px padded to 736, one level, 150 x 150 cells, 3 frames.
 
-    Its trunk is ResNet-101 with plain convolutions: the release's last two stages have deformable ones.
+    Its trunk is ResNet-101 with plain convolutions and ImageNet weights: the release's last two stages have deformable
+    ones, and all of it begins as FCOS3D ended.
     """
-    small = {"trunk": ResNetConfig(layers=RESNET101, frozen=True), "grid": _square(150)}
+    small = {"trunk": ResNetConfig(layers=RESNET101, pretrained=True, frozen=True), "grid": _square(150)}
     return BEVFormerConfig(**{**small, **fields})
 
 
 def released_base(**fields: Any) -> BEVFormerConfig:
-    """The release's base one: 900 x 1600 px padded to 928, four levels, 200 x 200 cells, 6 encoder layers, 4 frames;
+    """The release's base one: 1600 x 900 px padded to 928, four levels, 200 x 200 cells, 6 encoder layers, 4 frames;
     the trunk as in ``released_small``."""
     base = {
-        "trunk": ResNetConfig(layers=RESNET101, frozen=True), "strides": STRIDES, "extra_levels": 1,
+        "trunk": ResNetConfig(layers=RESNET101, pretrained=True, frozen=True), "strides": STRIDES, "extra_levels": 1,
         "encoder_layers": 6, "grid": _square(200), "frames": 4,
     }  # fmt: skip
     return BEVFormerConfig(**{**base, **fields})
@@ -287,7 +291,10 @@ def turned(
     x, y = offset.unbind(-1)
     source = torch.stack((cos * x - sin * y, sin * x + cos * y), dim=-1) + middle
     grid = (2 * source / extent - 1).unflatten(1, size)
-    return F.grid_sample(maps, grid.to(maps), mode="nearest", align_corners=False)
+    exact = torch.promote_types(maps.dtype, torch.float32)  # half precision would miss cells
+    with torch.autocast(maps.device.type, enabled=False):
+        moved = F.grid_sample(maps.to(exact), grid.to(exact), mode="nearest", align_corners=False)
+    return moved.to(maps.dtype)
 
 
 @torch.no_grad()

@@ -120,9 +120,11 @@ def driven(batch: SurroundBatch, ahead: float, left: float, degrees: float) -> S
     [(released_tiny, 50, 1, 3), (released_small, 150, 1, 3), (released_base, 200, 4, 4)],
 )
 def test_sizes_of_the_release(make: Callable[..., BEVFormerConfig], cells: int, levels: int, frames: int) -> None:
+    config = make()
+    assert config.trunk.pretrained and config.trunk.frozen
+    config = replace(config, trunk=replace(config.trunk, pretrained=False))
     with torch.device("meta"):
-        model = BEVFormer(make())
-    config = model.config
+        model = BEVFormer(config)
     assert (config.size, config.levels, config.frames) == ((cells, cells), levels, frames)
     assert model.encoder.query.weight.shape == (cells * cells, 256) and len(model.decoder) == 6
     assert model.tap_channels == {"bev_neck": 256}
@@ -462,6 +464,14 @@ def test_a_turn_moves_rows_to_columns() -> None:
     maps = torch.arange(16.0).view(1, 1, 4, 4)
     ours = turned(maps, torch.tensor([90.0]), (2.0, 2.0))[0, 0]
     torch.testing.assert_close(ours, torch.rot90(maps[0, 0], 1, (0, 1)))
+
+
+def test_maps_in_half_precision_turn_as_exactly() -> None:
+    maps = torch.arange(200.0).expand(1, 1, 200, -1)
+    degrees, centre = torch.tensor([7.3], dtype=torch.float64), (100.0, 100.0)
+    with torch.autocast("cpu", torch.bfloat16):
+        halves = turned(maps.bfloat16(), degrees, centre)
+    assert halves.dtype == torch.bfloat16 and torch.equal(halves.float(), turned(maps, degrees, centre))
 
 
 def test_earlier_frames_get_no_gradient_and_no_dropout() -> None:
