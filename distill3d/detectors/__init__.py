@@ -9,6 +9,7 @@ from distill3d.boxes import KITTI_CLASSES, label_names
 from distill3d.detectors.base import Detector
 from distill3d.detectors.bevdepth import BEVDepth, BEVDepthConfig
 from distill3d.detectors.bevdet import BEVDet, BEVDetConfig
+from distill3d.detectors.bevformer import BEVFormer, BEVFormerConfig
 from distill3d.detectors.caddn import CaDDN, CaDDNConfig
 from distill3d.detectors.centerpoint import CenterPoint, CenterPointConfig
 from distill3d.detectors.did_m3d import DIDM3D, DIDM3DConfig
@@ -42,6 +43,7 @@ DETECTORS = {
     CenterPoint.name: DetectorEntry(CenterPointConfig, CenterPoint),
     BEVDepth.name: DetectorEntry(BEVDepthConfig, BEVDepth),
     BEVDet.name: DetectorEntry(BEVDetConfig, BEVDet),
+    BEVFormer.name: DetectorEntry(BEVFormerConfig, BEVFormer),
     LabelEncoder.name: DetectorEntry(LabelEncoderConfig, LabelEncoder),
 }
 #: Settings of any detector, as recipes hold them.
@@ -56,6 +58,7 @@ DetectorConfig = (
     | CenterPointConfig
     | BEVDepthConfig
     | BEVDetConfig
+    | BEVFormerConfig
     | LabelEncoderConfig
 )
 

@@ -41,10 +41,11 @@ from distill3d.detectors.monodle import (
 from distill3d.detectors.released import NEVER_USED, ReleasedForm
 from distill3d.errors import UserError
 from distill3d.layers.distributed import across_processes, world_size
-from distill3d.layers.heads.matching import UNMATCHED, assign
+from distill3d.layers.heads.matching import FOCAL_ALPHA, FOCAL_GAMMA, UNMATCHED, assign, focal_cost
 from distill3d.layers.image.deformable_attention import DeformableAttention, Sizes, cell_centres
 from distill3d.layers.image.resnet import STRIDES, ResNet, ResNetConfig
 from distill3d.layers.readout import LinearReadout, Readout
+from distill3d.layers.transformer import FeedForward, Residual, xavier
 from distill3d.settings import Ascending, Between, Channels, Layers, Length, Number, Share, added
 
 #: Levels of the image memory: the trunk's and one more at twice the coarsest stride.
@@ -66,9 +67,6 @@ SIDE_BIAS = -2.0
 SMALLEST_HEIGHT = 1.0
 #: Objects more truncated or occluded than this are not trained.
 MOST_TRUNCATION, MOST_OCCLUSION = 0.5, 2
-FOCAL_ALPHA, FOCAL_GAMMA = 0.25, 2.0
-#: Kept from 0 in the logarithms of the matching cost.
-COST_MARGIN = 1e-8
 #: Weights of the depth map's cells within boxes and elsewhere, and what every class adds to its one-hot target.
 FOREGROUND, BACKGROUND, ONE_HOT_MARGIN = 13.0, 1.0, 1e-6
 #: Channels of each head: classes (KITTI's); centre (x, y) and distances to the sides (left, right, top, bottom);
@@ -225,45 +223,18 @@ def sine_positions(height: int, width: int, channels: int, like: Tensor) -> Floa
 # ---------------------------------------------------------------------------------------------------------- the network
 
 
-def _xavier(layer: nn.Linear | nn.Conv2d) -> Any:
-    """The layer with Xavier weights and no bias to begin with, as the transformers of the DETR family start."""
-    nn.init.xavier_uniform_(layer.weight)
-    if layer.bias is not None:
-        nn.init.zeros_(layer.bias)
-    return layer
-
-
 def _convolution(channels_in: int, channels_out: int, kernel: int, stride: int = 1) -> nn.Sequential:
     """Convolution and group norm."""
-    conv = _xavier(nn.Conv2d(channels_in, channels_out, kernel, stride=stride, padding=kernel // 2))
+    conv = xavier(nn.Conv2d(channels_in, channels_out, kernel, stride=stride, padding=kernel // 2))
     return nn.Sequential(conv, nn.GroupNorm(NORM_GROUPS, channels_out))
 
 
-class Residual(nn.Module):
-    """Adds what a layer found to what it was given, and normalises: x -> LayerNorm(x + dropout(found))."""
-
-    def __init__(self, config: MonoDETRConfig) -> None:
-        super().__init__()
-        self.dropout = nn.Dropout(config.dropout)
-        self.norm = nn.LayerNorm(config.channels)
-
-    def forward(self, x: Tensor, found: Tensor) -> Tensor:
-        return self.norm(x + self.dropout(found))
+def _residual(config: MonoDETRConfig) -> Residual:
+    return Residual(config.channels, config.dropout)
 
 
-class FeedForward(nn.Module):
-    """Two linear layers about a ReLU, added to their input."""
-
-    def __init__(self, config: MonoDETRConfig) -> None:
-        super().__init__()
-        self.layers = nn.Sequential(
-            _xavier(nn.Linear(config.channels, config.feed_forward)), nn.ReLU(inplace=True),
-            nn.Dropout(config.dropout), _xavier(nn.Linear(config.feed_forward, config.channels)),
-        )  # fmt: skip
-        self.add = Residual(config)
-
-    def forward(self, x: Float[Tensor, "b t c"]) -> Float[Tensor, "b t c"]:
-        return self.add(x, self.layers(x))
+def _feed_forward(config: MonoDETRConfig) -> FeedForward:
+    return FeedForward(config.channels, config.feed_forward, config.dropout)
 
 
 def _attention(config: MonoDETRConfig) -> nn.MultiheadAttention:
@@ -283,7 +254,7 @@ class DepthPredictor(nn.Module):
         self.finer, self.same, self.coarser = _convolution(c, c, 3, 2), _convolution(c, c, 1), _convolution(c, c, 1)
         self.mix = nn.Sequential(*(m for _ in range(2) for m in (*_convolution(c, c, 3), nn.ReLU(inplace=True))))
         self.classify = Readout(c, config.depth_bins + 1, 1)
-        self.attention, self.add, self.feed_forward = _attention(config), Residual(config), FeedForward(config)
+        self.attention, self.add, self.feed_forward = _attention(config), _residual(config), _feed_forward(config)
         self.metres = nn.Embedding(config.max_depth + 1, c)
         self.bins = config.bins
 
@@ -307,7 +278,7 @@ class EncoderLayer(nn.Module):
 
     def __init__(self, config: MonoDETRConfig) -> None:
         super().__init__()
-        self.attention, self.add, self.feed_forward = _deformable(config), Residual(config), FeedForward(config)
+        self.attention, self.add, self.feed_forward = _deformable(config), _residual(config), _feed_forward(config)
 
     def forward(self, tokens: Tensor, position: Tensor, reference: Tensor, sizes: Sizes) -> Float[Tensor, "b t c"]:
         return self.feed_forward(self.add(tokens, self.attention(tokens + position, reference, tokens, sizes)))
@@ -319,14 +290,14 @@ class DecoderLayer(nn.Module):
     def __init__(self, config: MonoDETRConfig) -> None:
         super().__init__()
         c = config.channels
-        self.depth_attention, self.depth_add = _attention(config), Residual(config)
-        self.query_content, self.query_position = _xavier(nn.Linear(c, c)), _xavier(nn.Linear(c, c))
-        self.key_content, self.key_position = _xavier(nn.Linear(c, c)), _xavier(nn.Linear(c, c))
+        self.depth_attention, self.depth_add = _attention(config), _residual(config)
+        self.query_content, self.query_position = xavier(nn.Linear(c, c)), xavier(nn.Linear(c, c))
+        self.key_content, self.key_position = xavier(nn.Linear(c, c)), xavier(nn.Linear(c, c))
         projected = config.self_attention_value == "projected"
-        self.value = _xavier(nn.Linear(c, c)) if projected else nn.Identity()
-        self.self_attention, self.self_add = _attention(config), Residual(config)
-        self.memory_attention, self.memory_add = _deformable(config), Residual(config)
-        self.feed_forward = FeedForward(config)
+        self.value = xavier(nn.Linear(c, c)) if projected else nn.Identity()
+        self.self_attention, self.self_add = _attention(config), _residual(config)
+        self.memory_attention, self.memory_add = _deformable(config), _residual(config)
+        self.feed_forward = _feed_forward(config)
         self.group = config.queries
 
     def forward(
@@ -404,11 +375,7 @@ def matching_cost(
     logits: Float[Tensor, "b l q c"], boxes: Float[Tensor, "b l q 6"], targets: MonoDETRTargets
 ) -> Float[Tensor, "b l q k"]:
     """The cost of every query for every slot: focal class cost, L1 of centre and sides, generalised IoU."""
-    probability = logits.sigmoid()
-    hit = FOCAL_ALPHA * (1 - probability) ** FOCAL_GAMMA * -torch.log(probability + COST_MARGIN)
-    miss = (1 - FOCAL_ALPHA) * probability**FOCAL_GAMMA * -torch.log(1 - probability + COST_MARGIN)
-    label = targets.label[:, None, None].expand(*logits.shape[:3], -1)
-    of_class = (hit - miss).gather(-1, label)
+    of_class = focal_cost(logits, targets.label[:, None].expand(-1, logits.shape[1], -1))
     ours, theirs = boxes[..., None, :], targets.boxes[:, None, None]
     error = (ours - theirs).abs()
     overlap = generalised_iou(box_corners(ours), box_corners(theirs))
@@ -609,7 +576,7 @@ class MonoDETR(Detector):
         self.encoder = nn.ModuleList([EncoderLayer(config) for _ in range(config.encoder_layers)])
         self.query_position = nn.Embedding(config.groups * config.queries, c)
         self.query_content = nn.Embedding(config.groups * config.queries, c)
-        self.reference = _xavier(LinearReadout(c, 2))
+        self.reference = xavier(LinearReadout(c, 2))
         self.decoder = nn.ModuleList([DecoderLayer(config) for _ in range(config.decoder_layers)])
         self.heads = nn.ModuleList(
             [LayerHeads(c, len(config.vocabulary), first=i == 0) for i in range(config.decoder_layers)]

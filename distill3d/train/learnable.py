@@ -13,6 +13,7 @@ from distill3d.data.nuscenes.dataset import CLASS_OF_CATEGORY, NuScenesDataset
 from distill3d.detectors import DetectorConfig, labels_of
 from distill3d.detectors.bevdepth import BEVDepthConfig
 from distill3d.detectors.bevdet import BEVDetConfig
+from distill3d.detectors.bevformer import BEVFormerConfig
 from distill3d.detectors.caddn import CaDDNConfig
 from distill3d.detectors.centerpoint import CenterPointConfig
 from distill3d.detectors.label_encoder import LabelEncoderConfig
@@ -67,16 +68,19 @@ def nuscenes_counts(config: DetectorConfig, data: NuScenesDataset) -> list[Class
     Raises:
         UserError: a class has no objects, but a category of about its name, unknown to nuScenes, has some.
     """
-    if not isinstance(config, BEVDepthConfig | BEVDetConfig | CenterPointConfig | LabelEncoderConfig):
+    if isinstance(config, BEVFormerConfig):
+        classes, (x0, y0, _, x1, y1, _) = config.classes, config.grid.extent
+    elif isinstance(config, BEVDepthConfig | BEVDetConfig | CenterPointConfig | LabelEncoderConfig):
+        classes, (x0, y0, x1, y1) = config.head.classes, config.head.extent
+    else:
         return []
-    objects, head = data.inventory(), config.head
-    x0, y0, x1, y1 = head.extent
+    objects = data.inventory()
     x, y = objects.centre[:, 0], objects.centre[:, 1]
     drops = {
         "without LiDAR or radar points": objects.points < data.config.min_points,
         "outside the ground that it looks at": (x < x0) | (x > x1) | (y < y0) | (y > y1),
     }
-    counts = _counts(head.classes, data.classes, objects.label, drops)
+    counts = _counts(classes, data.classes, objects.label, drops)
     own = data.own_categories()
     for count in counts:
         near = [name for name in own if count.name in name or name in count.name]

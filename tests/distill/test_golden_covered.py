@@ -10,8 +10,8 @@ from golden import golden_files, stem
 TESTS = Path(__file__).resolve().parents[1]
 SETS = (
     "monodle", "monodistill", "monoskd", "monostl", "monodetr", "cmkd", "monotakd", "bevdepth", "labeldistill",
-    "nuscenes", "cmkd_mv", "unidistill", "tig_bev", "distillbev", "vcd", "bevdet",
-    "uvtr_kd", "bevdistill", "simdistill",
+    "nuscenes", "cmkd_mv", "unidistill", "tig_bev", "distillbev", "vcd", "bevdet", "bevformer", "uvtr_kd",
+    "bevdistill", "simdistill",
 )  # fmt: skip
 
 

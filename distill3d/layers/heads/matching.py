@@ -9,6 +9,22 @@ from torch import Tensor
 
 #: In place of a query's number: no query was left for the object.
 UNMATCHED = -1
+#: Share of the loss that objects have, and exponent of the factors that make easy queries count little, of the focal
+#: loss (Lin et al., arXiv:1708.02002) by which sets are learnt, and of its cost.
+FOCAL_ALPHA, FOCAL_GAMMA = 0.25, 2.0
+#: Kept from 0 in the logarithms of the cost.
+COST_MARGIN = 1e-8
+
+
+def focal_cost(logits: Float[Tensor, "*s q c"], label: Int[Tensor, "*s k"]) -> Float[Tensor, "*s q k"]:
+    """What it costs that a query says an object's class: its focal loss as that class less that as none.
+
+    Source: Zhu et al., "Deformable DETR" (arXiv:2010.04159), fundamentalvision/Deformable-DETR models/matcher.py.
+    """
+    probability = logits.sigmoid()
+    hit = FOCAL_ALPHA * (1 - probability) ** FOCAL_GAMMA * -torch.log(probability + COST_MARGIN)
+    miss = (1 - FOCAL_ALPHA) * probability**FOCAL_GAMMA * -torch.log(1 - probability + COST_MARGIN)
+    return (hit - miss).gather(-1, label[..., None, :].expand(*logits.shape[:-1], -1))
 
 
 @torch.no_grad()

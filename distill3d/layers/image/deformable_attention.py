@@ -7,6 +7,7 @@ released CUDA extension.
 from __future__ import annotations
 
 import math
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -53,13 +54,23 @@ class DeformableAttention(nn.Module):
     """Attention of queries to ``points`` places per head and level about their reference.
 
     Sampling geometry and sums leave autocast; the linear projections stay in it.
+
+    Args:
+        channels: of the tokens and of what is gathered.
+        query_channels: of the queries; None: as many.
+        weigh: what a head's weights sum to 1 over: all its points (``"together"``), or each level's alone, whose
+            results are averaged (``"apart"``).
     """
 
-    def __init__(self, channels: int, levels: int, heads: int, points: int) -> None:
+    def __init__(
+        self, channels: int, levels: int, heads: int, points: int, *, query_channels: int | None = None,
+        weigh: Literal["together", "apart"] = "together",
+    ) -> None:  # fmt: skip
         super().__init__()
-        self.levels, self.heads, self.points = levels, heads, points
-        self.offset = nn.Linear(channels, heads * levels * points * 2)
-        self.weight = nn.Linear(channels, heads * levels * points)
+        self.levels, self.heads, self.points, self.weigh = levels, heads, points, weigh
+        asked = query_channels or channels
+        self.offset = nn.Linear(asked, heads * levels * points * 2)
+        self.weight = nn.Linear(asked, heads * levels * points)
         self.value = nn.Linear(channels, channels)
         self.output = nn.Linear(channels, channels)
         self._reset()
@@ -81,16 +92,18 @@ class DeformableAttention(nn.Module):
             self.offset.bias.copy_(start.flatten())
 
     def locations(
-        self, query: Float[Tensor, "b q c"], reference: Float[Tensor, "b q r"], sizes: Sizes
+        self, query: Float[Tensor, "b q a"], reference: Float[Tensor, "b q *r"], sizes: Sizes
     ) -> Float[Tensor, "b q h levels p 2"]:
         """Where each query looks, as ``sample_levels`` takes it.
 
         ``reference`` is a point (x, y), about which offsets count in cells, or a point with the distances to the sides
-        of its box (x, y, left, right, top, bottom), about which ``points`` offsets of 1 reach half the box's size.
+        of its box (x, y, left, right, top, bottom), about which ``points`` offsets of 1 reach half the box's size; or
+        a point of its own for each level, each of a head's points or both: (B, Q, levels or 1, points or 1, 2).
         """
         offset = self.offset(query).unflatten(-1, (self.heads, self.levels, self.points, 2))
         offset = offset.to(torch.promote_types(offset.dtype, torch.float32))
-        centre = reference[:, :, None, None, None, :2]
+        own = reference.dim() == 5
+        centre = reference[:, :, None] if own else reference[:, :, None, None, None, :2]
         if reference.shape[-1] == 2:
             scale = 1 / offset.new_tensor([(width, height) for height, width in sizes])[:, None]  # (levels, 1, 2)
         else:
@@ -98,18 +111,27 @@ class DeformableAttention(nn.Module):
             scale = box[:, :, None, None, None] / (2 * self.points)
         return centre + offset * scale
 
+    def gather(
+        self, query: Float[Tensor, "b q a"], reference: Float[Tensor, "b q *r"], tokens: Float[Tensor, "b t c"],
+        sizes: Sizes,
+    ) -> Float[Tensor, "b q c"]:  # fmt: skip
+        """What the queries gather from the ``tokens`` of all levels, before ``output``; in float32 or better."""
+        value = self.value(tokens).unflatten(-1, (self.heads, -1))
+        weights = self.weight(query).unflatten(-1, (self.heads, self.levels, self.points))
+        if self.weigh == "apart":
+            weights = weights.softmax(-1) / self.levels
+        else:
+            weights = weights.flatten(-2).softmax(-1).unflatten(-1, (self.levels, self.points))
+        locations = self.locations(query, reference, sizes)
+        with torch.autocast(query.device.type, enabled=False):
+            return sample_levels(value, sizes, locations, weights).flatten(-2)
+
     def forward(
         self,
-        query: Float[Tensor, "b q c"],
-        reference: Float[Tensor, "b q r"],
+        query: Float[Tensor, "b q a"],
+        reference: Float[Tensor, "b q *r"],
         tokens: Float[Tensor, "b t c"],
         sizes: Sizes,
     ) -> Float[Tensor, "b q c"]:
         """What the queries gather from the ``tokens`` of all levels; ``reference`` as in ``locations``."""
-        value = self.value(tokens).unflatten(-1, (self.heads, -1))
-        weights = self.weight(query).unflatten(-1, (self.heads, self.levels * self.points))
-        weights = weights.softmax(-1).unflatten(-1, (self.levels, self.points))
-        locations = self.locations(query, reference, sizes)
-        with torch.autocast(query.device.type, enabled=False):
-            gathered = sample_levels(value, sizes, locations, weights)
-        return self.output(gathered.flatten(-2))
+        return self.output(self.gather(query, reference, tokens, sizes))

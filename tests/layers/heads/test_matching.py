@@ -7,7 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from distill3d.layers.heads.matching import UNMATCHED, assign
+from distill3d.layers.heads.matching import UNMATCHED, assign, focal_cost
 
 
 @given(st.integers(1, 5), st.integers(1, 4), st.integers(0, 10_000))
@@ -34,3 +34,17 @@ def test_no_assignment_costs_less(queries: int, objects: int, seed: int) -> None
 def test_costs_that_are_not_finite_do_not_raise(bad: float) -> None:
     cost = torch.tensor([[[bad, 1.0], [0.0, bad]]])
     assert sorted(assign(cost, torch.tensor([[True, True]]))[0].tolist()) == [0, 1]
+
+
+def test_focal_cost_is_the_loss_as_the_class_less_that_as_none() -> None:
+    from torchvision.ops import sigmoid_focal_loss
+
+    g = torch.Generator().manual_seed(0)
+    logits = torch.randn(2, 3, 5, 4, generator=g, dtype=torch.float64)
+    label = torch.randint(4, (2, 3, 6), generator=g)
+    loss = [sigmoid_focal_loss(logits, torch.full_like(logits, target)) for target in (1.0, 0.0)]
+    cost = focal_cost(logits, label)
+    assert cost.shape == (2, 3, 5, 6)
+    for b, layer, q, k in torch.cartesian_prod(*map(torch.arange, cost.shape)).tolist():
+        at = (b, layer, q, int(label[b, layer, k]))
+        torch.testing.assert_close(cost[b, layer, q, k], loss[0][at] - loss[1][at], rtol=1e-5, atol=1e-6)

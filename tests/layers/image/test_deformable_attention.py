@@ -102,6 +102,42 @@ def test_locations_by_kind_of_reference(kind: str) -> None:
         torch.testing.assert_close(ours[b, q, h, level, p], r[:2] + offset[b, q, h, level, p] * scale)
 
 
+def test_a_reference_for_each_level_and_point() -> None:
+    """Offsets count in cells about it, whether levels, points or both have one of their own."""
+    g = torch.Generator().manual_seed(0)
+    module = DeformableAttention(12, len(SIZES), HEADS, POINTS, query_channels=5).double()
+    torch.nn.init.normal_(module.offset.weight, generator=g)
+    query = torch.randn(BATCH, QUERIES, 5, generator=g, dtype=torch.float64)
+    offset = module.offset(query).view(BATCH, QUERIES, HEADS, len(SIZES), POINTS, 2)
+    scale = 1 / torch.tensor([(width, height) for height, width in SIZES], dtype=torch.float64)[:, None]
+    for levels, points in ((len(SIZES), POINTS), (1, POINTS), (len(SIZES), 1)):
+        reference = torch.rand(BATCH, QUERIES, levels, points, 2, generator=g, dtype=torch.float64)
+        ours = module.locations(query, reference, SIZES)
+        for head in range(HEADS):
+            torch.testing.assert_close(ours[:, :, head], reference + offset[:, :, head] * scale)
+
+
+def test_levels_that_are_weighed_apart_are_averaged() -> None:
+    """Two levels give the mean of what attention to each alone gives."""
+    g = torch.Generator().manual_seed(0)
+    sizes = ((3, 5), (2, 3))
+    module = DeformableAttention(12, 2, HEADS, POINTS, weigh="apart").double()
+    for layer in (module.offset, module.weight):
+        torch.nn.init.normal_(layer.weight, std=0.3, generator=g)
+    query = torch.randn(BATCH, QUERIES, 12, generator=g, dtype=torch.float64)
+    tokens = torch.randn(BATCH, 21, 12, generator=g, dtype=torch.float64)
+    reference = torch.rand(BATCH, QUERIES, 2, generator=g, dtype=torch.float64)
+    single = []
+    for level, part in enumerate(tokens.split((15, 6), dim=1)):
+        alone = DeformableAttention(12, 1, HEADS, POINTS).double()
+        alone.load_state_dict(module.state_dict() | {
+            f"{name}.{kind}": getattr(getattr(module, name), kind).unflatten(0, (HEADS, 2, -1))[:, level].flatten(0, 1)
+            for name in ("offset", "weight") for kind in ("weight", "bias")
+        })  # fmt: skip
+        single.append(alone(query, reference, part, (sizes[level],)))
+    torch.testing.assert_close(module(query, reference, tokens, sizes), torch.stack(single).mean(0))
+
+
 def test_heads_start_looking_their_own_ways() -> None:
     """Point i of a head starts i cells away along the larger component, in directions all around."""
     module = DeformableAttention(16, levels=2, heads=8, points=4)
