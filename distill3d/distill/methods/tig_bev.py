@@ -297,18 +297,16 @@ class RelationTerm(Term):
     def inner_features(self, context: Context) -> tuple[Tensor, Tensor, Tensor]:
         """Of n boxes, one sample after the other, (n, S S, C) of student and detached teacher, and which of the points
         count (n, S S)."""
-        config = self.config
-        student, teacher = same_grid(
-            config.tap, context.student, context.named(config.teacher), config.teacher_tap
-        )  # fmt: skip
+        config, source = self.config, context.named(self.config.teacher)
+        student, teacher = same_grid(config.tap, context.student, source, config.teacher_tap)
         geometry = ground_geometry(student)
         boxes = labelled_footprints(context, geometry, "tig_bev")
         points = box_points(boxes, grid_shares(config.samples), config.enlarge)
         clamp = config.outside == "clamped"
         at, known = positions(points, geometry, config.reading, clamp), on_map(points, geometry) | clamp
-        rows = boxes.counted.nonzero(as_tuple=True)
-        of_student, of_teacher = (sampled(m, at, rows) for m in (student.tensor, teacher.tensor.detach()))
-        return of_student, of_teacher, known[rows]
+        sample, row = boxes.counted.nonzero(as_tuple=True)
+        of_student, of_teacher = (sampled(m, at, (sample, row)) for m in (student.tensor, teacher.tensor.detach()))
+        return of_student, of_teacher, known[sample, row]
 
 
 class KeypointTerm(RelationTerm):
