@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from distill3d.data.surround import SurroundBatch
@@ -37,6 +37,8 @@ EmptySample = Literal["skipped", "phantom"]
 Reading = Literal["centred", "exchanged", "stretched"]
 #: ``cosine``: inner products of unit vectors.  ``rows``: inner products, each row of the matrix then made unit.
 GramForm = Literal["cosine", "rows"]
+#: Sample and row of each of N boxes, as ``nonzero`` of a mask gives them.
+Rows = tuple[Int[Tensor, "k"], Int[Tensor, "k"]]
 
 
 @dataclass(frozen=True)
@@ -50,8 +52,9 @@ class Footprints:
 
     @classmethod
     def of(
-        cls, centre: Tensor, size: Tensor, yaw: Tensor, present: Bool[Tensor, "b m"], empty: EmptySample = "skipped"
-    ) -> Footprints:
+        cls, centre: Float[Tensor, "b m 2"], size: Float[Tensor, "b m 2"], yaw: Float[Tensor, "b m"],
+        present: Bool[Tensor, "b m"], empty: EmptySample = "skipped",
+    ) -> Footprints:  # fmt: skip
         """The boxes of ``present`` rows; with ``phantom`` the first row, all zeros, of samples that have none counts
         as well."""
         centre, size, yaw = (torch.where(present[..., None], v, 0) for v in (centre, size, yaw[..., None]))
@@ -80,8 +83,9 @@ def labelled_footprints(
 
 def on_map(points: Float[Tensor, "*n 2"], geometry: BevGeometry) -> Bool[Tensor, "*n"]:
     """Whether points (m) lie on a map."""
-    low, high = points.new_tensor(geometry.extent).view(2, 2)
-    return ((points >= low) & (points < high)).all(-1)
+    x0, y0, x1, y1 = geometry.extent
+    x, y = points.unbind(-1)
+    return (x >= x0) & (x < x1) & (y >= y0) & (y < y1)
 
 
 def grid_shares(side: int) -> list[tuple[float, float]]:
@@ -110,27 +114,27 @@ def positions(
     ``clamp``, as TiG-BEV's released code has it, holds ``stretched`` points on the map: half a cell beyond the centres
     of the cells at its border.
     """
-    low, high = points.new_tensor(geometry.extent).view(2, 2)
-    at = (points - low) / geometry.cell
-    cells = ((high - low) / geometry.cell).round()
+    x0, y0, x1, y1 = geometry.extent
+    across, along = (round((high - low) / geometry.cell) for low, high in ((x0, x1), (y0, y1)))  # cells
+    x, y = points.unbind(-1)
+    column, row = (x - x0) / geometry.cell, (y - y0) / geometry.cell
     if reading == "exchanged":
-        at = (at / cells).flip(-1) * cells
+        column, row = row / along * across, column / across * along
     elif reading == "stretched":
-        at = at / (cells - 1) * cells
+        column, row = column / (across - 1) * across, row / (along - 1) * along
     if clamp:
-        at = torch.minimum(at.clamp(min=0), cells)
-    return at - 0.5
+        column, row = column.clamp(0, across), row.clamp(0, along)
+    return torch.stack((column, row), dim=-1) - 0.5
 
 
 def read_at(
-    maps: Float[Tensor, "b c y x"], at: Float[Tensor, "b m p 2"], counted: Bool[Tensor, "b m"] | None = None
+    maps: Float[Tensor, "b c y x"], at: Float[Tensor, "b m p 2"], rows: Rows | None = None
 ) -> Float[Tensor, "*n p c"]:
-    """Maps read bilinearly at (column, row), 0 outside: (B, M, P, C), or of the ``counted`` boxes alone (n, P, C), one
-    sample after the other."""
+    """Maps read bilinearly at (column, row), 0 outside: (B, M, P, C), or (N, P, C) of the boxes ``rows`` alone."""
     index, weight = surrounding_cells(at.flatten(1, 2), maps.shape[2], maps.shape[3])
     index, weight = (v.unflatten(0, at.shape[:3]) for v in (index, weight.to(maps)))
-    if counted is not None:
-        index, weight = index[counted], weight[counted]
+    if rows is not None:
+        index, weight = index[rows], weight[rows]
     read = read_cells(maps, index.flatten(0, -2), weight.flatten(0, -2))
     return read.unflatten(0, index.shape[:-1])
 

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from distill3d.camera import DepthBins
 from distill3d.detectors.base import BevGeometry
-from distill3d.distill.box_points import Footprints, box_points, grid_shares, positions
+from distill3d.distill.box_points import Footprints, Rows, box_points, grid_shares, positions
 from distill3d.distill.methods.tig_bev import (
     ChannelTerm,
     TiGBEVConfig,
@@ -100,13 +100,15 @@ def test_depths(path: Path) -> None:
     torch.testing.assert_close(gradient, g["grad.depth.logits"], **DEPTH)
 
 
-def places(g: dict[str, Tensor], stated: dict[str, Any]) -> tuple[Tensor, Tensor]:
+def places(g: dict[str, Tensor], stated: dict[str, Any]) -> tuple[Tensor, Rows]:
     """Where the released code reads maps for the points of the boxes (B, M, S S, 2), and which boxes there are."""
     side, low = stated["size"] * stated["cell"], stated["lower"]
     geometry = BevGeometry((low, low, low + side, low + side), stated["cell"], "ego")
     boxes = footprints(g)
     points = box_points(boxes, grid_shares(stated["samples"]), max(stated["enlarge"], 0.0))
-    return positions(points, geometry, RELEASED.reading, RELEASED.outside == "clamped"), boxes.counted
+    return positions(points, geometry, RELEASED.reading, RELEASED.outside == "clamped"), boxes.counted.nonzero(
+        as_tuple=True
+    )
 
 
 def as_recorded(rows: Tensor, samples: int) -> Tensor:
@@ -131,18 +133,18 @@ def test_relations(path: Path) -> None:
     """Places by themselves, for the recorded ones were rounded: losses and gradients are compared at these."""
     g, stated = load(path), constants(path)
     samples, cells = stated["samples"], stated["size"]
-    own, counted = places(g, stated)
+    own, rows = places(g, stated)
     # ``grid_sample`` without aligned corners reads -1..1 from edge to edge.
-    edges = (2 * own[counted] + 1) / cells - 1
+    edges = (2 * own[rows] + 1) / cells - 1
     torch.testing.assert_close(as_recorded(edges, samples).double(), g["out.grid"], rtol=1e-5, atol=1e-6)
     at = own.double()
-    at[counted] = as_recorded((g["out.grid"].flatten(1, 2) + 1) * cells / 2 - 0.5, samples).flatten(1, 2)
+    at[rows] = as_recorded((g["out.grid"].flatten(1, 2) + 1) * cells / 2 - 0.5, samples).flatten(1, 2)
 
     student = g["in.student"].clone().requires_grad_()
-    read = {"student": sampled(student, at, counted), "teacher": sampled(g["in.teacher"], at, counted)}
-    for name, rows in read.items():
+    read = {"student": sampled(student, at, rows), "teacher": sampled(g["in.teacher"], at, rows)}
+    for name, features in read.items():
         recorded = g[f"out.{name}_sample"]
-        torch.testing.assert_close(as_recorded(rows, samples).permute(0, 3, 1, 2), recorded, **RELATIONS)
+        torch.testing.assert_close(as_recorded(features, samples).permute(0, 3, 1, 2), recorded, **RELATIONS)
     term = channel_term(g)
     assert (RELEASED.keypoint_weight, RELEASED.channel_weight) == (
         stated["inter_keypoint_weight"], stated["inter_channel_weight"]
@@ -159,7 +161,7 @@ def test_relations(path: Path) -> None:
     for name, gradient in zip(("weight", "bias"), gradients, strict=True):
         torch.testing.assert_close(gradient, g[f"grad.inter_channel.embed.{name}"], **RELATIONS)
 
-    read = [sampled(m, own, counted) for m in (g["in.student"], g["in.teacher"])]
+    read = [sampled(m, own, rows) for m in (g["in.student"], g["in.teacher"])]
     keypoint = RELEASED.keypoint_weight * relation_loss(*read, RELEASED.similarity)
     torch.testing.assert_close(keypoint, g["out.inter_keypoint"], **RELATIONS)
     torch.testing.assert_close(
@@ -195,8 +197,8 @@ def test_a_step(path: Path) -> None:
     losses = {f"task{t}.{name}": v for t in tasks for name, v in label_losses(said, targets, head, t).items()}
 
     bins, depth, box = bins_of(c), g["in.depth"].flatten(0, 1), g["in.foreground"].flatten(0, 1)
-    at, counted = places(g, c)
-    of_student, of_teacher = (sampled(m, at, counted) for m in (leaves["in.student"], g["in.teacher"]))
+    at, rows = places(g, c)
+    of_student, of_teacher = (sampled(m, at, rows) for m in (leaves["in.student"], g["in.teacher"]))
     logits, weights = leaves["in.logits"], c["weights"]
     losses |= {
         "loss_depth": weights["depth"] * all_cells_depth_loss(logits, depth, bins),

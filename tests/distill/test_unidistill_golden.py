@@ -67,7 +67,7 @@ def test_key_points(path: Path) -> None:
     counted, level = boxes.counted, {}
     for name in ("student_low", "teacher_low", "student_high", "teacher_high"):
         level[name] = g[f"in.{name}"].clone().requires_grad_(name.startswith("student"))
-    read = {name: at_nine_points(m, boxes, geometry, config.reading) for name, m in level.items()}
+    read = dict(zip(level, at_nine_points(list(level.values()), boxes, geometry, config.reading), strict=True))
     for who in ("student", "teacher"):
         torch.testing.assert_close(read[f"{who}_low"][counted], g[f"out.{who}_sample"][counted], **CLOSE)
         relation = gram(read[f"{who}_high"], added=EPS)
@@ -123,7 +123,7 @@ def test_a_step(path: Path) -> None:
     for pair, config in RELEASED.items():
         settings = config.settings
         assert [settings.feature, settings.relation, settings.response] == stated["weights"][pair]
-        read = {name: at_nine_points(m, boxes, geometry, config.reading) for name, m in maps.items()}
+        read = dict(zip(maps, at_nine_points(list(maps.values()), boxes, geometry, config.reading), strict=True))
         mask = gaussian_mask(boxes, torch.ones_like(boxes.counted), geometry, (size, size))
         responses = response_losses(
             clamped_sigmoid(logits), box, teacher_probability(heat, config), teacher_box, mask

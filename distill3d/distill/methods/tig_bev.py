@@ -33,6 +33,7 @@ from distill3d.data.surround import SurroundBatch, SurroundObjectBatch
 from distill3d.distill.adapters import in_dtype_of
 from distill3d.distill.box_points import (
     GramForm,
+    Rows,
     box_points,
     gram,
     grid_shares,
@@ -296,19 +297,16 @@ class RelationTerm(Term):
     def inner_features(self, context: Context) -> tuple[Tensor, Tensor, Tensor]:
         """Of n boxes, one sample after the other, (n, S S, C) of student and detached teacher, and which of the points
         count (n, S S)."""
-        config = self.config
-        student, teacher = same_grid(
-            config.tap, context.student, context.named(config.teacher), config.teacher_tap
-        )  # fmt: skip
+        config, source = self.config, context.named(self.config.teacher)
+        student, teacher = same_grid(config.tap, context.student, source, config.teacher_tap)
         geometry = ground_geometry(student)
         boxes = labelled_footprints(context, geometry, "tig_bev")
         points = box_points(boxes, grid_shares(config.samples), config.enlarge)
         clamp = config.outside == "clamped"
-        at = positions(points, geometry, config.reading, clamp)
-        known = on_map(points[boxes.counted], geometry) | clamp
-        maps = student.tensor, teacher.tensor.detach()
-        of_student, of_teacher = (sampled(m, at, boxes.counted) for m in maps)
-        return of_student, of_teacher, known
+        at, known = positions(points, geometry, config.reading, clamp), on_map(points, geometry) | clamp
+        sample, row = boxes.counted.nonzero(as_tuple=True)
+        of_student, of_teacher = (sampled(m, at, (sample, row)) for m in (student.tensor, teacher.tensor.detach()))
+        return of_student, of_teacher, known[sample, row]
 
 
 class KeypointTerm(RelationTerm):
@@ -348,11 +346,9 @@ class ChannelTerm(RelationTerm):
 
 
 @full_precision
-def sampled(
-    maps: Float[Tensor, "b c y x"], at: Float[Tensor, "b m p 2"], counted: Bool[Tensor, "b m"]
-) -> Float[Tensor, "n p c"]:
-    """What a map says at the places ``at`` (column, row) of the ``counted`` boxes; 0 outside."""
-    return read_at(maps, at, counted)
+def sampled(maps: Float[Tensor, "b c y x"], at: Float[Tensor, "b m p 2"], rows: Rows) -> Float[Tensor, "n p c"]:
+    """What maps say at the places ``at`` (column, row) of the boxes ``rows``; 0 outside."""
+    return read_at(maps, at, rows)
 
 
 @full_precision
@@ -365,5 +361,5 @@ def relation_loss(
     """
     squared = (gram(student, form) - gram(teacher, form)).square()
     of_rows = squared.sum(-1) if form == "rows" else squared.mean(-1)
-    count = across_processes(of_rows.new_tensor(float(len(student)))).clamp(min=1 / world_size())
+    count = across_processes(of_rows.new_full((), len(student))).clamp(min=1 / world_size())
     return of_rows.mean(-1).sum() / count

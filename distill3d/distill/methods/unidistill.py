@@ -104,7 +104,9 @@ class UniDistillConfig(StyledConfig):
     #: ``pointwise``: a 1x1 convolution from the student's width at ``low_tap`` to the teacher's, for training only; not
     #: published.
     adapter: Literal["none", "pointwise"] = "none"
+    #: Where in a map the points of a box are looked up.
     reading: Literal["exchanged", "centred"] = option(released="exchanged", intended="centred", default="centred")
+    #: ``phantom``: a sample without boxes counts as one with a box of no extent at the vehicle.
     empty_sample: EmptySample = option(released="phantom", intended="skipped", default="skipped")
     #: ``painted``: rows that pad the boxes of a sample count in the response's mask, at the vehicle.
     padding: Literal["painted", "left_out"] = option(released="painted", intended="left_out", default="left_out")
@@ -170,9 +172,8 @@ class PointTerm(Term):
         geometry = ground_geometry(student)
         boxes = labelled_footprints(context, geometry, "unidistill", config.empty_sample)
         adapted = student.tensor if adapter is None else adapter(in_dtype_of(student.tensor, adapter))
-        maps = adapted, teacher.tensor.detach()
-        of_student, of_teacher = (at_nine_points(m, boxes, geometry, config.reading) for m in maps)
-        return of_student, of_teacher, boxes
+        read = at_nine_points([adapted, teacher.tensor.detach()], boxes, geometry, config.reading)
+        return read[0], read[1], boxes
 
 
 class FeatureTerm(PointTerm):
@@ -216,10 +217,11 @@ class RelationTerm(PointTerm):
 
 @full_precision
 def at_nine_points(
-    maps: Float[Tensor, "b c y x"], boxes: Footprints, geometry: BevGeometry, reading: Reading = "centred"
-) -> Float[Tensor, "b m 9 c"]:
-    """Maps of the ground, read at ``NINE_POINTS`` of each box, 0 outside."""
-    return read_at(maps, positions(box_points(boxes, NINE_POINTS), geometry, reading))
+    maps: list[Float[Tensor, "b _ y x"]], boxes: Footprints, geometry: BevGeometry, reading: Reading = "centred"
+) -> list[Float[Tensor, "b m 9 _"]]:
+    """Maps of the ground, each read at ``NINE_POINTS`` of each box, 0 outside."""
+    at = positions(box_points(boxes, NINE_POINTS), geometry, reading)
+    return [read_at(tensor, at) for tensor in maps]
 
 
 @full_precision
@@ -299,13 +301,12 @@ def gaussian_mask(
     Its radius comes from the box's length and width, not turned; places are truncated toward 0 to their ``cells`` (Y,
     X), those off the map are left out.
     """
-    low = boxes.centre.new_tensor(geometry.extent[:2])
-    cell = ((boxes.centre - low) / geometry.cell).trunc().long()
+    cell = (positions(boxes.centre, geometry) + 0.5).trunc().long()
     length, width = (boxes.size / geometry.cell).unbind(-1)
     radius = gaussian_radius(length, width, RADIUS_OVERLAP).long().clamp(min=0)
-    drawn = painted & cells_inside(cell, *cells)
+    drawn = (painted & cells_inside(cell, *cells)).nonzero(as_tuple=True)
     maps = torch.zeros(len(cell), *cells, device=cell.device)
-    return draw_gaussians(maps, drawn.nonzero()[:, 0], cell[drawn], radius[drawn])
+    return draw_gaussians(maps, drawn[0], cell[drawn], radius[drawn])
 
 
 @full_precision
