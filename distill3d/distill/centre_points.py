@@ -23,6 +23,9 @@ from distill3d.layers.image.heatmap import find_peaks, gather_cells
 
 #: What a DETR-like detector of surround views predicts: class logits and box codes of every decoder layer.
 QUERY_LOGITS, QUERY_CODES = "logits", "codes"
+#: Where the numbers of ``Detections.code`` stand in such a box code (BEVFormer's): x, y, log width, log length, z, log
+#: height, sine and cosine of the yaw, velocity.
+IN_QUERY_CODE = (0, 1, 4, 3, 2, 5, 6, 7, 8, 9)
 #: Places further outside than this (in sides of the map) are as far outside as this: they still fit an integer.
 FAR_OUTSIDE = 1.0
 
@@ -52,14 +55,15 @@ class Places:
 def of_queries(outputs: Outputs, detector: Detector | None) -> Detections | None:
     """The sets of a DETR-like detector's decoder layers, or None where it is none.
 
-    It predicts ``QUERY_LOGITS`` (B, L, Q, K), of ``config.classes``, and ``QUERY_CODES`` (B, L, Q, 10) as in
-    ``Detections``.
+    It predicts ``QUERY_LOGITS`` (B, L, Q, K), of ``config.classes``, and ``QUERY_CODES`` (B, L, Q, 10) in the order of
+    ``IN_QUERY_CODE``.
     """
     said = outputs.predictions
     if QUERY_LOGITS not in said or QUERY_CODES not in said:
         return None
     assert detector is not None
-    return Detections(said[QUERY_LOGITS], said[QUERY_CODES], detector.config.classes)
+    order = torch.tensor(IN_QUERY_CODE, device=said[QUERY_CODES].device)
+    return Detections(said[QUERY_LOGITS], said[QUERY_CODES].index_select(-1, order), detector.config.classes)
 
 
 def of_peaks(predictions: dict[str, Tensor], head: CentreHeadConfig, count: int) -> Detections:

@@ -14,7 +14,7 @@ from torchvision.ops import sigmoid_focal_loss
 from distill3d.boxes import NUSCENES_CLASSES
 from distill3d.data.surround import SurroundObjectBatch
 from distill3d.detectors.base import BevGeometry
-from distill3d.distill.centre_points import sample_at
+from distill3d.distill.centre_points import IN_QUERY_CODE, sample_at
 from distill3d.distill.methods.bevdistill import (
     AuxiliaryHead,
     BEVDistillConfig,
@@ -40,8 +40,7 @@ DENSE = {"rtol": 1e-6, "atol": 1e-8}
 EXACT = {"rtol": 1e-8, "atol": 1e-10}
 INSTANCE = {"rtol": 1e-4, "atol": 1e-5}
 FULL = {"rtol": 2e-4, "atol": 1e-5}
-#: Our numbers of a code in the recorded one: centre x, y, log w, log l, centre z, log h, sine, cosine, velocity.
-OURS = [0, 1, 4, 3, 2, 5, 6, 7, 8, 9]
+OURS = list(IN_QUERY_CODE)
 
 
 def objects_of(boxes: list[Tensor], labels: list[Tensor] | None = None) -> SurroundObjectBatch:

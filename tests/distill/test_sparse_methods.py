@@ -17,7 +17,7 @@ from distill3d.data.surround import SurroundBatch
 from distill3d.detectors.base import BevGeometry, Detector, FeatureMap, Outputs
 from distill3d.detectors.bevdepth import BEVDepth
 from distill3d.detectors.centerpoint import CenterPoint
-from distill3d.distill.centre_points import class_order, of_peaks, sample_at
+from distill3d.distill.centre_points import class_order, of_peaks, of_queries, sample_at
 from distill3d.distill.context import Context, detached
 from distill3d.distill.methods import build_terms, method_name
 from distill3d.distill.methods.bevdistill import (
@@ -208,6 +208,18 @@ def test_losses_are_finite_and_teach_the_student_alone(method: str, scene_name: 
             assert id(p) not in owned and p.grad is not None and p.grad.isfinite().all(), name
 
 
+@pytest.mark.parametrize("method", ["uvtr_kd", "bevdistill", "simdistill"])
+def test_maps_in_half_precision(method: str, teacher: Detector) -> None:
+    """Students under autocast hand over bfloat16; the losses are float32 and close to those of whole maps."""
+    context, terms = said(method, scene(5), teacher)
+    halves = {name: FeatureMap(m.tensor.to(torch.bfloat16), m.geometry) for name, m in context.student.features.items()}
+    half = replace(context, student=replace(context.student, features=halves))
+    for term in terms:
+        whole, found = term(context), term(half)
+        assert found.dtype == torch.float32
+        torch.testing.assert_close(found, whole, rtol=0.1, atol=1e-3)
+
+
 # -------------------------------------------------------------------------------------------------------------- places
 
 
@@ -271,6 +283,15 @@ def test_peaks_are_the_boxes_of_the_best_task() -> None:
             row, code = candidates.rows[b, nearest], found.code[b, 0, i]
             decoded = torch.cat((code[:3], code[3:6].exp(), torch.atan2(code[6:7], code[7:8]), code[8:]))
             torch.testing.assert_close(decoded, row)
+
+
+def test_codes_of_queries_are_put_in_order() -> None:
+    """x, y, log width, log length, z, log height, sine, cosine, velocity, as a DETR-like detector writes them."""
+    codes = torch.arange(10.0).expand(1, LAYERS, QUERIES, 10)
+    found = of_queries(Outputs({}, {"logits": torch.zeros(1, LAYERS, QUERIES, 3), "codes": codes}), Queries())
+    assert found is not None and found.classes == CLASSES
+    assert found.code[0, 0, 0].tolist() == [0, 1, 4, 3, 2, 5, 6, 7, 8, 9]
+    assert of_queries(Outputs({}, {"codes": codes}), Queries()) is None
 
 
 def test_more_peaks_than_cells() -> None:

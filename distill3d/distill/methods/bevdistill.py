@@ -38,6 +38,7 @@ from torch import Tensor, nn
 
 from distill3d.boxes import NUSCENES_CLASSES
 from distill3d.detectors.base import BevGeometry, FeatureMap
+from distill3d.distill.adapters import in_dtype_of
 from distill3d.distill.centre_points import class_order, detections, places_on, sample_at
 from distill3d.distill.context import Context, tapped
 from distill3d.distill.distances import Empty, weighted_mean
@@ -178,7 +179,7 @@ class HeatTerm(Term):
     def forward(self, context: Context) -> Tensor:
         student = tapped(self.config.tap, context.student, "student")
         head, target = labelled_heatmap(context, student, self.config)
-        return auxiliary_loss(self.head(student.tensor), target, head).float()
+        return auxiliary_loss(self.head(in_dtype_of(student.tensor, self.head)), target, head).float()
 
 
 class DenseTerm(Term):
@@ -202,7 +203,7 @@ class DenseTerm(Term):
                 f"bevdistill compares maps of one part of the ground: {config.tap!r} covers {geometry.extent} m in the "
                 f"student and {config.teacher_tap!r} {ground_geometry(teacher).extent} m in the teacher"
             )
-        said, taught = self.shared(student.tensor), teacher.tensor.detach()
+        said, taught = self.shared(in_dtype_of(student.tensor, self.shared)), teacher.tensor.detach()
         taught = resized(taught, (said.shape[-2], said.shape[-1]))
         if config.weighting == "points":
             found = detections(context.student, context.student_detector, config.peaks, "student")
