@@ -249,6 +249,24 @@ def config_of(stated: dict[str, Any]) -> DistillBEVConfig:
     return DistillBEVConfig.styled("released", **weights | fields)
 
 
+def agree_losses(g: dict[str, Tensor], weights: dict[str, Tensor], config: DistillBEVConfig) -> None:
+    """Of a recorded level: every term, the total and its gradients."""
+    student, teacher = g["in.student"].clone().requires_grad_(), g["in.teacher"]
+    size = (teacher.shape[-2], teacher.shape[-1])
+    adaptor = MapAdaptor("1x1conv", student.shape[1], teacher.shape[1]).double()
+    filled(adaptor, named({k.removeprefix("param."): v for k, v in g.items()}, "channel_wise_adaptations.0."))
+    convs = spatial_convs(g, 1)
+    losses = level_losses(compared(adaptor(student, size), teacher, weights, config), convs[0])
+    total = student.new_zeros(())
+    for released, name in LOSS_NAMES.items():
+        if f"out.{released}" in g:
+            weighted = getattr(config, f"{name}_weight") * losses[name]
+            torch.testing.assert_close(weighted, g[f"out.{released}"], **LOSSES)
+            total = total + weighted
+    torch.testing.assert_close(total, g["out.total"], **LOSSES)
+    agree_gradients(total, g, {"student": student}, [adaptor], convs)
+
+
 @golden_file(
     "distillbev/loss_released", "distillbev/loss_teacher_student_separate", "distillbev/loss_false_positive_dfs",
     "distillbev/loss_false_positive_average",
@@ -256,7 +274,7 @@ def config_of(stated: dict[str, Any]) -> DistillBEVConfig:
 def test_losses_of_a_level(path: Path) -> None:
     g, stated = load(path), constants(path)
     config = config_of(stated)
-    student, teacher = g["in.student"].clone().requires_grad_(), g["in.teacher"]
+    teacher = g["in.teacher"]
     size = (teacher.shape[-2], teacher.shape[-1])
     regions = footprint_regions(ours(numbered(g, "in.boxes")), ground(stated), size, config.cell_point)
     assert torch.equal(regions.foreground, g["out.foreground"])
@@ -266,9 +284,10 @@ def test_losses_of_a_level(path: Path) -> None:
         labelled, logits, seen = (
             torch.cat(numbered(g, f"in.{name}"), dim=1) for name in ("target", "teacher_logit", "student_prob")
         )
-        assert config.label_threshold is not None and config.false_positives != "teacher_boxes"
+        assert config.false_positives != "teacher_boxes"
+        near = config.threshold if config.label_threshold is None else config.label_threshold
         mistaken = false_positives(
-            config.false_positives, labelled, clamped_sigmoid(logits), seen, config.threshold, config.label_threshold
+            config.false_positives, labelled, clamped_sigmoid(logits), seen, config.threshold, near
         )
         mistaken = at_size(mistaken, size) & regions.background
         assert torch.equal(mistaken.float(), g["out.false_positive"])
@@ -286,25 +305,14 @@ def test_losses_of_a_level(path: Path) -> None:
         channel_attention(teacher, config.channel_temperature), g["out.channel_attention"], **LOSSES
     )
 
-    adaptor = MapAdaptor("1x1conv", student.shape[1], teacher.shape[1]).double()
-    filled(adaptor, named({k.removeprefix("param."): v for k, v in g.items()}, "channel_wise_adaptations.0."))
-    convs = spatial_convs(g, 1)
-    losses = level_losses(compared(adaptor(student, size), teacher, weights, config), convs[0])
-    total = student.new_zeros(())
-    for released, name in LOSS_NAMES.items():
-        if f"out.{released}" in g:
-            weighted = getattr(config, f"{name}_weight") * losses[name]
-            torch.testing.assert_close(weighted, g[f"out.{released}"], **LOSSES)
-            total = total + weighted
-    torch.testing.assert_close(total, g["out.total"], **LOSSES)
-    agree_gradients(total, g, {"student": student}, [adaptor], convs)
+    agree_losses(g, weights, config)
 
 
 @golden_file("distillbev/bevformer_loss", "distillbev/bevformer_loss_false_positive")
 def test_losses_of_the_bevformer_variant(path: Path) -> None:
     g, stated = load(path), constants(path)
     config = config_of({**stated, "false_positive": "none"})
-    student, teacher = g["in.student"].clone().requires_grad_(), g["in.teacher"]
+    teacher = g["in.teacher"]
     size = (teacher.shape[-2], teacher.shape[-1])
     objects = ours(numbered(g, "in.boxes"))
     regions = footprint_regions(objects, ground(stated), size, "centre")
@@ -320,18 +328,7 @@ def test_losses_of_the_bevformer_variant(path: Path) -> None:
     weights = region_weights(regions, mistaken, config)
     if mistaken is not None:
         torch.testing.assert_close(weights["false_positive"], g["out.false_positive_scale"], **FALSE_SCALES)
-    adaptor = MapAdaptor("1x1conv", student.shape[1], teacher.shape[1]).double()
-    filled(adaptor, named({k.removeprefix("param."): v for k, v in g.items()}, "channel_wise_adaptations.0."))
-    convs = spatial_convs(g, 1)
-    losses = level_losses(compared(adaptor(student, size), teacher, weights, config), convs[0])
-    total = student.new_zeros(())
-    for released, name in LOSS_NAMES.items():
-        if f"out.{released}" in g:
-            weighted = getattr(config, f"{name}_weight") * losses[name]
-            torch.testing.assert_close(weighted, g[f"out.{released}"], **LOSSES)
-            total = total + weighted
-    torch.testing.assert_close(total, g["out.total"], **LOSSES)
-    agree_gradients(total, g, {"student": student}, [adaptor], convs)
+    agree_losses(g, weights, config)
 
 
 def of_levels(

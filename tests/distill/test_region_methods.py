@@ -47,7 +47,6 @@ LEVELS: dict[str, Any] = {
 #: Adaptors without batch norm: what a moment gives then does not depend on the others.
 ALONE: dict[str, Any] = LEVELS | {"adaptors": ("upsample_1x1conv", "1x1conv")}
 DISTILLBEV = {"foreground": 6e-3, "background": 4e-2, "spatial": 2.5e-3, "false_positive": 6e-2}
-#: The teacher, a camera's with the LiDAR's depth, gives its map of the head as the student does.
 VOXELS = VoxelGrid((-REACH, -REACH, -5.0, REACH, REACH, 3.0), (0.8, 0.8, 2.0))
 VCD: dict[str, Any] = {"voxels": VOXELS, "empty": "zero"}
 #: Settings, and the terms' weights.
@@ -92,7 +91,8 @@ def teachers() -> dict[str, Detector]:
 
 
 def said(config: StyledConfig, batch: SurroundBatch, teachers: dict[str, Detector]) -> tuple[Context, list[Term]]:
-    """What a student and the method's teacher say of a batch, and the method's terms."""
+    """What a student and the method's teacher say of a batch, and the method's terms; VCD's teacher is a camera's with
+    the LiDAR's depth."""
     teacher = teachers["depth" if isinstance(config, VCDConfig) else "points"]
     student = build(BEVDepth, STUDENT, 0).train()
     targets = student.encode(batch)
