@@ -8,6 +8,7 @@ from distill3d.data.nuscenes.dataset import SweepConfig
 from distill3d.detectors import DetectorConfig
 from distill3d.detectors.bevdepth import BEVDepthConfig
 from distill3d.detectors.bevdet import BEVDetConfig
+from distill3d.detectors.bevformer import BEVFormerConfig
 from distill3d.detectors.centerpoint import CenterPointConfig, PillarEncoderConfig
 from distill3d.detectors.label_encoder import LabelEncoderConfig
 from distill3d.layers.ground.bev_second import SECONDBlocksConfig, SECONDFPNConfig
@@ -57,6 +58,10 @@ def small_surround_detector(config: DetectorConfig) -> DetectorConfig:
             grid=VoxelGrid((-REACH, -REACH, LOW, REACH, REACH, HIGH), (CELL, CELL, HIGH - LOW)),
             head=small_head(config.head),
         )  # fmt: skip
+    if isinstance(config, BEVFormerConfig):
+        grid = VoxelGrid((-REACH, -REACH, LOW, REACH, REACH, HIGH), (2 * CELL, 2 * CELL, HIGH - LOW))
+        trunk = ResNetConfig("basic", (1, 1, 1, 1), (8, 8, 8, 8))
+        return replace(config, trunk=trunk, channels=16, feed_forward=16, attention_heads=2, queries=12, grid=grid)
     assert isinstance(config, BEVDepthConfig)
     return replace(
         config, trunk=ResNetConfig("basic", (1, 1, 1, 1), (8, 8, 8, 8), finest=4), neck_channels=8,

@@ -27,6 +27,8 @@ from .task import PrecisionName
 #: A stage of a recipe, by their names.
 Place = tuple[str, str]
 BATCH_SIZE, SEED = 2, 0
+#: Methods on surround views whose recipe has their name.
+FAMILY = ("distillbev", "unidistill", "tig_bev", "bevdistill", "simdistill", "uvtr_kd", "x3kd", "vcd")
 
 
 @dataclass(frozen=True)
@@ -49,6 +51,8 @@ PAPER = Size(
         "monodetr": ("monodetr", "baseline"),
         "caddn": ("caddn", "baseline"),
         "bevdepth": ("bevdepth", "baseline"),
+        "bevdet": ("distillbev", "baseline"),
+        "bevformer": ("bevformer", "baseline"),
         "second": ("second", "teacher"),
         "pointpillars": ("pointpillars", "teacher"),
         "centerpoint": ("centerpoint_voxels", "teacher"),
@@ -61,6 +65,7 @@ PAPER = Size(
         "cmkd": ("cmkd_second", "cmkd"),
         "monotakd": ("monotakd", "student"),
         "labeldistill": ("labeldistill_2key", "student"),
+        **{name: (name, "student") for name in FAMILY},
     },
     streets=StreetConfig(width=1242, height=375, rays_per_pixel_side=1),
     drives=SurroundStreetConfig(
@@ -74,6 +79,8 @@ SMOKE = Size(
         **{name: (f"tiny_{name}", "baseline") for name in ("monodle", "gupnet", "did_m3d", "monodetr")},
         "caddn": ("tiny_bev", "baseline"),
         "bevdepth": ("tiny_labeldistill", "baseline"),
+        "bevdet": ("tiny_bevdet", "baseline"),
+        "bevformer": ("tiny_bevformer", "baseline"),
         "second": ("tiny_lidar", "second"),
         "pointpillars": ("tiny_lidar", "pointpillars"),
         "centerpoint": ("tiny_labeldistill", "teacher"),
@@ -83,6 +90,7 @@ SMOKE = Size(
         **{name: ("tiny_monodle", name) for name in ("monodistill", "monoskd", "monostl")},
         **{name: ("tiny_bev", name) for name in ("cmkd", "monotakd")},
         "labeldistill": ("tiny_labeldistill", "labeldistill"),
+        **{name: ("tiny_surround_family", name) for name in FAMILY},
     },
     streets=StreetConfig(rays_per_pixel_side=1),
     drives=SurroundStreetConfig(rays_per_pixel_side=1, frames_per_scene=3, lidar_rate=4.0),

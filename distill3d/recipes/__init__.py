@@ -34,7 +34,7 @@ RECIPES: dict[str, Callable[[], Recipe]] = {
     "tiny_labelled": tiny_labelled,
     **{recipe.__name__: recipe for recipe in bev.RECIPES},
     **{recipe().name: recipe for recipe in surround.RECIPES},
-    **{recipe.__name__: recipe for recipe in surround_family.RECIPES},
+    **{recipe().name: recipe for recipe in surround_family.RECIPES},
     "monodle_overfit": monodle_overfit,
 }
 

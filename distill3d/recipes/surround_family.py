@@ -6,7 +6,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-from distill3d.detectors import bevdepth, bevdet, centerpoint
+from distill3d.detectors import DetectorConfig, bevdepth, bevdet, bevformer, centerpoint
 from distill3d.detectors.centerpoint import CenterPointConfig
 from distill3d.distill.methods import MethodConfig
 from distill3d.distill.methods.bevdistill import BEVDistillConfig
@@ -33,7 +33,7 @@ from distill3d.recipes.surround import (
     TINY_SCHEDULE,
     TRUNK,
 )
-from distill3d.train.recipe import Recipe, StageConfig
+from distill3d.train.recipe import Recipe, StageConfig, SurroundDatasetConfig
 from distill3d.train.schedules import Schedule
 
 #: AdamW for 24 epochs on batches of 64, the rate cut by ten twice: BEVDet's code base.  Its rise over the first 500
@@ -44,12 +44,24 @@ BEVDET = Schedule(
 )  # fmt: skip
 #: TiG-BEV's: without class-balanced frames, cuts after epochs 19 and 23.
 TIG_BEV = replace(BEVDET, drops=(18, 22), weight_decay=1e-7)
+#: BEVFormer's: AdamW on batches of 8, a cosine down to next to nothing, trunk at a tenth of the rate.
+BEVFORMER = Schedule(
+    epochs=24, batch_size=8, lr=2e-4, shape="one_cycle", rise=0.01, start_divisor=3.0, end_divisor=333.0,
+    optimiser="adamw", weight_decay=0.01, decay="all", clip_norm=35.0, slower="trunk", slower_share=0.1,
+)  # fmt: skip
+#: 800 x 450 px, padded below to 480; colours alone are augmented in the release, here nothing is.
+BEVFORMER_DATA = SurroundDatasetConfig(canvas=(800, 480), past=(1, 2), missing_past="current")
+NOT_AUGMENTED: dict[str, Any] = {"augment": None}
 #: Of students on another base than their paper's.
 INFERRED = "inferred: on this library's BEVDepth with BEVDepth's schedule and a CenterPoint teacher"
 
 PUBLISHED_DISTILLBEV = (
     "DistillBEV, BEVDepth4D in BEVDet's form, ResNet-50: 36.4 mAP / 48.4 NDS on val before, 39.0 / 50.6 taught by "
     f"CenterPoint (qcraftai/distill-bev readme), {UNKNOWN_CHOICE}"
+)
+PUBLISHED_BEVDET = f"BEVDet, ResNet-50: 29.9 mAP / 37.7 NDS on val (HuangJunJie2017/BEVDet readme), {UNKNOWN_CHOICE}"
+PUBLISHED_BEVFORMER = (
+    f"BEVFormer tiny: 25.2 mAP / 35.4 NDS on val (fundamentalvision/BEVFormer readme), {UNKNOWN_CHOICE}"
 )
 PUBLISHED_TIG_BEV = (
     "TiG-BEV on BEVDepth4D in BEVDet's form, ResNet-50, without class-balanced frames: 36.6 mAP / 46.1 NDS on val "
@@ -95,6 +107,38 @@ def distillbev() -> Recipe:
     baseline = StageConfig("baseline", "baseline", student, BEVDET, **IMAGES, class_balanced=True)
     taught = replace(_taught(baseline, DistillBEVConfig()), inherit=("teacher",), inherit_parts=("head",))
     return Recipe("distillbev", (teacher, baseline, taught), BEVDEPTH_DATA, note=PUBLISHED_DISTILLBEV)
+
+
+def bevdet_alone() -> Recipe:
+    """BEVDet with one frame and no depth supervision, on nuScenes."""
+    baseline = StageConfig("baseline", "baseline", bevdet.BEVDetConfig(trunk=TRUNK), BEVDET, **IMAGES,
+                           class_balanced=True)  # fmt: skip
+    return Recipe("bevdet", (baseline,), SurroundDatasetConfig(), note=PUBLISHED_BEVDET)
+
+
+def bevformer_alone() -> Recipe:
+    """BEVFormer's tiny form: 50 x 50 cells, two past key frames, on nuScenes."""
+    return Recipe("bevformer", (_bevformer(),), BEVFORMER_DATA, note=PUBLISHED_BEVFORMER)
+
+
+def bevdistill_bevformer() -> Recipe:
+    """BEVDistill on BEVFormer's tiny form, with a CenterPoint for its teacher of queries, on nuScenes."""
+    method = BEVDistillConfig(teacher_tap="bev_neck")
+    return _on_bevformer("bevdistill_bevformer", method, PUBLISHED_BEVDISTILL)
+
+
+def uvtr_kd_bevformer() -> Recipe:
+    """UVTR's transfer at the centres that BEVFormer's queries predict, on nuScenes."""
+    return _on_bevformer("uvtr_kd_bevformer", UVTRKDConfig(), PUBLISHED_UVTR)
+
+
+def _bevformer() -> StageConfig:
+    return StageConfig("baseline", "baseline", bevformer.released_tiny(), BEVFORMER, **NOT_AUGMENTED)
+
+
+def _on_bevformer(name: str, method: MethodConfig, note: str) -> Recipe:
+    baseline = _bevformer()
+    return Recipe(name, (_teacher(), baseline, _taught(baseline, method)), BEVFORMER_DATA, note=note)
 
 
 def tig_bev() -> Recipe:
@@ -170,14 +214,52 @@ TINY_METHODS: dict[str, tuple[str, Any]] = {
 
 def tiny_surround_family() -> Recipe:
     """Synthetic drives: eight methods from the trained baseline, beside it trained on as long as they."""
-    teacher = StageConfig("teacher", "teacher", centerpoint.tiny(), TINY_SCHEDULE, **NO_IMAGES)
-    baseline = StageConfig("baseline", "baseline", bevdepth.tiny(), TINY_SCHEDULE, **TINY_IMAGES)
+    teacher, baseline = _tiny_alone(bevdepth.tiny())
     expert = replace(baseline, name="expert", role="teacher", detector=bevdepth.tiny(input="rgb+gt_depth"))
-    half = replace(TINY_SCHEDULE, epochs=TINY_SCHEDULE.epochs // 2)
-    continued = replace(baseline, name="continued", role="control", schedule=half, init="baseline")
+    continued = _continued(baseline)
     students = tuple(_taught(continued, method, by, name=name) for name, (by, method) in TINY_METHODS.items())
     return Recipe("tiny_surround_family", (teacher, expert, baseline, continued, *students), TINY_DATA,
                   TINY_EVALUATION, note=TINY_NOTE)  # fmt: skip
 
 
-RECIPES = (distillbev, tig_bev, unidistill, bevdistill, simdistill, uvtr_kd, x3kd, vcd, tiny_surround_family)
+def tiny_bevdet() -> Recipe:
+    """Synthetic drives: BEVDet's form of BEVDepth alone, and from there DistillBEV and TiG-BEV."""
+    teacher, baseline = _tiny_alone(bevdet.tiny())
+    students = {name: TINY_METHODS[name][1] for name in ("distillbev", "tig_bev")}
+    return _tiny_from("tiny_bevdet", teacher, baseline, students)
+
+
+def tiny_bevformer() -> Recipe:
+    """Synthetic drives: BEVFormer alone, and from there BEVDistill and UVTR's transfer, at its queries' centres."""
+    teacher, baseline = _tiny_alone(bevformer.tiny())
+    students = {
+        "bevdistill": BEVDistillConfig(classes=TINY_CLASSES), "uvtr_kd": UVTRKDConfig(),
+    }  # fmt: skip
+    return _tiny_from("tiny_bevformer", teacher, baseline, students)
+
+
+def _tiny_alone(detector: DetectorConfig) -> tuple[StageConfig, StageConfig]:
+    return (
+        StageConfig("teacher", "teacher", centerpoint.tiny(), TINY_SCHEDULE, **NO_IMAGES),
+        StageConfig("baseline", "baseline", detector, TINY_SCHEDULE, **TINY_IMAGES),
+    )
+
+
+def _continued(baseline: StageConfig) -> StageConfig:
+    """The trained baseline trained on for half as long."""
+    half = replace(TINY_SCHEDULE, epochs=TINY_SCHEDULE.epochs // 2)
+    return replace(baseline, name="continued", role="control", schedule=half, init="baseline")
+
+
+def _tiny_from(
+    name: str, teacher: StageConfig, baseline: StageConfig, methods: dict[str, MethodConfig]
+) -> Recipe:  # fmt: skip
+    continued = _continued(baseline)
+    students = tuple(_taught(continued, method, name=student) for student, method in methods.items())
+    return Recipe(name, (teacher, baseline, continued, *students), TINY_DATA, TINY_EVALUATION, note=TINY_NOTE)
+
+
+RECIPES = (
+    distillbev, tig_bev, unidistill, bevdistill, simdistill, uvtr_kd, x3kd, vcd, bevdet_alone, bevformer_alone,
+    bevdistill_bevformer, uvtr_kd_bevformer, tiny_surround_family, tiny_bevdet, tiny_bevformer,
+)  # fmt: skip

@@ -103,6 +103,10 @@ class TrainingStep(nn.Module):
         self._teachers = tuple((teachers or {}).items())
 
     def forward(self, batch: Batch | SurroundBatch, targets: Any, answers: dict[str, Outputs]) -> dict[str, Tensor]:
+        """
+        Raises:
+            UserError: a term is called as another one, or as a loss of the student's own.
+        """
         outputs = self.student.forward_at(batch, targets)
         losses = supervised_losses(self.student, outputs, batch, targets)
         context = Context(
@@ -110,6 +114,11 @@ class TrainingStep(nn.Module):
         )
         for term in self.terms:
             assert isinstance(term, Term)
+            if term.name in losses:
+                raise UserError(
+                    f"two losses are called {term.name!r}, the second a term of the method: give it a name of its own, "
+                    f"other than {', '.join(losses)}"
+                )
             losses[term.name] = term.weight * term(context)
         return losses
 

@@ -497,7 +497,7 @@ def test_what_bevdistill_refuses_before_it_begins(change: dict[str, Any], words:
 
 def test_what_bevdistill_refuses(teacher: Detector) -> None:
     context, terms = said("bevdistill", scene(2), teacher)
-    assert [t.name for t in terms] == ["heat", "dense", "instance", "contrastive"]
+    assert [t.name for t in terms] == ["auxiliary_heat", "dense", "instance", "contrastive"]
     found = {t.name: t for t in terms}
     bare = replace(context, batch=replace(context.batch, objects=None))
     for name in ("heat", "dense"):

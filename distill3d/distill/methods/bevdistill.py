@@ -172,7 +172,7 @@ class HeatTerm(Term):
     couples_batch: ClassVar[bool] = True
 
     def __init__(self, config: BEVDistillConfig, head: AuxiliaryHead) -> None:
-        super().__init__("heat", config.heat_weight)
+        super().__init__("auxiliary_heat", config.heat_weight)
         self.config = config
         self.head = head
 

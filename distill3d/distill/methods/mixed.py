@@ -6,14 +6,23 @@ from dataclasses import dataclass
 from typing import Literal
 
 from distill3d.detectors.monodle import DepthEncoding
+from distill3d.distill.methods.bevdistill import BEVDistillConfig
 from distill3d.distill.methods.cmkd import CMKDConfig
 from distill3d.distill.methods.dense_truth import DenseTruthConfig
+from distill3d.distill.methods.distillbev import DistillBEVConfig
+from distill3d.distill.methods.labeldistill import LabelDistillConfig
 from distill3d.distill.methods.monodistill import MonoDistillConfig
 from distill3d.distill.methods.monoskd import MonoSKDConfig
 from distill3d.distill.methods.monostl import MonoSTLConfig
 from distill3d.distill.methods.monotakd import MonoTAKDConfig
 from distill3d.distill.methods.pseudo_labels import PseudoLabelsConfig
+from distill3d.distill.methods.simdistill import SimDistillConfig
+from distill3d.distill.methods.tig_bev import TiGBEVConfig
 from distill3d.distill.methods.trusted import TrustedConfig
+from distill3d.distill.methods.unidistill import UniDistillConfig
+from distill3d.distill.methods.uvtr_kd import UVTRKDConfig
+from distill3d.distill.methods.vcd import VCDConfig
+from distill3d.distill.methods.x3kd import X3KDConfig
 from distill3d.distill.style import StyledConfig, teachers_norms
 from distill3d.errors import UserError
 from distill3d.settings import is_in_range
@@ -25,6 +34,15 @@ PartConfig = (
     | MonoSTLConfig
     | CMKDConfig
     | MonoTAKDConfig
+    | LabelDistillConfig
+    | DistillBEVConfig
+    | UniDistillConfig
+    | TiGBEVConfig
+    | BEVDistillConfig
+    | SimDistillConfig
+    | UVTRKDConfig
+    | X3KDConfig
+    | VCDConfig
     | TrustedConfig
     | PseudoLabelsConfig
     | DenseTruthConfig
