@@ -47,7 +47,7 @@ TIG_BEV = replace(BEVDET, drops=(18, 22), weight_decay=1e-7)
 #: BEVFormer's: AdamW on batches of 8, a cosine down to next to nothing, trunk at a tenth of the rate.
 BEVFORMER = Schedule(
     epochs=24, batch_size=8, lr=2e-4, shape="one_cycle", rise=0.01, start_divisor=3.0, end_divisor=333.0,
-    optimiser="adamw", weight_decay=0.01, decay="all", clip_norm=35.0, slower="trunk", slower_share=0.1,
+    optimiser="adamw", weight_decay=0.01, decay="all", clip_norm=35.0, slower="backbone", slower_share=0.1,
 )  # fmt: skip
 #: 800 x 450 px, padded below to 480; colours alone are augmented in the release, here nothing is.
 BEVFORMER_DATA = SurroundDatasetConfig(canvas=(800, 480), past=(1, 2), missing_past="current")
