@@ -20,6 +20,7 @@ from distill3d.recipes import get_recipe
 from distill3d.recipes.head_start import NAME, head_start
 from distill3d.recipes.kitti import BASES, METHODS
 from distill3d.recipes.surround import tiny_labeldistill, tiny_surround, tiny_surround_labelled
+from distill3d.recipes.surround_family import TINY_METHODS, tiny_surround_family
 from distill3d.recipes.synthetic import tiny_labelled
 from distill3d.train.recipe import EvaluationConfig, Recipe, StageConfig, SurroundDatasetConfig
 
@@ -161,6 +162,9 @@ def _surround_groups(size: Size) -> list[Group]:
         Group("bevdepth", f"BEVDepth, {on}", _surround, seeds, other, surround=True),
         Group("bevdepth_labelled", f"BEVDepth, from the trained baseline, {on}", _surround_labelled, seeds, other,
               surround=True, short="BEVDepth, labels kept", against=dict.fromkeys(SURROUND_LABELLED, CONTINUED)),
+        Group("surround_family", f"The surround family on BEVDepth, from the trained baseline, {on}", _surround_family,
+              seeds, size.seeds, surround=True, when_named=True, short="Surround family",
+              against=dict.fromkeys(TINY_METHODS, CONTINUED)),
         Group("labeldistill", f"LabelDistill for {LONG_STEPS} steps, {on}", _labeldistill_long, seeds, size.seeds,
               surround=True, when_named=True, short="BEVDepth, longer", against=long),
     ]  # fmt: skip
@@ -261,6 +265,13 @@ def _surround(size: Size, seed: int, out: Path) -> Recipe:
 def _surround_labelled(size: Size, seed: int, out: Path) -> Recipe:
     recipe = tiny_surround_labelled()
     recipe = replace(recipe, name="bevdepth_labelled", dataset=_drives(recipe, seed, out))
+    return _shortened(recipe, size.drive_epochs, seed)
+
+
+def _surround_family(size: Size, seed: int, out: Path) -> Recipe:
+    """In the folder of the group "bevdepth", whose teacher and baseline it shares."""
+    recipe = tiny_surround_family()
+    recipe = replace(recipe, name="bevdepth", dataset=_drives(recipe, seed, out))
     return _shortened(recipe, size.drive_epochs, seed)
 
 

@@ -500,7 +500,7 @@ def test_what_bevdistill_refuses(teacher: Detector) -> None:
     assert [t.name for t in terms] == ["auxiliary_heat", "dense", "instance", "contrastive"]
     found = {t.name: t for t in terms}
     bare = replace(context, batch=replace(context.batch, objects=None))
-    for name in ("heat", "dense"):
+    for name in ("auxiliary_heat", "dense"):
         with pytest.raises(UserError, match="needs annotations"):
             found[name](bare)
     elsewhere = FeatureMap(context.student.features["bev_neck"].tensor, BevGeometry((0.0, 0.0, 9.6, 9.6), 0.8, "ego"))
