@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import json
 import re
+import shutil
 import statistics
 import subprocess
 import sys
@@ -23,25 +24,31 @@ from pathlib import Path
 import torch
 from machine import describe_machine
 
+from distill3d.boxes import NUSCENES_CLASSES
 from distill3d.data.augment.image import AugmentConfig
 from distill3d.data.collate import batches
 from distill3d.data.kitti.dataset import KittiDataset
 from distill3d.data.sample import Batch
 from distill3d.detectors import DetectorConfig, build_detector, detector_name
 from distill3d.detectors.caddn import DepthTrunkConfig
+from distill3d.detectors.centerpoint import CenterPointConfig
+from distill3d.distill.methods import MethodConfig
+from distill3d.distill.methods.bevdistill import BEVDistillConfig
 from distill3d.distill.methods.cmkd import CMKDConfig
 from distill3d.distill.methods.monotakd import MonoTAKDConfig
-from distill3d.recipes import bev
+from distill3d.recipes import bev, surround
 from distill3d.recipes.kitti import BASES, CARS, METHODS, for_base
+from distill3d.recipes.surround_family import TINY_METHODS
 from distill3d.settings import to_plain
+from distill3d.synth.nuscenes_writer import SurroundStreetConfig, write_nuscenes
 from distill3d.synth.writer import StreetConfig, write_kitti
 from distill3d.train.checkpoint import save_weights
 from distill3d.train.loop import TrainingStep, build_step
 from distill3d.train.memory import keep_freed_memory
 from distill3d.train.precision import choose_precision
-from distill3d.train.recipe import DatasetConfig, Recipe, StageConfig
+from distill3d.train.recipe import DatasetConfig, Recipe, StageConfig, SurroundDatasetConfig
 from distill3d.train.schedules import build_optimiser
-from distill3d.train.sources import kitti_config
+from distill3d.train.sources import kitti_config, source_of
 from distill3d.train.teachers import Teacher
 
 RESULT = Path(__file__).resolve().parent / "results" / "methods.json"
@@ -57,13 +64,44 @@ def without_weights(config: DetectorConfig) -> DetectorConfig:
     return replace(config, trunk=trunk)  # pyright: ignore[reportArgumentType]
 
 
-#: The bird's-eye-view family's student beside the camera family's bases.
-BEV_BASE = "caddn"
+#: The bird's-eye-view family's student, and that of surround views, beside the camera family's bases.
+BEV_BASE, SURROUND_BASE = "caddn", "bevdepth"
+#: Key frames of a synthetic drive, the size of its pictures, and its scans as nuScenes' are.
+DRIVE = SurroundStreetConfig(
+    width=1600, height=900, rays_per_pixel_side=1, frames_per_scene=FRAMES, lidar_rate=20.0, lidar_step=0.33
+)  # fmt: skip
 
 
 def recipe_of(base: str, root: Path) -> Recipe:
     """Teachers, plain student and one student per method, at the paper's size."""
+    if base == SURROUND_BASE:
+        return surround_recipe(root)
     return bev_recipe(root) if base == BEV_BASE else kitti_recipe(base, root)
+
+
+def surround_recipe(root: Path) -> Recipe:
+    """CenterPoint, BEVDepth with the LiDAR's depth, BEVDepth with one past key frame alone, and taught by each method
+    of the family."""
+    student = without_weights(surround.BEVDEPTH)
+    plain = StageConfig("plain", "baseline", student, surround.AVERAGED, **surround.IMAGES)
+    return Recipe(
+        "methods",
+        (
+            StageConfig("teacher", "teacher", CenterPointConfig(), surround.TEACHER, **surround.NO_IMAGES),
+            replace(plain, name="expert", role="teacher", detector=replace(student, input="rgb+gt_depth", frames=1)),
+            plain,
+            *(
+                replace(plain, name=name, role="student", teachers=(by,), method=full_size(method))
+                for name, (by, method) in TINY_METHODS.items()
+            ),
+        ),
+        replace(surround.BEVDEPTH_DATA, root=root, version="v1.0-synth"),
+    )
+
+
+def full_size(method: MethodConfig) -> MethodConfig:
+    """Settings of a small preset for all of nuScenes' classes."""
+    return replace(method, classes=NUSCENES_CLASSES) if isinstance(method, BEVDistillConfig) else method
 
 
 def bev_recipe(root: Path) -> Recipe:
@@ -136,8 +174,11 @@ class Stepper:
 
 
 def load(recipe: Recipe, batch_size: int, device: torch.device) -> list[Batch]:
-    stage = next(s for s in reversed(recipe.stages) if s.role == "student")
-    data = KittiDataset(kitti_config(recipe, stage, "train", train=True))
+    stage = next(s for s in reversed(recipe.stages) if s.role == "student" and s.teachers[0] == "teacher")
+    if isinstance(recipe.dataset, SurroundDatasetConfig):
+        data = source_of(recipe).training(stage)
+    else:
+        data = KittiDataset(kitti_config(recipe, stage, "train", train=True))
     return [batch.to(device) for batch in batches(data, list(range(FRAMES)), batch_size, 0, 0)]
 
 
@@ -188,7 +229,9 @@ def measure(base: str, folder: Path, steps: int, batch_size: int, device: torch.
             card = {"detector": detector_name(config), "config": to_plain(config), "trained_on": {"frames": []}}
             save_weights(folder / stage.name, build_detector(config).state_dict(), card)
     students = [stage.name for stage in recipe.stages if stage.role == "student"]
-    labels = ["plain", *students, *(f"{name}{REMEMBERED}" for name in students)]
+    labels = ["plain", *students]
+    if isinstance(recipe.dataset, DatasetConfig):  # answers on surround views are too large to be kept
+        labels += [f"{name}{REMEMBERED}" for name in students]
     seconds: dict[str, float] = {}
     mib: dict[str, float] = {}
     for label in labels + labels[::-1]:
@@ -207,7 +250,8 @@ def measure(base: str, folder: Path, steps: int, batch_size: int, device: torch.
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--bases", nargs="+", default=[*BASES, BEV_BASE], choices=[*BASES, BEV_BASE])
+    known = [*BASES, BEV_BASE, SURROUND_BASE]
+    parser.add_argument("--bases", nargs="+", default=known, choices=known)
     parser.add_argument("--steps", type=int, default=4)
     parser.add_argument("--batch-size", type=int, default=2)
     parser.add_argument("--device", type=torch.device, default="cpu")
@@ -227,8 +271,13 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         street = StreetConfig(width=SOURCE[0], height=SOURCE[1], rays_per_pixel_side=1)
-        write_kitti(folder / "streets", seed=0, config=street, splits={"train": FRAMES, "val": 1}, progress=False)
         for base in options.bases:
+            if base == SURROUND_BASE:
+                shutil.rmtree(folder / "streets", ignore_errors=True)
+                write_nuscenes(folder / "streets", seed=0, config=DRIVE, splits={"train": 1, "val": 1}, progress=False)
+            else:
+                write_kitti(folder / "streets", seed=0, config=street, splits={"train": FRAMES, "val": 1},
+                            progress=False)  # fmt: skip
             results.setdefault(options.device.type, {})[base] = measure(
                 base, folder, options.steps, options.batch_size, options.device
             )
