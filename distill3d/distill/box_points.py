@@ -14,10 +14,9 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from distill3d.data.surround import SurroundBatch
 from distill3d.detectors.base import BevGeometry
 from distill3d.distill.context import Context
-from distill3d.errors import UserError
+from distill3d.distill.ground_regions import labelled_objects
 from distill3d.layers.ground.lift import read_cells, surrounding_cells
 
 #: Nine points of a box as shares of its length and width: the corners one after the other, the centre, and the middles
@@ -73,9 +72,7 @@ def labelled_footprints(
     Raises:
         UserError: the batch is none of surround views, or has no annotations; the sentence names the ``method``.
     """
-    objects = context.batch.objects if isinstance(context.batch, SurroundBatch) else None
-    if objects is None:
-        raise UserError(f"{method} looks at labelled objects on the ground: it needs surround views with annotations")
+    objects = labelled_objects(context, method)
     centre = objects.centre[..., :2]
     present = objects.present & on_map(centre, geometry)
     return Footprints.of(centre, objects.size[..., :2], objects.yaw, present, empty)
