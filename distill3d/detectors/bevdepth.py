@@ -24,23 +24,18 @@ from distill3d.camera import DepthBins
 from distill3d.data.surround import SurroundBatch
 from distill3d.detectors.base import BevGeometry, Detector, FeatureMap, Modality, Outputs, Style, bev_geometry
 from distill3d.detectors.centerpoint import check_head, head_names
-from distill3d.detectors.monodle import RGB_MEAN, RGB_STD
 from distill3d.detectors.released import OF_TRAINING, OTHER_NETWORKS, ReleasedForm, Weights
 from distill3d.errors import UserError
 from distill3d.layers.ground.bev_blocks import FeatureFusion, PointwiseBlock, SkipFusion, SpatialAlignment
 from distill3d.layers.ground.bev_second import SECONDFPN, SECONDFPNConfig
 from distill3d.layers.ground.bev_trunk import MAP_STRIDES, STEM_STRIDE, BevTrunk
-from distill3d.layers.ground.lift import frustum_volume, one_hot_depth
+from distill3d.layers.ground.camera_lift import STRIDE, CameraLift, LiftConfig, canvas_of, normalised
+from distill3d.layers.ground.lift import one_hot_depth
 from distill3d.layers.ground.voxel_pooling import (
-    CellRounding,
     PixelPositions,
     camera_pixels,
     frustum,
-    frustum_points,
-    ground_cells,
     nearest_cell,
-    splat,
-    voxel_pool,
 )
 from distill3d.layers.heads.centre_head import (
     TINY_TASKS,
@@ -53,21 +48,14 @@ from distill3d.layers.heads.centre_head import (
     tiny_head,
 )
 from distill3d.layers.image.depth_net import (
-    DepthAggregation,
-    DepthNet,
-    camera_vector,
-    depth_distribution,
     depth_log_scales,
     depth_loss,
     nearest_depth_bins,
 )
-from distill3d.layers.image.resnet import ResNet, ResNetConfig
+from distill3d.layers.image.resnet import ResNetConfig
 from distill3d.layers.points.voxels import VoxelGrid
-from distill3d.settings import Between, Channels, Layers, Weight, check_settings
+from distill3d.settings import Between, Channels, Layers, check_settings
 
-#: Pixels per cell of the map that is lifted, and by how much the trunk's maps, from fine to coarse, grow for it.
-STRIDE = 16
-IMAGE_SCALES = (0.25, 0.5, 1, 2)
 #: Cells of the ground per cell of the maps that the head's neck joins: what is lifted, then the stages behind it.
 BEV_STRIDES = (1, *MAP_STRIDES)
 #: Weights of the box code in the configurations that see one frame: velocity counts half.
@@ -92,22 +80,14 @@ STYLES: dict[Style, dict[str, Any]] = {
 
 
 @dataclass(frozen=True)
-class BEVDepthConfig:
+class BEVDepthConfig(LiftConfig):
     """Everything that makes one BEVDepth.  Defaults are the paper's ResNet-50 on one frame of 704 x 256 px."""
 
     #: ``rgb+gt_depth`` lifts by the batch's depth; cells without any lift nothing.  It sees the key frame alone, of
     #: however many frames the batch has.
     input: Literal["rgb", "rgb+gt_depth"] = "rgb"
     classes: tuple[str, ...] = NUSCENES_CLASSES  # the data set's, which labels index; the head's are among them
-    trunk: ResNetConfig = ResNetConfig(finest=4)
-    frozen_stem: bool = False  # the trunk's stem and its batch norm stay as they are: asks for ImageNet weights
-    neck_channels: Channels = 128  # of each of the trunk's four maps
     frames: Annotated[int, Between(1, 100)] = 1  # the key frame and earlier ones, which get no gradient
-    bins: DepthBins = DepthBins(2.0, 58.0, 112, "UD")
-    depth_channels: Channels = 512  # inside the depth network
-    context_channels: Channels = 80  # of each frame's map on the ground
-    depth_aggregation: bool = False  # mixes the lifted volume before pooling; the released ``use_da``
-    grid: VoxelGrid = VoxelGrid((-51.2, -51.2, -5.0, 51.2, 51.2, 3.0), (0.8, 0.8, 8.0))  # of the ground, ego frame
     # MonoTAKD's, all of which stay in the network at test time:
     bev_channels: Channels | None = None  # to which the frames' maps are collapsed, those of the map that is imitated
     spatial_alignment: bool = False  # a second collapse, aligned: P, offered as tap and to ``fusion``
@@ -117,12 +97,7 @@ class BEVDepthConfig:
     bev_layers: tuple[Layers, ...] = (2, 2, 2)  # blocks of its stages
     bev_neck_channels: Channels = 64  # of each of its four maps
     head: CentreHeadConfig = CentreHeadConfig(code_weights=ONE_FRAME_CODE_WEIGHTS)
-    depth_weight: Weight = 3.0  # of the depth loss, in batches with depth
     # released versus intended
-    #: ``bgr_with_rgb_means`` shows the trunk blue where it looks for red, with red's mean, as released weights saw it.
-    channel_order: Literal["rgb", "bgr_with_rgb_means"] = "rgb"
-    positions: PixelPositions = "ends"
-    rounding: CellRounding = "trunc"
     past_camera: Literal["key", "own"] = "key"  # whose numbers the depth network is told for earlier frames
     past_norm: Literal["train", "eval"] = "train"  # of batch norms (and dropout) while earlier frames pass in training
 
@@ -135,6 +110,10 @@ class BEVDepthConfig:
             "intended": {"output_init": "prior", "rounding": "floor"},
         }[style]
         return cls(**{**STYLES[style], "head": replace(cls().head, **of_head), **fields})
+
+    @property
+    def predicts_depth(self) -> bool:
+        return self.input == "rgb"
 
     @property
     def neck(self) -> SECONDFPNConfig:
@@ -175,61 +154,6 @@ class BEVDepthTargets:
     seen_at: Int[Tensor, "b m"] | None
 
 
-# ----------------------------------------------------------------------------------------------------------- image side
-
-
-class ImageNeck(SECONDFPN):
-    """The neck on the image trunk: where sides are odd at some stride, maps are cut at the right and bottom."""
-
-    def forward(self, maps: list[Tensor]) -> Float[Tensor, "n c h w"]:
-        resized = [up(level) for up, level in zip(self.deblocks, maps, strict=True)]
-        height, width = (min(m.shape[axis] for m in resized) for axis in (-2, -1))
-        return torch.cat([m[..., :height, :width] for m in resized], dim=1)
-
-
-class ImageBackbone(nn.Module):
-    """Images and what is known of their cameras -> depth logits and context features at stride 16."""
-
-    def __init__(self, config: BEVDepthConfig) -> None:
-        super().__init__()
-        self.config = config
-        self.img_backbone = ResNet(config.trunk)
-        necks = SECONDFPNConfig((config.neck_channels,) * len(IMAGE_SCALES), IMAGE_SCALES)
-        self.img_neck = ImageNeck(config.trunk.outputs, necks)
-        bins = config.bins.count if config.input == "rgb" else 0
-        self.depth_net = DepthNet(self.img_neck.channels_out, config.depth_channels, config.context_channels, bins)
-        self.aggregation = DepthAggregation(config.context_channels) if config.depth_aggregation else None
-        if config.frozen_stem:
-            for module in self._stem():
-                module.requires_grad_(False)
-
-    def _stem(self) -> tuple[nn.Module, nn.Module]:
-        return self.img_backbone.body.conv1, self.img_backbone.body.bn1
-
-    def train(self, mode: bool = True) -> ImageBackbone:
-        """As every module, but a frozen stem keeps to its statistics."""
-        super().train(mode)
-        if self.config.frozen_stem:
-            for module in self._stem():
-                module.eval()
-        return self
-
-    def forward(
-        self, images: Float[Tensor, "n 3 height width"], camera: Float[Tensor, "n 27"]
-    ) -> tuple[Float[Tensor, "n d h w"] | None, Float[Tensor, "n c h w"]]:
-        return self.depth_net(self.img_neck(self.img_backbone(images)), camera)
-
-    def to_ground(
-        self, context: Float[Tensor, "bn c h w"], depth: Float[Tensor, "bn d h w"], cells: Int[Tensor, "b n d h w"],
-        size: tuple[int, int],
-    ) -> Float[Tensor, "b c y x"]:  # fmt: skip
-        """Context features spread over depth and summed in the cells of the ground."""
-        if self.aggregation is None:
-            return voxel_pool(depth, context, cells, size)
-        volume = self.aggregation.volume(frustum_volume(context, depth)).unflatten(0, cells.shape[:2])
-        return splat(volume.permute(0, 1, 3, 4, 5, 2).flatten(1, 4), cells.flatten(1), size)
-
-
 @contextmanager
 def in_eval_mode(module: nn.Module) -> Iterator[None]:
     """Within it, all of the module is in eval mode; after it, each part in its own again."""
@@ -245,7 +169,58 @@ def in_eval_mode(module: nn.Module) -> Iterator[None]:
 # ------------------------------------------------------------------------------------------------------------- detector
 
 
-class BEVDepth(Detector[SurroundBatch]):
+class LiftingDetector(Detector[SurroundBatch]):
+    """What detectors share that lift images by a depth which they predict and learn, and have a centre head.
+
+    ``config`` is a ``LiftConfig`` with ``classes``, ``head`` and ``predicts_depth``.
+    """
+
+    @classmethod
+    def also_trained_on(cls, config: Any) -> frozenset[Modality]:
+        """Depth, for the depth loss."""
+        return frozenset({"depth"} if config.predicts_depth and config.depth_weight > 0 else ())
+
+    @torch.no_grad()
+    def encode(self, batch: SurroundBatch) -> BEVDepthTargets:
+        """Targets of the head and of the depth loss, as far as they are trained and the batch knows them."""
+        config, objects = self.config, batch.objects
+        centres = None if objects is None else centre_targets(config.head, objects, config.classes)
+        bins = None
+        if config.predicts_depth and config.depth_weight > 0 and batch.depth is not None:
+            bins = nearest_depth_bins(batch.depth, config.bins, STRIDE)
+        seen = None if objects is None or batch.images is None else best_view(batch, config.positions)
+        return BEVDepthTargets(centres, bins, seen)
+
+    def loss(self, outputs: Outputs, batch: SurroundBatch, targets: BEVDepthTargets | None = None) -> dict[str, Tensor]:
+        """The head's ``heat`` and ``box``, and ``depth`` times ``depth_weight``; terms that the settings or the batch
+        leave out are absent."""
+        targets = targets or self.encode(batch)
+        terms: dict[str, Tensor] = {}
+        if targets.centres is not None:
+            terms |= centre_losses(outputs.predictions, targets.centres, self.config.head)
+        if targets.depth_bins is not None:
+            loss = depth_loss(outputs.predictions["depth"], targets.depth_bins.flatten(0, 1))
+            terms["depth"] = self.config.depth_weight * loss
+        return terms
+
+    def decode(self, outputs: Outputs, batch: SurroundBatch) -> list[Boxes3D]:
+        return self.decode_slots(outputs, batch).boxes()
+
+    def decode_slots(self, outputs: Outputs, batch: SurroundBatch) -> BoxSlots:
+        config = self.config
+        return centre_slots(outputs.predictions, batch.bev_affine, config.classes, config.head)
+
+    def depth_log_scale(self, outputs: Outputs, batch: SurroundBatch, targets: BEVDepthTargets) -> Float[Tensor, "b m"]:
+        """Of the depth distribution in the cell of the key frame's images that shows each object's centre best, see
+        ``best_view``; slots are the rows of the batch's objects, those whose centre no camera sees mean nothing."""
+        if "depth" not in outputs.predictions or targets.seen_at is None:
+            return super().depth_log_scale(outputs, batch, targets)
+        scales = depth_log_scales(outputs.predictions["depth"], self.config.bins)
+        seen = targets.seen_at
+        return torch.where(seen == UNSEEN, 0, scales.view(len(seen), -1).gather(1, seen.clamp(min=0)))
+
+
+class BEVDepth(LiftingDetector):
     """Image backbone, pooling to the ground, a residual network there, and a centre head.
 
     Taps, (B, C, Y, X) on the ground: ``bev`` (what the network on the ground sees without ``fusion``: the frames' maps
@@ -265,7 +240,7 @@ class BEVDepth(Detector[SurroundBatch]):
         super().__init__()
         _check(config)
         self.config = config
-        self.backbone = ImageBackbone(config)
+        self.backbone = CameraLift(config, config.predicts_depth)
         lifted = config.context_channels * config.frames
         seen = config.bev_channels or lifted
         self.collapse = None if config.bev_channels is None else PointwiseBlock(lifted, seen)
@@ -280,11 +255,6 @@ class BEVDepth(Detector[SurroundBatch]):
         self.tap_channels = {
             "bev": seen, "bev_stage1": self.trunk.channels[0], "bev_neck": self.neck.channels_out,
         } | ({"bev_spatial": seen} if config.spatial_alignment else {})  # fmt: skip
-
-    @classmethod
-    def also_trained_on(cls, config: BEVDepthConfig) -> frozenset[Modality]:
-        """Depth, for the depth loss."""
-        return frozenset({"depth"} if config.input == "rgb" and config.depth_weight > 0 else ())
 
     def forward(self, batch: SurroundBatch) -> Outputs:
         """Maps and raw predictions.
@@ -324,37 +294,15 @@ class BEVDepth(Detector[SurroundBatch]):
             images = images[:, :frames]
         if images.shape[1] != frames:
             raise UserError(f"bevdepth is set to {frames} frames, the data set gives {images.shape[1]}")
-        height, width = images.shape[-2:]
-        if height % STRIDE or width % STRIDE:
-            raise UserError(f"bevdepth sees images whose sides are multiples of {STRIDE} px, not {width} x {height} px")
-        if self.config.channel_order == "bgr_with_rgb_means":
-            images = images.flip(-3)
-        mean, std = (images.new_tensor(v)[:, None, None] for v in (RGB_MEAN, RGB_STD))
-        return (images - mean) / std
+        return normalised(images, self.config, self.name)
 
     def _frame(
         self, batch: SurroundBatch, images: Float[Tensor, "b s n 3 height width"], frame: int
     ) -> tuple[Float[Tensor, "b c y x"], Float[Tensor, "bn d h w"] | None]:
         """A frame's map on the ground, and its depth logits."""
         told = frame if self.config.past_camera == "own" else 0
-        camera = camera_vector(
-            batch.intrinsics[:, told], batch.image_affine, batch.bev_affine, batch.camera_to_ego[:, told]
-        )
-        pixels = images[:, frame].flatten(0, 1).contiguous(memory_format=torch.channels_last)
-        logits, context = self.backbone(pixels, camera.to(pixels))
-        depth = self.true_depth(batch) if logits is None else depth_distribution(logits)
-        x, y, _ = self.config.grid.shape
-        return self.backbone.to_ground(context, depth, self._cells(batch, frame), (y, x)), logits
-
-    @torch.no_grad()
-    def _cells(self, batch: SurroundBatch, frame: int) -> Int[Tensor, "b n d h w"]:
-        """The cell of the ground at which each pixel of a frame's lifted maps lies, for each depth."""
-        config = self.config
-        cells = frustum(_canvas(batch), STRIDE, config.bins, config.positions, batch.intrinsics.device)
-        points = frustum_points(
-            cells, batch.image_affine, batch.intrinsics[:, frame], batch.camera_to_ego[:, frame], batch.bev_affine
-        )
-        return ground_cells(points, config.grid, config.rounding)
+        depth = None if self.config.predicts_depth else self.true_depth(batch)
+        return self.backbone.on_ground(batch, images, frame, told, depth)
 
     def true_depth(self, batch: SurroundBatch) -> Float[Tensor, "bn d h w"]:
         """The batch's depth as a distribution: all in the bin of the nearest point of a cell, or nowhere.
@@ -367,45 +315,6 @@ class BEVDepth(Detector[SurroundBatch]):
         bins = self.config.bins
         return one_hot_depth(nearest_depth_bins(batch.depth.flatten(0, 1), bins, STRIDE), bins.count)
 
-    @torch.no_grad()
-    def encode(self, batch: SurroundBatch) -> BEVDepthTargets:
-        """Targets of the head and of the depth loss, as far as they are trained and the batch knows them."""
-        config, objects = self.config, batch.objects
-        centres = None if objects is None else centre_targets(config.head, objects, config.classes)
-        bins = None
-        if config.input == "rgb" and config.depth_weight > 0 and batch.depth is not None:
-            bins = nearest_depth_bins(batch.depth, config.bins, STRIDE)
-        seen = None if objects is None else best_view(batch, config.positions)
-        return BEVDepthTargets(centres, bins, seen)
-
-    def loss(self, outputs: Outputs, batch: SurroundBatch, targets: BEVDepthTargets | None = None) -> dict[str, Tensor]:
-        """The head's ``heat`` and ``box``, and ``depth`` times ``depth_weight``; terms that the settings or the batch
-        leave out are absent."""
-        targets = targets or self.encode(batch)
-        terms: dict[str, Tensor] = {}
-        if targets.centres is not None:
-            terms |= centre_losses(outputs.predictions, targets.centres, self.config.head)
-        if targets.depth_bins is not None:
-            loss = depth_loss(outputs.predictions["depth"], targets.depth_bins.flatten(0, 1))
-            terms["depth"] = self.config.depth_weight * loss
-        return terms
-
-    def decode(self, outputs: Outputs, batch: SurroundBatch) -> list[Boxes3D]:
-        return self.decode_slots(outputs, batch).boxes()
-
-    def decode_slots(self, outputs: Outputs, batch: SurroundBatch) -> BoxSlots:
-        config = self.config
-        return centre_slots(outputs.predictions, batch.bev_affine, config.classes, config.head)
-
-    def depth_log_scale(self, outputs: Outputs, batch: SurroundBatch, targets: BEVDepthTargets) -> Float[Tensor, "b m"]:
-        """Of the depth distribution in the cell of the key frame's images that shows each object's centre best, see
-        ``best_view``; slots are the rows of the batch's objects, those whose centre no camera sees mean nothing."""
-        if "depth" not in outputs.predictions or targets.seen_at is None:
-            return super().depth_log_scale(outputs, batch, targets)
-        scales = depth_log_scales(outputs.predictions["depth"], self.config.bins)
-        seen = targets.seen_at
-        return torch.where(seen == UNSEEN, 0, scales.view(len(seen), -1).gather(1, seen.clamp(min=0)))
-
 
 def _check(config: BEVDepthConfig) -> None:
     check_head(config.head, [config.geometry_at(s) for s in BEV_STRIDES], config.neck, config.classes)
@@ -415,21 +324,13 @@ def _check(config: BEVDepthConfig) -> None:
         raise ValueError("spatial_alignment gives a second map beside the collapsed one: set bev_channels")
     if config.fusion != "none" and not config.spatial_alignment:
         raise ValueError(f"fusion is {config.fusion!r}, which fuses what spatial_alignment gives; switch that on")
-    if config.trunk.finest != 4:
-        raise ValueError("bevdepth reads the trunk's maps at strides 4 to 32: set trunk.finest to 4")
-
-
-def _canvas(batch: SurroundBatch) -> tuple[int, int]:
-    """Width and height (px) of the images."""
-    assert batch.images is not None
-    return batch.images.shape[-1], batch.images.shape[-2]
 
 
 def best_view(batch: SurroundBatch, positions: PixelPositions) -> Int[Tensor, "b m"]:
     """The cell n h w + row w + column of the key frame's lifted maps, in the camera that shows an object's centre
     nearest to its image's middle; ``UNSEEN`` where none shows it, and in padding rows."""
     assert batch.objects is not None
-    width, height = _canvas(batch)
+    width, height = canvas_of(batch)
     pixel, depth = camera_pixels(
         batch.objects.centre, batch.image_affine, batch.intrinsics[:, 0], batch.camera_to_ego[:, 0], batch.bev_affine
     )

@@ -26,6 +26,7 @@ from distill3d.detectors.bevdepth import (
     tiny,
 )
 from distill3d.errors import UserError
+from distill3d.layers.ground.camera_lift import lifted_cells
 from distill3d.layers.ground.voxel_pooling import camera_pixels, frustum, frustum_points, ground_cells
 from distill3d.layers.heads.centre_head import CentreHeadConfig, CentreTargets, tiny_head
 from distill3d.layers.image.depth_net import depth_log_scales
@@ -563,7 +564,7 @@ def test_what_falls_below_the_first_cell() -> None:
     counted = {}
     for rounding in ("trunc", "floor"):
         config = small(rounding=rounding)
-        cells = BEVDepth(config)._cells(batch, 0)
+        cells = lifted_cells(batch, config)
         points = frustum_points(
             frustum(CANVAS, STRIDE, config.bins), batch.image_affine, batch.intrinsics[:, 0],
             batch.camera_to_ego[:, 0], batch.bev_affine,
