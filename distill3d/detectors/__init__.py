@@ -8,6 +8,7 @@ from typing import Any
 from distill3d.boxes import KITTI_CLASSES, label_names
 from distill3d.detectors.base import Detector
 from distill3d.detectors.bevdepth import BEVDepth, BEVDepthConfig
+from distill3d.detectors.bevfusion import BEVFusion, BEVFusionConfig
 from distill3d.detectors.caddn import CaDDN, CaDDNConfig
 from distill3d.detectors.centerpoint import CenterPoint, CenterPointConfig
 from distill3d.detectors.did_m3d import DIDM3D, DIDM3DConfig
@@ -40,6 +41,7 @@ DETECTORS = {
     CaDDN.name: DetectorEntry(CaDDNConfig, CaDDN),
     CenterPoint.name: DetectorEntry(CenterPointConfig, CenterPoint),
     BEVDepth.name: DetectorEntry(BEVDepthConfig, BEVDepth),
+    BEVFusion.name: DetectorEntry(BEVFusionConfig, BEVFusion),
     LabelEncoder.name: DetectorEntry(LabelEncoderConfig, LabelEncoder),
 }
 #: Settings of any detector, as recipes hold them.
@@ -53,6 +55,7 @@ DetectorConfig = (
     | CaDDNConfig
     | CenterPointConfig
     | BEVDepthConfig
+    | BEVFusionConfig
     | LabelEncoderConfig
 )
 

@@ -12,6 +12,7 @@ from distill3d.data.kitti.inventory import Inventory
 from distill3d.data.nuscenes.dataset import CLASS_OF_CATEGORY, NuScenesDataset
 from distill3d.detectors import DetectorConfig, labels_of
 from distill3d.detectors.bevdepth import BEVDepthConfig
+from distill3d.detectors.bevfusion import BEVFusionConfig
 from distill3d.detectors.caddn import CaDDNConfig
 from distill3d.detectors.centerpoint import CenterPointConfig
 from distill3d.detectors.label_encoder import LabelEncoderConfig
@@ -66,7 +67,7 @@ def nuscenes_counts(config: DetectorConfig, data: NuScenesDataset) -> list[Class
     Raises:
         UserError: a class has no objects, but a category of about its name, unknown to nuScenes, has some.
     """
-    if not isinstance(config, BEVDepthConfig | CenterPointConfig | LabelEncoderConfig):
+    if not isinstance(config, BEVDepthConfig | BEVFusionConfig | CenterPointConfig | LabelEncoderConfig):
         return []
     objects, head = data.inventory(), config.head
     x0, y0, x1, y1 = head.extent
