@@ -8,10 +8,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 from drives import small_surround_detector, small_surround_preset, write_drives
+from golden import golden_files, stem
 from test_bevdepth import CANVAS, REACH, one_of, scene, small_head
 from test_bevdepth import small as small_bevdepth
 from test_centerpoint import damaged, street
@@ -23,7 +25,7 @@ from distill3d.data.surround import SurroundBatch
 from distill3d.detectors import bevdepth, build_detector
 from distill3d.detectors.base import BevGeometry
 from distill3d.detectors.bevdepth import BEVDepth
-from distill3d.detectors.bevfusion import BEVFusion, BEVFusionConfig, published_ground, tiny
+from distill3d.detectors.bevfusion import BEVFusion, BEVFusionConfig, conv_fuser, published_ground, tiny
 from distill3d.detectors.centerpoint import TINY_VOXELS, CenterPoint, PillarEncoderConfig
 from distill3d.detectors.centerpoint import tiny as tiny_centerpoint
 from distill3d.distill.methods.cmkd import SURROUND_RESPONSE, CMKDConfig
@@ -43,6 +45,8 @@ from distill3d.train.recipe import Recipe, StageConfig, SurroundDatasetConfig
 from distill3d.train.sources import source_of, surround_settings
 from distill3d.train.stages import run_recipe
 
+#: How far recorded single precision may be off, by the index of its set.
+RTOL, ATOL = 2e-4, 1e-5
 #: The ground in front of these tests: 48 x 48 cells.
 EXTENT = (-REACH, -REACH, REACH, REACH)
 PILLARS = PillarEncoderConfig(
@@ -190,6 +194,38 @@ def test_the_fused_map_is_the_convolution_of_both() -> None:
     fused = F.batch_norm(fused, norm.running_mean, norm.running_var, norm.weight, norm.bias, eps=norm.eps).relu()
     torch.testing.assert_close(maps["bev"], fused)
     assert conv.bias is None and maps["bev"].any()
+
+
+def recorded(path: Path) -> dict[str, Tensor]:
+    with np.load(path) as data:
+        return {name: torch.from_numpy(value) for name, value in data.items()}
+
+
+FUSERS = [path for path in golden_files("simdistill") if "param.fuser.0.weight" in recorded(path)]
+
+
+@pytest.mark.golden
+@pytest.mark.parametrize("path", FUSERS, ids=[f"fusers of {stem(path)}" for path in FUSERS])
+def test_recorded_fusion(path: Path) -> None:
+    """SimDistill's fusions of student and teacher, both in training mode, and the gradients of how far their maps are
+    apart.  Of the student's branches the one that stands for the LiDAR's is in front."""
+    g = recorded(path)
+    inputs = {
+        "fuser": torch.cat((g["in.teacher_camera"], g["in.teacher_lidar"]), dim=1),
+        "fuser_student": torch.cat((g["in.student_lidar_branch"], g["in.student_camera_branch"]), dim=1),
+    }
+    fusers, maps = {}, {}
+    for name, both in inputs.items():
+        fusers[name] = fuser = conv_fuser(both.shape[1], len(g[f"param.{name}.0.weight"])).train()
+        weights = {key: g[f"param.{name}.{key}"] for key, _ in fuser.named_parameters()}
+        fuser.load_state_dict(weights, strict=False)  # running statistics are not recorded, nor looked at
+        maps[name] = fuser(both)
+    loss = (maps["fuser_student"] - maps["fuser"]).square().mean()
+    torch.testing.assert_close(loss, g["out.fusionfeaturel2loss"], rtol=RTOL, atol=ATOL)
+    loss.backward()
+    for name, fuser in fusers.items():
+        for key, parameter in fuser.named_parameters():
+            torch.testing.assert_close(parameter.grad, g[f"grad.{name}.{key}"], rtol=RTOL, atol=ATOL)
 
 
 @pytest.mark.parametrize("other", ["bev_camera", "bev_lidar"])
