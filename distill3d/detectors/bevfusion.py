@@ -58,9 +58,9 @@ PUBLISHED_CONTEXT = 256
 class BEVFusionConfig(LiftConfig):
     """Everything that makes one BEVFusion.
 
-    The defaults are the paper's sizes on the ground of BEVDepth and of CenterPoint at 0.1 m, so that students of these
-    sizes lie on its cells; ``published_ground`` has the papers' own.  Of ``voxels`` and ``pillars`` exactly one is
-    given.  Settings of an encoder that the input does not ask for mean nothing.
+    The defaults are the sizes and the ground of BEVDepth with ResNet-50 and of CenterPoint at 0.1 m, so that students
+    of these sizes lie on its cells; ``published_ground`` is BEVFusion's own.  Of ``voxels`` and ``pillars`` exactly one
+    is given.  Settings of an encoder that the input does not ask for mean nothing.
     """
 
     #: Of pictures it sees the key frame alone, of however many frames the batch has.
@@ -93,7 +93,8 @@ class BEVFusionConfig(LiftConfig):
 
 
 def published_ground(**fields: Any) -> BEVFusionConfig:
-    """The ground of UniDistill's and SimDistill's networks: 180 x 180 cells of 0.6 m; ``fields`` override."""
+    """The ground of BEVFusion's own network, and of UniDistill's and SimDistill's: 180 x 180 cells of 0.6 m; ``fields``
+    override."""
     x0, y0, z0, x1, y1, z1 = PUBLISHED_RANGE
     train_voxels, test_voxels = PUBLISHED_VOXELS
     large = {

@@ -41,6 +41,7 @@ from distill3d.stop import Stopped
 from distill3d.train.checkpoint import load_matching, load_weights
 from distill3d.train.learnable import nuscenes_counts
 from distill3d.train.loop import RunOptions, _Run
+from distill3d.train.preflight import _refuse_without_weights
 from distill3d.train.recipe import Recipe, StageConfig, SurroundDatasetConfig
 from distill3d.train.sources import source_of, surround_settings
 from distill3d.train.stages import run_recipe
@@ -441,6 +442,14 @@ def test_it_labels_drives_and_says_what_it_looked_at(
     done = autolabel(trained / stage, drives, config, progress=False)
     assert done.frames == 1
     assert any("no more than a camera does" in remark for remark in done.remarks) == camera_alone
+
+
+def test_weights_of_the_trunk_are_asked_for_where_there_is_one() -> None:
+    trunk = ResNetConfig(pretrained=True, weights=Path("nowhere.pth"), finest=4)
+    _refuse_without_weights(StageConfig("lidar", "teacher", BEVFusionConfig(input="points", trunk=trunk)))
+    for sees in ("rgb", "rgb+points"):
+        with pytest.raises(UserError, match="starts from weights learned on other pictures"):
+            _refuse_without_weights(StageConfig("fusion", "teacher", BEVFusionConfig(input=sees, trunk=trunk)))
 
 
 def test_predict_refuses_it(trained: Path) -> None:
