@@ -70,37 +70,39 @@ PUBLISHED_TIG_BEV = (
 )
 PUBLISHED_UNIDISTILL = (
     f"{INFERRED}, whose first maps differ in width, so that a 1x1 convolution adapts them; the paper's abstract tells "
-    "gains of 2.0 to 3.2 points in mAP and NDS on its own detector"
+    "gains of 2.0 to 3.2 points in mAP and NDS on its own detector, "
+    f"{UNKNOWN_CHOICE}"
 )
 PUBLISHED_UNIDISTILL_FUSION = (
     "inferred: on this library's BEVDepth with BEVDepth's schedule, taught by a BEVFusion on its cells without the "
-    "published gate on the channels, whose first map is wider, so that a 1x1 convolution adapts them; no figure is "
-    "known to us"
+    "published gate on the channels, whose first map is wider, so that a pointwise convolution adapts the student's; "
+    "no number is known to us"
 )
 PUBLISHED_UNIDISTILL_LIDAR = (
-    "inferred: a CenterPoint taught by this library's BEVDepth, whose first maps differ in width, so that a 1x1 "
-    "convolution adapts them; no figure is known to us"
+    "inferred: a CenterPoint taught by this library's BEVDepth, whose first maps differ in width, so that a pointwise "
+    "convolution adapts the student's; no number is known to us"
 )
 PUBLISHED_BEVDISTILL = (
     f"{INFERRED}; published on BEVFormer, ResNet-50: 35.2 mAP / 42.3 NDS on val before, 38.6 / 45.7 after "
-    "(zehuichen123/BEVDistill readme)"
+    f"(zehuichen123/BEVDistill readme), {UNKNOWN_CHOICE}"
 )
 PUBLISHED_SIMDISTILL = (
     f"{INFERRED}, one branch and LiDAR alone, so that only its terms on objects and answers are there; the paper's "
-    "abstract tells gains of 4.8 mAP and 4.1 NDS over BEVFusion's camera branch"
+    "abstract tells gains of 4.8 mAP and 4.1 NDS over BEVFusion's camera branch, "
+    f"{UNKNOWN_CHOICE}"
 )
 PUBLISHED_UVTR = (
     f"{INFERRED}; published on UVTR, ResNet-101: 36.1 mAP / 44.1 NDS on val before, 37.2 / 45.0 after "
-    "(dvlab-research/UVTR readme)"
+    f"(dvlab-research/UVTR readme), {UNKNOWN_CHOICE}"
 )
 PUBLISHED_X3KD = (
     f"{INFERRED}, from abstracts, without instance segmentation; the paper tells 35.9 mAP / 47.2 NDS on val before, "
-    "39.0 / 50.5 after, with ResNet-50"
+    f"39.0 / 50.5 after, with ResNet-50, {UNKNOWN_CHOICE}"
 )
 PUBLISHED_VCD = (
     "inferred: on this library's BEVDepth, whose twin with the LiDAR's depth teaches; published on BEVDet with eight "
     "past frames, ResNet-50: 38.9 mAP / 49.3 NDS on val before, 41.0 / 51.8 after, taught by a ConvNeXt-B "
-    "(OpenDriveLab/Birds-eye-view-Perception readme)"
+    f"(OpenDriveLab/Birds-eye-view-Perception readme), {UNKNOWN_CHOICE}"
 )
 
 #: SimDistill's terms for a student with one branch and a teacher of LiDAR alone: the student's map is its simulated

@@ -60,6 +60,7 @@ TEMPERATURE = 2.0
 RADIUS_OVERLAP = 0.7
 
 Pair = Literal["camera_from_lidar", "camera_from_fusion", "lidar_from_camera", "lidar_from_fusion"]
+Margin = Annotated[float, Between(0, 0.5, below=True)]
 Temperature = Literal["teacher", "both", "none"]
 
 
@@ -67,10 +68,10 @@ Temperature = Literal["teacher", "both", "none"]
 class PairSettings:
     """What the released code sets for one student and teacher."""
 
-    feature: float  # weights
-    relation: float
-    response: float
-    margin: float  # how far from 0 and 1 the teacher's probabilities are kept
+    feature: Weight
+    relation: Weight
+    response: Weight
+    margin: Margin  # how far from 0 and 1 the teacher's probabilities are kept
 
 
 #: Student from teacher.
@@ -95,7 +96,7 @@ class UniDistillConfig(StyledConfig):
     feature_weight: Weight | None = None
     relation_weight: Weight | None = None
     response_weight: Weight | None = None
-    teacher_margin: Annotated[float, Between(0, 0.5, below=True)] | None = None
+    teacher_margin: Margin | None = None
     #: Before and behind the network on the ground.
     low_tap: str = "bev"
     teacher_low_tap: str = "bev_low"
