@@ -17,7 +17,7 @@ from distill3d.data.augment.lidar import carry
 from distill3d.data.collate import batches, collate
 from distill3d.data.kitti.dataset import KittiDataset
 from distill3d.data.sample import Dataset, Sample
-from distill3d.detectors.base import BevGeometry, Detector, FeatureMap, Outputs
+from distill3d.detectors.base import DEPTH_INPUTS, POINT_INPUTS, BevGeometry, Detector, FeatureMap, Outputs
 from distill3d.distill.context import comparable
 from distill3d.distill.methods import METHODS
 from distill3d.distill.methods.cmkd import ResponseConfig
@@ -29,7 +29,7 @@ from distill3d.train.card import CARD
 from distill3d.train.checkpoint import load_detector, outline
 from distill3d.train.progress import ProgressBar
 from distill3d.train.recipe import Recipe, StageConfig
-from distill3d.train.sources import DEPTH_INPUTS, source_of
+from distill3d.train.sources import source_of
 from distill3d.train.stages import data_of
 from distill3d.view.bev_maps import COMPARED, MAPS, BevMaps, FrameMaps, GroundMap, end_of_scale
 from distill3d.view.gallery import open_dataset
@@ -48,7 +48,7 @@ def open_inputs(stage: Stage, inputs: Collection[str]) -> KittiDataset:
     Raises:
         UserError: as ``open_dataset``.
     """
-    config, points = open_dataset(stage).config, "points" in inputs
+    config, points = open_dataset(stage).config, bool(POINT_INPUTS & set(inputs))
     depth = stage.dataset.get("depth", "completed") if DEPTH_INPUTS & set(inputs) else "none"
     return KittiDataset(replace(config, depth=depth, points=points, field_of_view=points))
 

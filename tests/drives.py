@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from distill3d.camera import DepthBins
 from distill3d.data.nuscenes.dataset import SweepConfig
@@ -9,6 +10,7 @@ from distill3d.detectors import DetectorConfig
 from distill3d.detectors.bevdepth import BEVDepthConfig
 from distill3d.detectors.bevdet import BEVDetConfig
 from distill3d.detectors.bevformer import BEVFormerConfig
+from distill3d.detectors.bevfusion import BEVFusionConfig
 from distill3d.detectors.centerpoint import CenterPointConfig, PillarEncoderConfig
 from distill3d.detectors.label_encoder import LabelEncoderConfig
 from distill3d.layers.ground.bev_second import SECONDBlocksConfig, SECONDFPNConfig
@@ -26,6 +28,19 @@ KEY_FRAMES = 4
 REACH, CELL = 12.8, 1.6
 LOW, HIGH = -5.0, 3.0
 NECK = SECONDFPNConfig(channels=(8, 8))
+#: The smallest parts that look at points, and at pictures.
+LIDAR: dict[str, Any] = {
+    "pillars": PillarEncoderConfig(
+        VoxelGrid((-REACH, -REACH, LOW, REACH, REACH, HIGH), (0.8, 0.8, HIGH - LOW)), max_points=4, features=8,
+        channels=(8,),
+    ),
+    "backbone": SECONDBlocksConfig(layers=(1, 1), channels=(8, 8)), "neck": NECK,
+}  # fmt: skip
+LIFT: dict[str, Any] = {
+    "trunk": ResNetConfig("basic", (1, 1, 1, 1), (8, 8, 8, 8), finest=4), "neck_channels": 8,
+    "bins": DepthBins(2.0, 26.0, 12, "UD"), "depth_channels": 8, "context_channels": 8,
+    "grid": VoxelGrid((-REACH, -REACH, LOW, REACH, REACH, HIGH), (CELL, CELL, HIGH - LOW)),
+}  # fmt: skip
 
 
 def write_drives(folder: Path, seed: int = 0) -> Path:
@@ -45,10 +60,9 @@ def small_head(head: CentreHeadConfig) -> CentreHeadConfig:
 def small_surround_detector(config: DetectorConfig) -> DetectorConfig:
     """The same detector, as small as it can be."""
     if isinstance(config, CenterPointConfig):
-        grid = VoxelGrid((-REACH, -REACH, LOW, REACH, REACH, HIGH), (0.8, 0.8, HIGH - LOW))
-        pillars = PillarEncoderConfig(grid, max_points=4, features=8, channels=(8,))
-        return replace(config, pillars=pillars, backbone=SECONDBlocksConfig(layers=(1, 1), channels=(8, 8)), neck=NECK,
-                       head=small_head(config.head))  # fmt: skip
+        return replace(config, **LIDAR, head=small_head(config.head))
+    if isinstance(config, BEVFusionConfig):
+        return replace(config, **LIFT, **LIDAR, fused_channels=8, head=small_head(config.head))
     if isinstance(config, LabelEncoderConfig):
         return replace(config, hidden=8, channels=(8, 8), neck=NECK, head=small_head(config.head))
     if isinstance(config, BEVDetConfig):
@@ -64,11 +78,8 @@ def small_surround_detector(config: DetectorConfig) -> DetectorConfig:
         return replace(config, trunk=trunk, channels=16, feed_forward=16, attention_heads=2, queries=12, grid=grid)
     assert isinstance(config, BEVDepthConfig)
     return replace(
-        config, trunk=ResNetConfig("basic", (1, 1, 1, 1), (8, 8, 8, 8), finest=4), neck_channels=8,
-        bins=DepthBins(2.0, 26.0, 12, "UD"), depth_channels=8, context_channels=8,
-        grid=VoxelGrid((-REACH, -REACH, LOW, REACH, REACH, HIGH), (CELL, CELL, HIGH - LOW)), bev_base=8,
-        bev_channels=config.bev_channels and 8,
-        bev_neck_channels=8, head=small_head(config.head),
+        config, **LIFT, bev_base=8, bev_channels=config.bev_channels and 8, bev_neck_channels=8,
+        head=small_head(config.head),
     )  # fmt: skip
 
 

@@ -12,7 +12,7 @@ from distill3d.data.collate import batches
 from distill3d.data.sample import Batch
 from distill3d.data.surround import SurroundBatch
 from distill3d.detectors import DetectorConfig, build_detector
-from distill3d.detectors.base import Detector
+from distill3d.detectors.base import POINT_INPUTS, Detector
 from distill3d.recipes import get_recipe
 from distill3d.synth.nuscenes_records import VERSION
 from distill3d.synth.nuscenes_writer import write_nuscenes
@@ -53,6 +53,7 @@ PAPER = Size(
         "bevdepth": ("bevdepth", "baseline"),
         "bevdet": ("distillbev", "baseline"),
         "bevformer": ("bevformer", "baseline"),
+        "bevfusion": ("unidistill_fusion", "teacher"),
         "second": ("second", "teacher"),
         "pointpillars": ("pointpillars", "teacher"),
         "centerpoint": ("centerpoint_voxels", "teacher"),
@@ -81,6 +82,7 @@ SMOKE = Size(
         "bevdepth": ("tiny_labeldistill", "baseline"),
         "bevdet": ("tiny_bevdet", "baseline"),
         "bevformer": ("tiny_bevformer", "baseline"),
+        "bevfusion": ("tiny_surround_family", "fusion"),
         "second": ("tiny_lidar", "second"),
         "pointpillars": ("tiny_lidar", "pointpillars"),
         "centerpoint": ("tiny_labeldistill", "teacher"),
@@ -163,14 +165,16 @@ def untrained(config: DetectorConfig) -> DetectorConfig:
 def described(setting: Setting, place: Place, batch: Batch | SurroundBatch | None = None) -> str:
     """How large the input of a stage's detector is, by default in training."""
     batch = batch or setting.training_batch(place)
-    looks_at = setting.stage(place)[1].detector.input
-    if looks_at == "points":
+    looks_at, scans = setting.stage(place)[1].detector.input, ""
+    if looks_at in POINT_INPUTS:
         assert batch.points is not None
-        return f"{len(batch)} scans, {sum(map(len, batch.points)):,} points"
+        scans = f"{len(batch)} scans, {sum(map(len, batch.points)):,} points"
+    if looks_at == "points":
+        return scans
     if looks_at == "labels":
         assert batch.objects is not None
         return f"{len(batch)} moments, {int(batch.objects.present.sum())} boxes"
     pictures = batch.images if isinstance(batch, SurroundBatch) else batch.image
     assert pictures is not None
     *counts, _, height, width = pictures.shape
-    return f"{' x '.join(map(str, counts))} pictures, {width} x {height} px"
+    return f"{' x '.join(map(str, counts))} pictures, {width} x {height} px{scans and f', {scans}'}"

@@ -153,7 +153,7 @@ def _labeller(run: Path, card: dict[str, Any]) -> dict[str, Any]:
 def _remarks(config: AutolabelConfig, card: dict[str, Any], own: int) -> list[str]:
     by = f"labelled by stage {card['stage']!r} of {card['recipe']!r} ({card['detector']}, input {card['input']})"
     remarks = [f"{by}; the record is {config.out / RECORD}, the split of these frames is 'auto'"]
-    if str(card["input"]).startswith("rgb"):
+    if card["input"] == "rgb":
         remarks.append("it looks at pictures: its labels know no more than a camera does")
     if own:
         remarks.append(f"it was trained on {own} of these frames itself, and is surer of them than of others")

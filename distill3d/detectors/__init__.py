@@ -10,6 +10,7 @@ from distill3d.detectors.base import Detector
 from distill3d.detectors.bevdepth import BEVDepth, BEVDepthConfig
 from distill3d.detectors.bevdet import BEVDet, BEVDetConfig
 from distill3d.detectors.bevformer import BEVFormer, BEVFormerConfig
+from distill3d.detectors.bevfusion import BEVFusion, BEVFusionConfig
 from distill3d.detectors.caddn import CaDDN, CaDDNConfig
 from distill3d.detectors.centerpoint import CenterPoint, CenterPointConfig
 from distill3d.detectors.did_m3d import DIDM3D, DIDM3DConfig
@@ -44,6 +45,7 @@ DETECTORS = {
     BEVDepth.name: DetectorEntry(BEVDepthConfig, BEVDepth),
     BEVDet.name: DetectorEntry(BEVDetConfig, BEVDet),
     BEVFormer.name: DetectorEntry(BEVFormerConfig, BEVFormer),
+    BEVFusion.name: DetectorEntry(BEVFusionConfig, BEVFusion),
     LabelEncoder.name: DetectorEntry(LabelEncoderConfig, LabelEncoder),
 }
 #: Settings of any detector, as recipes hold them.
@@ -59,6 +61,7 @@ DetectorConfig = (
     | BEVDepthConfig
     | BEVDetConfig
     | BEVFormerConfig
+    | BEVFusionConfig
     | LabelEncoderConfig
 )
 

@@ -24,23 +24,18 @@ from distill3d.camera import DepthBins
 from distill3d.data.surround import SurroundBatch
 from distill3d.detectors.base import BevGeometry, Detector, FeatureMap, Modality, Outputs, Style, bev_geometry
 from distill3d.detectors.centerpoint import check_head, head_names
-from distill3d.detectors.monodle import RGB_MEAN, RGB_STD
 from distill3d.detectors.released import OF_TRAINING, OTHER_NETWORKS, ReleasedForm, Weights
 from distill3d.errors import UserError
 from distill3d.layers.ground.bev_blocks import FeatureFusion, PointwiseBlock, SkipFusion, SpatialAlignment
 from distill3d.layers.ground.bev_second import SECONDFPN, SECONDFPNConfig
 from distill3d.layers.ground.bev_trunk import MAP_STRIDES, BevTrunk
-from distill3d.layers.ground.lift import frustum_volume, one_hot_depth
+from distill3d.layers.ground.camera_lift import STRIDE, CameraLift, LiftConfig, canvas_of, normalised_frames
+from distill3d.layers.ground.lift import one_hot_depth
 from distill3d.layers.ground.voxel_pooling import (
-    CellRounding,
     PixelPositions,
     camera_pixels,
     frustum,
-    frustum_points,
-    ground_cells,
     nearest_cell,
-    splat,
-    voxel_pool,
 )
 from distill3d.layers.heads.centre_head import (
     TINY_TASKS,
@@ -53,21 +48,14 @@ from distill3d.layers.heads.centre_head import (
     tiny_head,
 )
 from distill3d.layers.image.depth_net import (
-    DepthAggregation,
-    DepthNet,
-    camera_vector,
-    depth_distribution,
     depth_log_scales,
     depth_loss,
     nearest_depth_bins,
 )
-from distill3d.layers.image.resnet import ResNet, ResNetConfig
+from distill3d.layers.image.resnet import ResNetConfig
 from distill3d.layers.points.voxels import VoxelGrid
-from distill3d.settings import Between, Channels, Layers, Weight, check_settings
+from distill3d.settings import Between, Channels, Layers, check_settings
 
-#: Pixels per cell of the map that is lifted, and by how much the trunk's maps, from fine to coarse, grow for it.
-STRIDE = 16
-IMAGE_SCALES = (0.25, 0.5, 1, 2)
 #: Cells of the ground per cell of the maps that the head's neck joins: what is lifted, then the stages behind it.
 BEV_STRIDES = (1, *MAP_STRIDES)
 #: Names of the stages' maps.
@@ -94,22 +82,14 @@ STYLES: dict[Style, dict[str, Any]] = {
 
 
 @dataclass(frozen=True)
-class BEVDepthConfig:
+class BEVDepthConfig(LiftConfig):
     """Everything that makes one BEVDepth.  Defaults are the paper's ResNet-50 on one frame of 704 x 256 px."""
 
     #: ``rgb+gt_depth`` lifts by the batch's depth; cells without any lift nothing.  It sees the key frame alone, of
     #: however many frames the batch has.
     input: Literal["rgb", "rgb+gt_depth"] = "rgb"
     classes: tuple[str, ...] = NUSCENES_CLASSES  # the data set's, which labels index; the head's are among them
-    trunk: ResNetConfig = ResNetConfig(finest=4)
-    frozen_stem: bool = False  # the trunk's stem and its batch norm stay as they are: asks for ImageNet weights
-    neck_channels: Channels = 128  # of each of the trunk's four maps
     frames: Annotated[int, Between(1, 100)] = 1  # the key frame and earlier ones, which get no gradient
-    bins: DepthBins = DepthBins(2.0, 58.0, 112, "UD")
-    depth_channels: Channels = 512  # inside the depth network
-    context_channels: Channels = 80  # of each frame's map on the ground
-    depth_aggregation: bool = False  # mixes the lifted volume before pooling; the released ``use_da``
-    grid: VoxelGrid = VoxelGrid((-51.2, -51.2, -5.0, 51.2, 51.2, 3.0), (0.8, 0.8, 8.0))  # of the ground, ego frame
     # MonoTAKD's, all of which stay in the network at test time:
     bev_channels: Channels | None = None  # to which the frames' maps are collapsed, those of the map that is imitated
     spatial_alignment: bool = False  # a second collapse, aligned: P, offered as tap and to ``fusion``
@@ -119,12 +99,7 @@ class BEVDepthConfig:
     bev_layers: tuple[Layers, ...] = (2, 2, 2)  # blocks of its stages
     bev_neck_channels: Channels = 64  # of each of its four maps
     head: CentreHeadConfig = CentreHeadConfig(code_weights=ONE_FRAME_CODE_WEIGHTS)
-    depth_weight: Weight = 3.0  # of the depth loss, in batches with depth
     # released versus intended
-    #: ``bgr_with_rgb_means`` shows the trunk blue where it looks for red, with red's mean, as released weights saw it.
-    channel_order: Literal["rgb", "bgr_with_rgb_means"] = "rgb"
-    positions: PixelPositions = "ends"
-    rounding: CellRounding = "trunc"
     past_camera: Literal["key", "own"] = "key"  # whose numbers the depth network is told for earlier frames
     past_norm: Literal["train", "eval"] = "train"  # of batch norms (and dropout) while earlier frames pass in training
 
@@ -139,9 +114,8 @@ class BEVDepthConfig:
         return cls(**{**STYLES[style], "head": replace(cls().head, **of_head), **fields})
 
     @property
-    def trains_depth(self) -> bool:
-        """Whether the depth distribution is predicted and has a loss."""
-        return self.input == "rgb" and self.depth_weight > 0
+    def predicts_depth(self) -> bool:
+        return self.input == "rgb"
 
     @property
     def neck(self) -> SECONDFPNConfig:
@@ -182,61 +156,6 @@ class BEVDepthTargets:
     seen_at: Int[Tensor, "b m"] | None
 
 
-# ----------------------------------------------------------------------------------------------------------- image side
-
-
-class ImageNeck(SECONDFPN):
-    """The neck on the image trunk: where sides are odd at some stride, maps are cut at the right and bottom."""
-
-    def forward(self, maps: list[Tensor]) -> Float[Tensor, "n c h w"]:
-        resized = [up(level) for up, level in zip(self.deblocks, maps, strict=True)]
-        height, width = (min(m.shape[axis] for m in resized) for axis in (-2, -1))
-        return torch.cat([m[..., :height, :width] for m in resized], dim=1)
-
-
-class ImageBackbone(nn.Module):
-    """Images and what is known of their cameras -> depth logits and context features at stride 16."""
-
-    def __init__(self, config: BEVDepthConfig) -> None:
-        super().__init__()
-        self.config = config
-        self.img_backbone = ResNet(config.trunk)
-        necks = SECONDFPNConfig((config.neck_channels,) * len(IMAGE_SCALES), IMAGE_SCALES)
-        self.img_neck = ImageNeck(config.trunk.outputs, necks)
-        bins = config.bins.count if config.input == "rgb" else 0
-        self.depth_net = DepthNet(self.img_neck.channels_out, config.depth_channels, config.context_channels, bins)
-        self.aggregation = DepthAggregation(config.context_channels) if config.depth_aggregation else None
-        if config.frozen_stem:
-            for module in self._stem():
-                module.requires_grad_(False)
-
-    def _stem(self) -> tuple[nn.Module, nn.Module]:
-        return self.img_backbone.body.conv1, self.img_backbone.body.bn1
-
-    def train(self, mode: bool = True) -> ImageBackbone:
-        """As every module, but a frozen stem keeps to its statistics."""
-        super().train(mode)
-        if self.config.frozen_stem:
-            for module in self._stem():
-                module.eval()
-        return self
-
-    def forward(
-        self, images: Float[Tensor, "n 3 height width"], camera: Float[Tensor, "n 27"]
-    ) -> tuple[Float[Tensor, "n d h w"] | None, Float[Tensor, "n c h w"]]:
-        return self.depth_net(self.img_neck(self.img_backbone(images)), camera)
-
-    def to_ground(
-        self, context: Float[Tensor, "bn c h w"], depth: Float[Tensor, "bn d h w"], cells: Int[Tensor, "b n d h w"],
-        size: tuple[int, int],
-    ) -> Float[Tensor, "b c y x"]:  # fmt: skip
-        """Context features spread over depth and summed in the cells of the ground."""
-        if self.aggregation is None:
-            return voxel_pool(depth, context, cells, size)
-        volume = self.aggregation.volume(frustum_volume(context, depth)).unflatten(0, cells.shape[:2])
-        return splat(volume.permute(0, 1, 3, 4, 5, 2).flatten(1, 4), cells.flatten(1), size)
-
-
 @contextmanager
 def in_eval_mode(module: nn.Module) -> Iterator[None]:
     """Within it, all of the module is in eval mode; after it, each part in its own again."""
@@ -253,57 +172,15 @@ def in_eval_mode(module: nn.Module) -> Iterator[None]:
 
 
 class LiftingDetector(Detector[SurroundBatch]):
-    """What detectors share that lift surround images by a depth distribution and look at the ground with a centre head.
+    """What detectors share that lift images by a depth which they predict and learn, and have a centre head.
 
-    Their settings have BEVDepth's fields of these names: ``input``, ``classes``, ``frames``, ``bins``, ``grid``,
-    ``head``, ``depth_weight``, ``channel_order``, ``positions`` and ``rounding``, and ``trains_depth``.
+    ``config`` is a ``Lifting`` with ``classes``, ``head``, ``depth_weight`` and ``trains_depth``.
     """
 
     @classmethod
     def also_trained_on(cls, config: Any) -> frozenset[Modality]:
         """Depth, for the depth loss."""
         return frozenset({"depth"} if config.trains_depth else ())
-
-    def _images(self, batch: SurroundBatch) -> Float[Tensor, "b s n 3 height width"]:
-        """Colours less ImageNet's mean, by its deviation."""
-        frames, images = self.config.frames, batch.images
-        if images is None:
-            raise UserError(f"{self.name} looks at images: the data set gives none")
-        if self.config.input == "rgb+gt_depth":
-            images = images[:, :frames]
-        if images.shape[1] != frames:
-            raise UserError(f"{self.name} is set to {frames} frames, the data set gives {images.shape[1]}")
-        height, width = images.shape[-2:]
-        if height % STRIDE or width % STRIDE:
-            size = f"{width} x {height} px"
-            raise UserError(f"{self.name} sees images whose sides are multiples of {STRIDE} px, not {size}")
-        if self.config.channel_order == "bgr_with_rgb_means":
-            images = images.flip(-3)
-        mean, std = (images.new_tensor(v)[:, None, None] for v in (RGB_MEAN, RGB_STD))
-        return (images - mean) / std
-
-    @torch.no_grad()
-    def _cells(self, batch: SurroundBatch, frame: int, pose: int | None = None) -> Int[Tensor, "b n d h w"]:
-        """The cell of the ground at which each pixel of a frame's lifted maps lies, for each depth.
-
-        With ``pose`` the cameras stand where they stood in that frame.
-        """
-        camera_to_ego = batch.camera_to_ego[:, frame if pose is None else pose]
-        config = self.config
-        cells = frustum(_canvas(batch), STRIDE, config.bins, config.positions, batch.intrinsics.device)
-        points = frustum_points(cells, batch.image_affine, batch.intrinsics[:, frame], camera_to_ego, batch.bev_affine)
-        return ground_cells(points, config.grid, config.rounding)
-
-    def true_depth(self, batch: SurroundBatch) -> Float[Tensor, "bn d h w"]:
-        """The batch's depth as a distribution: all in the bin of the nearest point of a cell, or nowhere.
-
-        Raises:
-            UserError: the batch has no depth.
-        """
-        if batch.depth is None:
-            raise UserError("a detector with input 'rgb+gt_depth' needs depth images; the data set gives none")
-        bins = self.config.bins
-        return one_hot_depth(nearest_depth_bins(batch.depth.flatten(0, 1), bins, STRIDE), bins.count)
 
     @torch.no_grad()
     def encode(self, batch: SurroundBatch) -> BEVDepthTargets:
@@ -313,7 +190,7 @@ class LiftingDetector(Detector[SurroundBatch]):
         bins = None
         if config.trains_depth and batch.depth is not None:
             bins = self._depth_bins(batch.depth)
-        seen = None if objects is None else best_view(batch, config.positions)
+        seen = None if objects is None or batch.images is None else best_view(batch, config.positions)
         return BEVDepthTargets(centres, bins, seen)
 
     def loss(self, outputs: Outputs, batch: SurroundBatch, targets: BEVDepthTargets | None = None) -> dict[str, Tensor]:
@@ -371,7 +248,7 @@ class BEVDepth(LiftingDetector):
         super().__init__()
         _check(config)
         self.config = config
-        self.backbone = ImageBackbone(config)
+        self.backbone = CameraLift(config, config.predicts_depth)
         lifted = config.context_channels * config.frames
         seen = config.bev_channels or lifted
         self.collapse = None if config.bev_channels is None else PointwiseBlock(lifted, seen)
@@ -394,7 +271,8 @@ class BEVDepth(LiftingDetector):
             UserError: the batch has no images, not as many frames as the detector sees, sides that are no multiples of
                 16 px, or lacks the depth that the input asks for.
         """
-        images = self._images(batch)
+        config, has_depth = self.config, self.config.input == "rgb+gt_depth"
+        images = normalised_frames(batch, config, config.frames, self.name, pass_over=has_depth)
         # First the key frame: autocast would keep weights that it casts without a gradient for those that need one.
         key, logits = self._frame(batch, images, 0)
         with torch.no_grad(), in_eval_mode(self.backbone) if self.config.past_norm == "eval" else nullcontext():
@@ -421,14 +299,19 @@ class BEVDepth(LiftingDetector):
     ) -> tuple[Float[Tensor, "b c y x"], Float[Tensor, "bn d h w"] | None]:
         """A frame's map on the ground, and its depth logits."""
         told = frame if self.config.past_camera == "own" else 0
-        camera = camera_vector(
-            batch.intrinsics[:, told], batch.image_affine, batch.bev_affine, batch.camera_to_ego[:, told]
-        )
-        pixels = images[:, frame].flatten(0, 1).contiguous(memory_format=torch.channels_last)
-        logits, context = self.backbone(pixels, camera.to(pixels))
-        depth = self.true_depth(batch) if logits is None else depth_distribution(logits)
-        x, y, _ = self.config.grid.shape
-        return self.backbone.to_ground(context, depth, self._cells(batch, frame), (y, x)), logits
+        depth = None if self.config.predicts_depth else self.true_depth(batch)
+        return self.backbone.on_ground(batch, images, frame, told, depth)
+
+    def true_depth(self, batch: SurroundBatch) -> Float[Tensor, "bn d h w"]:
+        """The batch's depth as a distribution: all in the bin of the nearest point of a cell, or nowhere.
+
+        Raises:
+            UserError: the batch has no depth.
+        """
+        if batch.depth is None:
+            raise UserError("a detector with input 'rgb+gt_depth' needs depth images; the data set gives none")
+        bins = self.config.bins
+        return one_hot_depth(nearest_depth_bins(batch.depth.flatten(0, 1), bins, STRIDE), bins.count)
 
 
 def _check(config: BEVDepthConfig) -> None:
@@ -439,21 +322,13 @@ def _check(config: BEVDepthConfig) -> None:
         raise ValueError("spatial_alignment gives a second map beside the collapsed one: set bev_channels")
     if config.fusion != "none" and not config.spatial_alignment:
         raise ValueError(f"fusion is {config.fusion!r}, which fuses what spatial_alignment gives; switch that on")
-    if config.trunk.finest != 4:
-        raise ValueError("bevdepth reads the trunk's maps at strides 4 to 32: set trunk.finest to 4")
-
-
-def _canvas(batch: SurroundBatch) -> tuple[int, int]:
-    """Width and height (px) of the images."""
-    assert batch.images is not None
-    return batch.images.shape[-1], batch.images.shape[-2]
 
 
 def best_view(batch: SurroundBatch, positions: PixelPositions) -> Int[Tensor, "b m"]:
     """The cell n h w + row w + column of the key frame's lifted maps, in the camera that shows an object's centre
     nearest to its image's middle; ``UNSEEN`` where none shows it, and in padding rows."""
     assert batch.objects is not None
-    width, height = _canvas(batch)
+    width, height = canvas_of(batch)
     pixel, depth = camera_pixels(
         batch.objects.centre, batch.image_affine, batch.intrinsics[:, 0], batch.camera_to_ego[:, 0], batch.bev_affine
     )

@@ -34,7 +34,7 @@ from distill3d.boxes import NUSCENES_CLASSES
 from distill3d.camera import DepthBins
 from distill3d.data.surround import SurroundBatch
 from distill3d.detectors.base import BevGeometry, FeatureMap, Outputs, Style, bev_geometry
-from distill3d.detectors.bevdepth import STRIDE, LiftingDetector, in_eval_mode
+from distill3d.detectors.bevdepth import LiftingDetector, in_eval_mode
 from distill3d.detectors.centerpoint import CODE_WEIGHTS, check_head
 from distill3d.errors import UserError
 from distill3d.layers.ground.bev_residual import (
@@ -47,10 +47,17 @@ from distill3d.layers.ground.bev_residual import (
     stage_strides,
 )
 from distill3d.layers.ground.bev_second import SECONDFPNConfig
+from distill3d.layers.ground.camera_lift import STRIDE, ChannelOrder, lifted_cells, normalised_frames
 from distill3d.layers.ground.voxel_pooling import CellRounding, PixelPositions, voxel_pool
 from distill3d.layers.heads.centre_head import CODE, TINY_TASKS, CentreHead, CentreHeadConfig, tiny_head
 from distill3d.layers.image.depth_net import depth_distribution, depth_loss, nearest_depth_bins
-from distill3d.layers.image.lift_nets import CameraLift, PlainLift, TopDownNeck, mean_depth_loss, whole_camera_vector
+from distill3d.layers.image.lift_nets import (
+    CameraAwareLift,
+    PlainLift,
+    TopDownNeck,
+    mean_depth_loss,
+    whole_camera_vector,
+)
 from distill3d.layers.image.resnet import ResNet, ResNetConfig
 from distill3d.layers.points.voxels import VoxelGrid
 from distill3d.settings import Between, Channels, Layers, Stride, Weight, is_in_range
@@ -96,8 +103,7 @@ class BEVDetConfig:
     head: CentreHeadConfig = CentreHeadConfig(code_weights=CODE_WEIGHTS)
     depth_weight: Weight = MEAN_WEIGHT  # of the depth loss of view ``bevdepth``, in batches with depth
     # released versus intended
-    #: ``bgr_with_rgb_means`` shows the trunk blue where it looks for red, with red's mean, as released weights saw it.
-    channel_order: Literal["rgb", "bgr_with_rgb_means"] = "rgb"
+    channel_order: ChannelOrder = "rgb"
     positions: PixelPositions = "ends"
     rounding: CellRounding = "trunc"
     past_norm: Literal["train", "eval"] = "train"  # of batch norms while earlier frames pass in training
@@ -176,7 +182,7 @@ class LiftBackbone(nn.Module):
         self.neck = TopDownNeck(fine, coarse, config.neck_channels)
         sizes = config.neck_channels, config.bins.count, config.context_channels
         if config.view == "bevdepth":
-            self.view = CameraLift(*sizes, config.depth_channels, config.depth_layers)
+            self.view = CameraAwareLift(*sizes, config.depth_channels, config.depth_layers)
         else:
             self.view = PlainLift(*sizes)
 
@@ -234,7 +240,7 @@ class BEVDet(LiftingDetector):
             UserError: the batch has no images, not as many frames as the detector sees, or sides that are no multiples
                 of 16 px.
         """
-        images = self._images(batch)
+        images = normalised_frames(batch, self.config, self.config.frames, self.name)
         # First the key frame: autocast would keep weights that it casts without a gradient for those that need one.
         key, logits = self._frame(batch, images, 0)
         with torch.no_grad(), in_eval_mode(self) if self.config.past_norm == "eval" else nullcontext():
@@ -259,7 +265,7 @@ class BEVDet(LiftingDetector):
         pixels = images[:, frame].flatten(0, 1).contiguous(memory_format=torch.channels_last)
         logits, context = self.backbone(pixels, camera.to(pixels))
         x, y, _ = self.config.grid.shape
-        bev = voxel_pool(depth_distribution(logits), context, self._cells(batch, frame, pose=0), (y, x))
+        bev = voxel_pool(depth_distribution(logits), context, lifted_cells(batch, self.config, frame, pose=0), (y, x))
         return bev if self.of_frame is None else self.of_frame(bev)[-1], logits
 
     def _moved(self, batch: SurroundBatch, bev: Float[Tensor, "b c y x"], frame: int) -> Float[Tensor, "b c y x"]:

@@ -104,8 +104,17 @@ class CenterPointConfig:
     intensity: Literal["raw", "unit"] = "raw"  # 0..255 as released, or 0..1
 
     def __post_init__(self) -> None:
-        if (self.voxels is None) == (self.pillars is None):
-            raise UserError("CenterPoint looks at voxels or at pillars: give exactly one of the two settings")
+        check_encoders(self.voxels, self.pillars, "CenterPoint")
+
+
+def check_encoders(voxels: VoxelEncoderConfig | None, pillars: PillarEncoderConfig | None, who: str) -> None:
+    """Whether a detector, ``who``, is to look at points in one way.
+
+    Raises:
+        UserError: it is not.
+    """
+    if (voxels is None) == (pillars is None):
+        raise UserError(f"{who} looks at voxels or at pillars: give exactly one of the two settings")
 
 
 def with_pillars(**fields: Any) -> CenterPointConfig:
@@ -181,6 +190,16 @@ class PillarEncoder(nn.Module):
         return self.convs(picture(self.features(cells), cells, config.grid))
 
 
+def point_encoder(
+    voxels: VoxelEncoderConfig | None, pillars: PillarEncoderConfig | None
+) -> VoxelEncoder | PillarEncoder:
+    """The encoder of the one that is given."""
+    if voxels is not None:
+        return VoxelEncoder(voxels)
+    assert pillars is not None
+    return PillarEncoder(pillars)
+
+
 # ------------------------------------------------------------------------------------------------------------- detector
 
 
@@ -221,10 +240,7 @@ class CenterPoint(CentreDetector):
     def __init__(self, config: CenterPointConfig) -> None:
         super().__init__()
         self.config = config
-        if config.voxels is not None:
-            self.encoder = VoxelEncoder(config.voxels)
-        elif config.pillars is not None:
-            self.encoder = PillarEncoder(config.pillars)
+        self.encoder = point_encoder(config.voxels, config.pillars)
         levels = level_geometries(self.encoder.geometry, config.backbone)
         check_head(config.head, list(levels.values()), config.neck, config.classes)
         self.geometries = {

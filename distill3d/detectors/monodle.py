@@ -32,6 +32,7 @@ from distill3d.layers.image.heatmap import (
     gather_cells,
     gaussian_radius,
 )
+from distill3d.layers.image.pretrained import RGB_MEAN, RGB_STD
 from distill3d.layers.readout import Readout
 from distill3d.settings import Ascending, Between, Channels, Length, Number, Share, added
 
@@ -51,9 +52,6 @@ LAPLACE_FACTOR = 1.4142
 DEPTH_EPSILON = 1e-6
 #: Bias of the heat map's last layer: sigmoid(-2.19) = 0.1, the prior of a peak.
 HEAT_BIAS = -2.19
-#: ImageNet statistics of RGB in 0..1.
-RGB_MEAN = (0.485, 0.456, 0.406)
-RGB_STD = (0.229, 0.224, 0.225)
 #: Metres that depth images are divided by, and MonoDistill's input statistics (metre values, whatever they apply to).
 DEPTH_SCALE, DEPTH_MEAN, DEPTH_STD = 80.0, 8.765, 11.275
 #: MonoSKD's loader divides by 256 once more than the PNG's unit asks for.

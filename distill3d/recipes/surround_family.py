@@ -6,7 +6,8 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-from distill3d.detectors import DetectorConfig, bevdepth, bevdet, bevformer, centerpoint
+from distill3d.detectors import DetectorConfig, bevdepth, bevdet, bevformer, bevfusion, centerpoint
+from distill3d.detectors.bevfusion import BEVFusionConfig
 from distill3d.detectors.centerpoint import CenterPointConfig
 from distill3d.distill.methods import MethodConfig
 from distill3d.distill.methods.bevdistill import BEVDistillConfig
@@ -69,34 +70,50 @@ PUBLISHED_TIG_BEV = (
 )
 PUBLISHED_UNIDISTILL = (
     f"{INFERRED}, whose first maps differ in width, so that a 1x1 convolution adapts them; the paper's abstract tells "
-    "gains of 2.0 to 3.2 points in mAP and NDS on its own detector"
+    "gains of 2.0 to 3.2 points in mAP and NDS on its own detector, "
+    f"{UNKNOWN_CHOICE}"
+)
+PUBLISHED_UNIDISTILL_FUSION = (
+    "inferred: on this library's BEVDepth with BEVDepth's schedule, taught by a BEVFusion on its cells without the "
+    "published gate on the channels, whose first map is wider, so that a pointwise convolution adapts the student's; "
+    "no number is known to us"
+)
+PUBLISHED_UNIDISTILL_LIDAR = (
+    "inferred: a CenterPoint taught by this library's BEVDepth, whose first maps differ in width, so that a pointwise "
+    "convolution adapts the student's; no number is known to us"
 )
 PUBLISHED_BEVDISTILL = (
     f"{INFERRED}; published on BEVFormer, ResNet-50: 35.2 mAP / 42.3 NDS on val before, 38.6 / 45.7 after "
-    "(zehuichen123/BEVDistill readme)"
+    f"(zehuichen123/BEVDistill readme), {UNKNOWN_CHOICE}"
 )
 PUBLISHED_SIMDISTILL = (
     f"{INFERRED}, one branch and LiDAR alone, so that only its terms on objects and answers are there; the paper's "
-    "abstract tells gains of 4.8 mAP and 4.1 NDS over BEVFusion's camera branch"
+    "abstract tells gains of 4.8 mAP and 4.1 NDS over BEVFusion's camera branch, "
+    f"{UNKNOWN_CHOICE}"
 )
 PUBLISHED_UVTR = (
     f"{INFERRED}; published on UVTR, ResNet-101: 36.1 mAP / 44.1 NDS on val before, 37.2 / 45.0 after "
-    "(dvlab-research/UVTR readme)"
+    f"(dvlab-research/UVTR readme), {UNKNOWN_CHOICE}"
 )
 PUBLISHED_X3KD = (
     f"{INFERRED}, from abstracts, without instance segmentation; the paper tells 35.9 mAP / 47.2 NDS on val before, "
-    "39.0 / 50.5 after, with ResNet-50"
+    f"39.0 / 50.5 after, with ResNet-50, {UNKNOWN_CHOICE}"
 )
 PUBLISHED_VCD = (
     "inferred: on this library's BEVDepth, whose twin with the LiDAR's depth teaches; published on BEVDet with eight "
     "past frames, ResNet-50: 38.9 mAP / 49.3 NDS on val before, 41.0 / 51.8 after, taught by a ConvNeXt-B "
-    "(OpenDriveLab/Birds-eye-view-Perception readme)"
+    f"(OpenDriveLab/Birds-eye-view-Perception readme), {UNKNOWN_CHOICE}"
 )
 
 #: SimDistill's terms for a student with one branch and a teacher of LiDAR alone: the student's map is its simulated
 #: branch.
 ONE_BRANCH = SimDistillConfig(
     simulated_tap="bev", teacher_lidar_tap="bev_low", imd_weight=0.0, mmd_f_weight=0.0
+)  # fmt: skip
+#: UniDistill's terms for a camera's student of both sensors, and for a LiDAR's of cameras.
+FROM_FUSION = UniDistillConfig(pair="camera_from_fusion", adapter="pointwise", teacher_low_tap="bev")
+FROM_CAMERA = UniDistillConfig(
+    pair="lidar_from_camera", adapter="pointwise", low_tap="bev_low", teacher_low_tap="bev"
 )  # fmt: skip
 
 
@@ -153,6 +170,21 @@ def unidistill() -> Recipe:
     return _on_bevdepth("unidistill", UniDistillConfig(adapter="pointwise"), PUBLISHED_UNIDISTILL)
 
 
+def unidistill_fusion() -> Recipe:
+    """UniDistill's camera student of a teacher that sees both, BEVFusion, on BEVDepth, on nuScenes."""
+    detector = BEVFusionConfig(trunk=TRUNK, frozen_stem=True)
+    teacher = StageConfig("teacher", "teacher", detector, TEACHER, **IMAGES, class_balanced=True)
+    return _on_bevdepth("unidistill_fusion", FROM_FUSION, PUBLISHED_UNIDISTILL_FUSION, teacher)
+
+
+def unidistill_lidar() -> Recipe:
+    """UniDistill's LiDAR student of a camera teacher: CenterPoint, taught by BEVDepth, on nuScenes."""
+    camera = StageConfig("camera", "teacher", BEVDEPTH, AVERAGED, **IMAGES)
+    baseline = replace(_teacher(), name="baseline", role="baseline")
+    student = _taught(baseline, FROM_CAMERA, camera.name)
+    return Recipe("unidistill_lidar", (camera, baseline, student), BEVDEPTH_DATA, note=PUBLISHED_UNIDISTILL_LIDAR)
+
+
 def bevdistill() -> Recipe:
     """BEVDistill's terms on BEVDepth, whose peaks are asked for its places, on nuScenes."""
     return _on_bevdepth("bevdistill", BEVDistillConfig(), PUBLISHED_BEVDISTILL)
@@ -180,10 +212,10 @@ def vcd() -> Recipe:
     return Recipe("vcd", (expert, baseline, _taught(baseline, VCDConfig())), BEVDEPTH_DATA, note=PUBLISHED_VCD)
 
 
-def _on_bevdepth(name: str, method: MethodConfig, note: str) -> Recipe:
-    """CenterPoint, BEVDepth with one past key frame alone, and taught."""
+def _on_bevdepth(name: str, method: MethodConfig, note: str, teacher: StageConfig | None = None) -> Recipe:
+    """A teacher, CenterPoint where none is given; BEVDepth with one past key frame alone, and taught."""
     baseline = StageConfig("baseline", "baseline", BEVDEPTH, AVERAGED, **IMAGES)
-    return Recipe(name, (_teacher(), baseline, _taught(baseline, method)), BEVDEPTH_DATA, note=note)
+    return Recipe(name, (teacher or _teacher(), baseline, _taught(baseline, method)), BEVDEPTH_DATA, note=note)
 
 
 def _teacher(detector: CenterPointConfig | None = None) -> StageConfig:
@@ -203,6 +235,7 @@ TINY_CLASSES = tuple(name for task in TINY_TASKS for name in task)
 TINY_METHODS: dict[str, tuple[str, Any]] = {
     "distillbev": ("teacher", DistillBEVConfig()),
     "unidistill": ("teacher", UniDistillConfig(adapter="pointwise")),
+    "unidistill_fusion": ("fusion", FROM_FUSION),
     "tig_bev": ("teacher", TiGBEVConfig()),
     "bevdistill": ("teacher", BEVDistillConfig(classes=TINY_CLASSES)),
     "simdistill": ("teacher", ONE_BRANCH),
@@ -213,12 +246,13 @@ TINY_METHODS: dict[str, tuple[str, Any]] = {
 
 
 def tiny_surround_family() -> Recipe:
-    """Synthetic drives: eight methods from the trained baseline, beside it trained on as long as they."""
+    """Synthetic drives: eight methods, one by two teachers, from the trained baseline, beside it trained on as long."""
     teacher, baseline = _tiny_alone(bevdepth.tiny())
     expert = replace(baseline, name="expert", role="teacher", detector=bevdepth.tiny(input="rgb+gt_depth"))
+    fusion = replace(expert, name="fusion", detector=bevfusion.tiny())
     continued = _continued(baseline)
     students = tuple(_taught(continued, method, by, name=name) for name, (by, method) in TINY_METHODS.items())
-    return Recipe("tiny_surround_family", (teacher, expert, baseline, continued, *students), TINY_DATA,
+    return Recipe("tiny_surround_family", (teacher, expert, fusion, baseline, continued, *students), TINY_DATA,
                   TINY_EVALUATION, note=TINY_NOTE)  # fmt: skip
 
 
@@ -260,6 +294,7 @@ def _tiny_from(
 
 
 RECIPES = (
-    distillbev, tig_bev, unidistill, bevdistill, simdistill, uvtr_kd, x3kd, vcd, bevdet_alone, bevformer_alone,
-    bevdistill_bevformer, uvtr_kd_bevformer, tiny_surround_family, tiny_bevdet, tiny_bevformer,
+    distillbev, tig_bev, unidistill, unidistill_fusion, unidistill_lidar, bevdistill, simdistill, uvtr_kd, x3kd, vcd,
+    bevdet_alone, bevformer_alone, bevdistill_bevformer, uvtr_kd_bevformer, tiny_surround_family, tiny_bevdet,
+    tiny_bevformer,
 )  # fmt: skip

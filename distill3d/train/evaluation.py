@@ -17,7 +17,7 @@ from distill3d.data.kitti.dataset import KittiDataset
 from distill3d.data.kitti.labels import format_results
 from distill3d.data.nuscenes.dataset import NuScenesDataset
 from distill3d.data.sample import Dataset
-from distill3d.detectors.base import Detector
+from distill3d.detectors.base import CAMERA_INPUTS, POINT_INPUTS, Detector
 from distill3d.evaluate import nuscenes
 from distill3d.evaluate.kitti import ABOUT, Annotations, Result, about_predictions, evaluate, rules_of
 from distill3d.evaluate.nuscenes_submission import SubmissionMeta, read_submission, write_submission
@@ -102,7 +102,8 @@ def evaluate_surround(
     """The official nuScenes evaluation on a split, for the data set's classes; by way of a submission file, which with
     ``folder`` is kept there, beside evaluation.json."""
     tokens, modality = dataset.frame_ids, detector.config.input
-    meta = SubmissionMeta(use_camera=modality.startswith("rgb"), use_lidar=modality in ("points", "rgb+gt_depth"))
+    lidar = modality in POINT_INPUTS or modality == "rgb+gt_depth"  # whose depth is the scan's
+    meta = SubmissionMeta(use_camera=modality in CAMERA_INPUTS, use_lidar=lidar)
     truth = nuscenes.ground_truth(dataset.tables, tokens)
     poses = {token: dataset.ego_to_global(index) for index, token in enumerate(tokens)}
     with tempfile.TemporaryDirectory() as scratch:

@@ -14,6 +14,7 @@ from distill3d.detectors import DetectorConfig, labels_of
 from distill3d.detectors.bevdepth import BEVDepthConfig
 from distill3d.detectors.bevdet import BEVDetConfig
 from distill3d.detectors.bevformer import BEVFormerConfig
+from distill3d.detectors.bevfusion import BEVFusionConfig
 from distill3d.detectors.caddn import CaDDNConfig
 from distill3d.detectors.centerpoint import CenterPointConfig
 from distill3d.detectors.label_encoder import LabelEncoderConfig
@@ -70,7 +71,7 @@ def nuscenes_counts(config: DetectorConfig, data: NuScenesDataset) -> list[Class
     """
     if isinstance(config, BEVFormerConfig):
         classes, (x0, y0, _, x1, y1, _) = config.classes, config.grid.extent
-    elif isinstance(config, BEVDepthConfig | BEVDetConfig | CenterPointConfig | LabelEncoderConfig):
+    elif isinstance(config, BEVDepthConfig | BEVDetConfig | BEVFusionConfig | CenterPointConfig | LabelEncoderConfig):
         classes, (x0, y0, x1, y1) = config.head.classes, config.head.extent
     else:
         return []

@@ -154,6 +154,8 @@ def _check_networks(recipe: Recipe, stages: Sequence[StageConfig]) -> None:
 
 def _refuse_without_weights(stage: StageConfig) -> None:
     """Asks at once for the weights that a stage's network starts from."""
+    if stage.detector.input == "points":  # one that could see pictures, too, has no trunk then
+        return
     trunk: Any = getattr(stage.detector, "trunk", None)
     reason = trunk.missing() if hasattr(trunk, "missing") else None
     if reason is not None:

@@ -19,7 +19,7 @@ from distill3d.data.nuscenes.class_balance import ClassBalanced
 from distill3d.data.nuscenes.dataset import NuScenesConfig, NuScenesDataset
 from distill3d.data.sample import Dataset, JointDataset
 from distill3d.detectors import DETECTORS, detector_name
-from distill3d.detectors.base import Detector
+from distill3d.detectors.base import CAMERA_INPUTS, DEPTH_INPUTS, POINT_INPUTS, Detector
 from distill3d.errors import UserError
 from distill3d.evaluate.kitti import Result as KittiResult
 from distill3d.evaluate.nuscenes import NuScenesResult
@@ -27,10 +27,6 @@ from distill3d.train.evaluation import evaluate_detector, evaluate_surround, sel
 from distill3d.train.precision import Precision
 from distill3d.train.recipe import DatasetConfig, Recipe, StageConfig, SurroundDatasetConfig
 from distill3d.train.teachers import is_repeatable
-
-#: Inputs for which depth images are read, and those for which a surround view's pictures are.
-DEPTH_INPUTS = {"depth", "rgb+gt_depth"}
-CAMERA_INPUTS = {"rgb", "rgb+gt_depth"}
 
 
 @dataclass(frozen=True)
@@ -233,9 +229,10 @@ def kitti_config(recipe: Recipe, stage: StageConfig, split: str, train: bool) ->
 
 def frame_settings(dataset: DatasetConfig, inputs: set[str]) -> dict[str, Any]:
     """Settings of ``FrameConfig`` by which KITTI's frames come out for networks that look at ``inputs``."""
+    points = bool(inputs & POINT_INPUTS)
     return {
         "canvas": dataset.canvas, "depth": dataset.depth if inputs & DEPTH_INPUTS else "none",
-        "points": "points" in inputs, "field_of_view": "points" in inputs, "scan_columns": dataset.scan_columns,
+        "points": points, "field_of_view": points, "scan_columns": dataset.scan_columns,
         "divide": dataset.divide, "placement": dataset.placement,
         "names": names_of(Path(), dataset.classes, dataset.label_names),
     }  # fmt: skip
@@ -302,6 +299,6 @@ def surround_settings(dataset: SurroundDatasetConfig, inputs: set[str]) -> dict[
     return {
         "classes": dataset.classes, "canvas": dataset.canvas, "past": dataset.past,
         "missing_past": dataset.missing_past, "sweeps": dataset.sweeps, "scan_columns": dataset.scan_columns,
-        "ego_frame": dataset.ego_frame, "images": bool(inputs & CAMERA_INPUTS), "points": "points" in inputs,
-        "depth": bool(inputs & DEPTH_INPUTS),
+        "ego_frame": dataset.ego_frame, "images": bool(inputs & CAMERA_INPUTS),
+        "points": bool(inputs & POINT_INPUTS), "depth": bool(inputs & DEPTH_INPUTS),
     }  # fmt: skip

@@ -86,7 +86,10 @@ MAPS = {
     "spatial": Kind("P", "student, second map", "student"),
 }
 #: What a map is made of, by the owner's input.
-SOURCES = {"points": "the LiDAR scan", "rgb": "the picture alone", "rgb+gt_depth": "the picture and the true depth"}
+SOURCES = {
+    "points": "the LiDAR scan", "rgb": "the picture alone", "rgb+gt_depth": "the picture and the true depth",
+    "rgb+points": "the picture and the LiDAR scan",
+}  # fmt: skip
 #: Maps that share a scale, which the first of them that is there sets.
 SCALES = (("teacher", "assistant", "visual"), ("residual", "spatial"))
 #: Whose distance from what is told, in order.

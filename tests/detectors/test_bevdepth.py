@@ -26,6 +26,7 @@ from distill3d.detectors.bevdepth import (
     tiny,
 )
 from distill3d.errors import UserError
+from distill3d.layers.ground.camera_lift import lifted_cells, normalised_frames
 from distill3d.layers.ground.voxel_pooling import camera_pixels, frustum, frustum_points, ground_cells
 from distill3d.layers.heads.centre_head import CentreHeadConfig, CentreTargets, tiny_head
 from distill3d.layers.image.depth_net import depth_log_scales
@@ -347,10 +348,9 @@ def test_student_lifts_by_what_it_predicts() -> None:
 
 def test_colours_as_released_are_swapped() -> None:
     batch = scene(1)
-    models = [build(small(channel_order=order)).eval() for order in ("rgb", "bgr_with_rgb_means")]
-    with torch.no_grad():
-        plain, swapped = (model._images(batch) for model in models)
-        mean, std = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])
+    settings = [small(channel_order=order) for order in ("rgb", "bgr_with_rgb_means")]
+    plain, swapped = (normalised_frames(batch, config, 1, "bevdepth") for config in settings)
+    mean, std = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])
     shape = (3, 1, 1)
     torch.testing.assert_close(plain * std.view(shape) + mean.view(shape), batch.images)
     torch.testing.assert_close(swapped * std.view(shape) + mean.view(shape), batch.images.flip(-3))
@@ -566,7 +566,7 @@ def test_what_falls_below_the_first_cell() -> None:
     counted = {}
     for rounding in ("trunc", "floor"):
         config = small(rounding=rounding)
-        cells = BEVDepth(config)._cells(batch, 0)
+        cells = lifted_cells(batch, config)
         points = frustum_points(
             frustum(CANVAS, STRIDE, config.bins), batch.image_affine, batch.intrinsics[:, 0],
             batch.camera_to_ego[:, 0], batch.bev_affine,

@@ -27,7 +27,7 @@ from distill3d.layers.heads.centre_head import (
     heat_normaliser,
 )
 from distill3d.layers.image.depth_net import depth_distribution
-from distill3d.layers.image.lift_nets import CameraLift, PlainLift, whole_camera_vector
+from distill3d.layers.image.lift_nets import CameraAwareLift, PlainLift, whole_camera_vector
 from distill3d.layers.points.voxels import VoxelGrid
 
 pytestmark = pytest.mark.golden
@@ -105,7 +105,7 @@ def test_lift_splat(path: Path) -> None:
 def test_camera_aware_lift(path: Path) -> None:
     g, c = load(path), constants(path)
     bins, context = g["out.depth_logits"].shape[1], g["out.bev"].shape[1]
-    check_lift(CameraLift(g["in.x"].shape[2], bins, context, c["channels"], c["blocks"]), g, c, DEEP)
+    check_lift(CameraAwareLift(g["in.x"].shape[2], bins, context, c["channels"], c["blocks"]), g, c, DEEP)
 
 
 @golden_file("bevdet/shift_feature")

@@ -26,7 +26,7 @@ SMALL = {
     "caddn": [caddn.tiny(), caddn.tiny(input="rgb+gt_depth"), caddn.tiny(spatial_alignment=True, fusion="ffm")],
 }
 #: Those of surround views see other batches: the same is asked of them beside what is their own.
-SURROUND = {"centerpoint", "bevdepth", "bevdet", "bevformer", "label_encoder"}
+SURROUND = {"centerpoint", "bevdepth", "bevdet", "bevformer", "bevfusion", "label_encoder"}
 #: Cars in each image of a batch, and whether they stand on the image's border.
 SCENES = {
     "none": ([0], False), "one": ([1], False), "none and three": ([0, 3], False), "two hundred": ([200, 2], False),

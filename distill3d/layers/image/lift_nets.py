@@ -95,7 +95,7 @@ class CameraScale(nn.Module):
         return self.input_conv(x) * scale[..., None, None]
 
 
-class CameraLift(nn.Module):
+class CameraAwareLift(nn.Module):
     """Features by a 1x1 convolution, and depth logits by a network that is told of the camera: ``CameraScale``,
     residual blocks, a deformable convolution with batch norm and without activation, a 1x1 convolution.
 

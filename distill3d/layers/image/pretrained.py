@@ -11,6 +11,9 @@ from torch import nn
 
 from distill3d.errors import UserError
 
+#: ImageNet statistics of RGB in 0..1.
+RGB_MEAN = (0.485, 0.456, 0.406)
+RGB_STD = (0.229, 0.224, 0.225)
 #: Seconds after which a server counts as out of reach.
 PATIENCE = 5.0
 
