@@ -22,7 +22,7 @@ from distill3d.view.gallery import Choice, cast, drawn_classes, rivals
 from distill3d.view.pieces import Shown, shown
 from distill3d.view.recording import Axes, Frame, kitti_frame, library, recorded, surround_frame
 from distill3d.view.report import kind_of
-from distill3d.view.runs import PREPARATION, read_runs, with_root
+from distill3d.view.runs import PREPARATION, TAKEN, read_runs, with_root
 from distill3d.view.surround_gallery import Drives, trained_classes
 
 ENDING = ".rrd"
@@ -116,8 +116,12 @@ def _recorded(everyone: Sequence[Shown], run: Path, names: Sequence[str]) -> tup
     if not ready or (names and absent):
         reasons = "".join(f"; {problem}" for problem in (absent or stages)[0].problems)
         of = f"stage {absent[0].name} of {run}" if names else f"{run}"
-        raise UserError(f"{of} is not finished or has no predictions: there are no boxes to record{reasons}")
-    lacks = [f"{stage.name} is not finished or has no predictions: it is left out." for stage in absent]
+        why = f"was {TAKEN}" if absent and absent[0].unjudged else "is not finished or has no predictions"
+        raise UserError(f"{of} {why}: there are no boxes to record{reasons}")
+    lacks = [
+        f"{stage.name} was {TAKEN}: it is left out." if stage.unjudged
+        else f"{stage.name} is not finished or has no predictions: it is left out." for stage in absent
+    ]  # fmt: skip
     return {one.stage.name: one for one in everyone if one.stage in ready}, lacks
 
 

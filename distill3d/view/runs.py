@@ -39,6 +39,8 @@ T = TypeVar("T")
 ROLES = ("teacher", "assistant", "label_encoder", "preparation", "baseline", "student", "control")
 #: The part of stages that hold weights for others, and are no detectors by themselves: their heads are untrained.
 PREPARATION = "preparation"
+#: What is said of a stage that has no results because it came finished.
+TAKEN = "taken from elsewhere, not evaluated here"
 STAGE_FILES = ("config.yaml", "metrics.jsonl", "card.json", "evaluation.json")
 RECIPE_FILE = "recipe.yaml"
 
@@ -68,6 +70,16 @@ class Stage:
     @property
     def finished(self) -> bool:
         return self.evaluation is not None
+
+    @property
+    def taken(self) -> bool:
+        """Whether it was trained elsewhere and put here: it has no log, and need not have been evaluated."""
+        return bool(self.card.get("taken_from"))
+
+    @property
+    def unjudged(self) -> bool:
+        """Whether it was taken from elsewhere and has no evaluation: TAKEN."""
+        return self.taken and not self.finished
 
     @property
     def predictions(self) -> Path:
@@ -338,15 +350,13 @@ def _read_stage(folder: Path, recipe: RecipeSettings, run: str, problems: list[s
         return Stage(folder, run, folder.name, _role(folder.name, listed), recipe=recipe, problems=tuple(problems))
     config = _read_settings(folder / "config.yaml", StageSettings, problems)
     card = _read_object(folder / "card.json", read_card, problems) or {}
-    train, evals = _read_metrics(folder / "metrics.jsonl", problems)
-    evaluation = _read_object(folder / "evaluation.json", _read_evaluation, problems)
-    if evaluation is None:
+    taken = bool(card.get("taken_from"))
+    log, judged = folder / "metrics.jsonl", folder / "evaluation.json"
+    train, evals = ([], []) if taken and not os.path.lexists(log) else _read_metrics(log, problems)
+    evaluation = _read_object(judged, _read_evaluation, problems)
+    if evaluation is None and not (taken and not os.path.lexists(judged)):
         last = f" (last line at step {train[-1]['step']})" if train else ""
-        lacks = (
-            "its evaluation.json cannot be used"
-            if os.path.lexists(folder / "evaluation.json")
-            else ("it has no evaluation.json")
-        )
+        lacks = "its evaluation.json cannot be used" if os.path.lexists(judged) else ("it has no evaluation.json")
         problems.append(f"{where} is not finished{last}: {lacks}, so no results are shown.")
     role = card.get("role") or config.get("role") or _role(folder.name, listed)
     return Stage(folder, run, folder.name, role, card, config, recipe, train, evals, evaluation, tuple(problems))

@@ -128,6 +128,21 @@ def test_missing_pieces_are_named(make_run: MakeRun, tmp_path: Path, gone: list,
         assert sentence in page.text
 
 
+@pytest.mark.parametrize("role", ["preparation", "teacher"])
+def test_a_stage_from_elsewhere_lacks_nothing(make_run: MakeRun, tmp_path: Path, role: str) -> None:
+    run = make_run()
+    remove(run, *(f"teacher/{name}" for name in ("evaluation.json", "metrics.jsonl", "predictions")))
+    path = run / "teacher" / "card.json"
+    card = json.loads(path.read_text()) | {"role": role, "taken_from": {"folder": "streets"}, "note": "of elsewhere"}
+    card |= {"seed": 7, "trained_on": {"count": 3000, "sha256": "ab" * 32, "frames": ["streets/000000"]}}
+    path.write_text(json.dumps(card))
+    html, page = report([run], tmp_path)
+    assert "What is missing" not in page.text and "untrained" not in page.text and "not finished" not in page.text
+    assert page.text.count("taken from elsewhere, not evaluated here") == 1
+    assert "<dt>Frames trained on</dt><dd>40</dd>" in html and "<dt>Seed</dt><dd>0</dd>" in html
+    assert "<dt>Note</dt>" not in html and "of elsewhere" in page.text  # on its own card
+
+
 @pytest.mark.parametrize(
     ("file", "text", "sentence"),
     [
