@@ -38,7 +38,7 @@ from distill3d.files import refuse_foreign, write_output_text
 from distill3d.settings import to_plain
 from distill3d.view.bev_maps import FrameMaps
 from distill3d.view.diagnosis import Section, contrast_sentences, net, things, untaught_sentences, write_page
-from distill3d.view.gallery import label_folder, open_dataset
+from distill3d.view.gallery import label_folder, open_dataset, read_frame
 from distill3d.view.runs import PREPARATION, TAKEN, Stage, everything_behind, read_runs, refuse_surround, with_root
 
 if TYPE_CHECKING:
@@ -305,7 +305,7 @@ class _Work:
         """The split with images and points; None, with the reason in ``no_data``, where it cannot be read."""
         try:
             dataset = open_dataset(self.baseline)
-            dataset.get(0)
+            read_frame(dataset, dataset.frame_ids[0])
         except (UserError, OSError) as error:
             self.no_data = f"There are no pictures: {error}."
             return None

@@ -98,6 +98,18 @@ def test_depth_error_is_told_for_each_distance(make_run: MakeRun, tmp_path: Path
     assert len({count for _, _, count in notes}) == 1
 
 
+def test_frames_without_a_scan_are_drawn(make_run: MakeRun, data_root: Path, tmp_path: Path) -> None:
+    root = shutil.copytree(data_root, tmp_path / "streets")
+    (root / "training" / "velodyne" / "000000.bin").unlink()
+    run = make_run()
+    recipe = yaml.safe_load((run / "recipe.yaml").read_text())
+    recipe["dataset"]["root"] = str(root)
+    (run / "recipe.yaml").write_text(yaml.safe_dump(recipe))
+    html, page = report([run], tmp_path, gallery=6)
+    assert "gallery is left out" not in page.text and html.count("from above with LiDAR points") == 5
+    assert 'alt="Frame 000000 from above"' in html
+
+
 def remove(run: Path, *names: str) -> None:
     for name in names:
         path = run / name
