@@ -359,7 +359,13 @@ def test_an_import_is_judged_on_a_split(small: Recipe, streets: Path, tmp_path: 
     assert "4 frames evaluated" in capsys.readouterr().out
     assert "strict" in json.loads((folder / "evaluation.json").read_text())
     assert len(list((folder / "predictions").glob("*.txt"))) == 4
-    assert "is there already" in refused("eval", "run", folder, *words, capsys=capsys)
+    assert "is there already: give another --out, or remove it" in refused("eval", "run", folder, *words, capsys=capsys)
+    misspelt = refused("eval", "run", folder, "--data-root", streets, "--split", "vall", capsys=capsys)
+    assert "vall.txt: no such file, but there are train.txt," in misspelt
+    (folder / "metrics.jsonl").write_text("")  # as a training leaves it
+    said = refused("eval", "run", folder, *words, capsys=capsys)
+    assert "evaluation.json: is of the stage's own training: give another --out\n" in said
+    (folder / "metrics.jsonl").unlink()
     trained = ("--data-root", streets, "--split", "train", "--out", tmp_path / "train")
     assert "was trained on 8 of the 8" in refused("eval", "run", folder, *trained, capsys=capsys)
     # Frames of another data set may have the same names; its pictures may be of another size.
