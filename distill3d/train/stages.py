@@ -19,7 +19,7 @@ from distill3d.lock import LOCK, forget_dead_writer, only_writer
 from distill3d.picture import canvas_side
 from distill3d.settings import check_settings, from_plain
 from distill3d.train import changes
-from distill3d.train.card import CARD, read_card, require
+from distill3d.train.card import CARD, RECIPE, read_card, require
 from distill3d.train.checkpoint import (
     PREVIOUS,
     STATE,
@@ -34,7 +34,7 @@ from distill3d.train.checkpoint import (
 from distill3d.train.classes import with_classes
 from distill3d.train.evaluation import EVALUATION, PREDICTIONS
 from distill3d.train.loggers import CSV
-from distill3d.train.loop import CONFIG, METRICS, RECIPE, RunOptions, train_stage, write_settings
+from distill3d.train.loop import CONFIG, METRICS, RunOptions, train_stage, write_settings
 from distill3d.train.memory import keep_freed_memory
 from distill3d.train.preflight import check_recipe
 from distill3d.train.recipe import DatasetConfig, Recipe, StageConfig, SurroundDatasetConfig
