@@ -433,6 +433,27 @@ def test_what_stands_for_a_teacher(small: Recipe, streets: Path, tmp_path: Path,
         run(folder, "teacher")
 
 
+def test_settings_of_the_data_do_not_change_what_is_taken(
+    small: Recipe, streets: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Its weights count; what was really trained is refused as ever."""
+    file, split = save(tmp_path / "teacher.pth", theirs(small, "teacher")), streets / "ImageSets" / "train.txt"
+    folder = import_checkpoint(file, SMALL, "teacher", tmp_path / "out", split).folder
+    options = RunOptions(out=tmp_path / "runs", progress=False, tensorboard=False, threads=1, accelerator="cpu")
+    stages = (replace(small.stage("teacher"), taken_from=folder), small.stage("monoskd"))
+    recipe = replace(small, stages=stages)
+    run = run_recipe(recipe, options, ("teacher",))
+    before = (run / "teacher" / "card.json").read_bytes()
+    wide = replace(recipe, dataset=replace(recipe.dataset, canvas=(192, 64)))
+    with pytest.raises(UserError, match=r"was trained on \d+ of the"):  # nor does it go unchecked
+        run_recipe(replace(wide, dataset=replace(wide.dataset, eval_split="train")), options)
+    run_recipe(wide, options)
+    assert (run / "teacher" / "card.json").read_bytes() == before
+    assert load_weights(run / "monoskd")[1]["canvas"] == [192, 64]
+    with pytest.raises(UserError, match=r"monoskd was trained with other settings .*dataset.canvas was \[192, 64\]"):
+        run_recipe(recipe, options)
+
+
 def test_what_only_prepared_for_a_finished_stage_is_not_trained(small: Recipe, streets: Path, tmp_path: Path) -> None:
     file, split = save(tmp_path / "student.pth", theirs(small)), streets / "ImageSets" / "train.txt"
     folder = import_checkpoint(file, SMALL, "student", tmp_path / "out", split).folder

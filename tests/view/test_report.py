@@ -374,8 +374,8 @@ def test_user_errors(make_run: MakeRun, tmp_path: Path) -> None:
         write_report([], out)
     with pytest.raises(UserError, match="nowhere is not a folder"):
         write_report([tmp_path / "nowhere"], out)
-    with pytest.raises(UserError, match=r"runs holds the run demo: give .*runs/demo"):
-        write_report([make_run().parent], tmp_path / "report.html")
+    with pytest.raises(UserError, match=r"runs holds the run other: give .*runs/other"):
+        write_report([make_run("other").parent], out)
     with pytest.raises(UserError, match=r"empty is no run: expected recipe\.yaml"):
         write_report([tmp_path / "empty"], out)
     run = make_run()
