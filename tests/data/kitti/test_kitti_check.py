@@ -247,6 +247,22 @@ def test_names_that_are_no_class_are_told_what_to_do(kitti_root: Path, capsys: p
     assert run_check(kitti_root, "kitti", label_names=("Lorry=DontCare",)) == 0
 
 
+def test_faults_of_the_classes_hide_no_others(kitti_root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (kitti_root / "classes.txt").write_text("Car\ntwo words\n: Lkw\nBus\n")
+    swap("3.90", "-3.90")(kitti_root / LABEL)
+    (kitti_root / CALIB).unlink()
+    assert run_check(kitti_root) == 2
+    lines = capsys.readouterr().out.splitlines()
+    begins = [f"{kitti_root / file}: " for file in ("classes.txt:2", "classes.txt:3", CALIB)]
+    assert all(any(line.startswith(begin) for line in lines) for begin in begins)
+    assert any("length is -3.9 m" in line for line in lines) and lines[-1] == "4 problems in 3 files"
+    (kitti_root / "classes.txt").write_text("Car\ncar\n")
+    assert run_check(kitti_root) == 2
+    assert "classes.txt: the class name 'Car' stands twice" in capsys.readouterr().out
+    assert run_check(kitti_root, classes=("Car", "Pedestrian")) == 2  # the file does not count
+    assert "classes.txt" not in capsys.readouterr().out
+
+
 @pytest.mark.real
 def test_real_frames_are_clean(real_data: Path) -> None:
     assert check_kitti(real_data / "kitti_mini") == []
