@@ -22,7 +22,6 @@ from torch import Tensor
 
 from distill3d.boxes import IGNORE, Boxes3D
 from distill3d.camera import Camera, misfit
-from distill3d.data.kitti.calibration import read_calibration
 from distill3d.data.kitti.labels import format_results
 from distill3d.data.pictures import read_image, rgb
 from distill3d.detectors import labels_of
@@ -30,7 +29,7 @@ from distill3d.detectors.base import Detector
 from distill3d.devices import find_device
 from distill3d.errors import UserError
 from distill3d.files import refuse_foreign, write_output
-from distill3d.picture import camera_of_intrinsics, pictures_detector, predict_pictures
+from distill3d.picture import calibrated, camera_of_intrinsics, pictures_detector, predict_pictures
 
 #: A picture: a file, a Pillow image, an array (H, W, 3) or a tensor (3, H, W), of bytes or of numbers in 0..1, RGB.
 Picture = str | Path | Image.Image | np.ndarray | Tensor
@@ -235,7 +234,7 @@ def as_camera(camera: CameraLike) -> Camera:
         UserError: it cannot be read, or is none of these.
     """
     if isinstance(camera, str | Path):
-        return read_calibration(Path(camera)).camera
+        return calibrated(Path(camera), "(fx, fy, cx, cy)")
     try:
         matrix = torch.as_tensor(camera.projection if isinstance(camera, Camera) else camera, dtype=torch.float64).cpu()
     except (TypeError, ValueError, RuntimeError):
