@@ -49,7 +49,7 @@ def predict_images(
         calib: a KITTI calibration file, or a folder with one for each picture, of the picture's name.
         draw: also write drawings.
         batch_size: pictures, or frames of a video, that are computed at once.
-        progress: show a bar on stderr, where there are several pictures.
+        progress: show a bar on stderr, where there are several pictures, and at the end what was found and where it is.
 
     Raises:
         UserError: no picture or no camera is given, a file cannot be read or is not what it should be, the camera
@@ -87,7 +87,12 @@ def predict_images(
                 bar.advance()
                 yield out / f"{name}{endings[-1]}"
     write_output_text(out / LINES, "".join(f"{line}\n" for line in lines))
-    if not any(json.loads(line)["objects"] for line in lines):
+    counts = [len(json.loads(line)["objects"]) for line in lines]
+    if progress:
+        some = sum(count > 0 for count in counts)
+        where = f"{out / '*.txt'} and, all together, {out / LINES}"
+        print(f"{sum(counts)} objects in {some} of {len(counts)} pictures: {where}", file=sys.stderr)
+    if not any(counts):
         print("no object was found: is the camera the pictures' own, and --score not too high?", file=sys.stderr)
 
 

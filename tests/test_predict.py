@@ -1,6 +1,7 @@
 """Pictures of any camera: what a detector says depends on the scene, not on how many pixels it was taken with."""
 
 import json
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -278,6 +279,21 @@ def test_what_is_given_is_looked_at_first(model: Path, picture: Path, tmp_path: 
     )
     with pytest.raises(UserError, match="--device is 'gpu'"):
         list(predict_images(model, (picture,), None, CAMERA, out, device="gpu"))
+
+
+def test_the_end_tells_what_was_found_and_where(
+    model: Path, picture: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copy(picture, tmp_path / "b.png")
+    out, both = tmp_path / "out", (picture, tmp_path / "b.png")
+    list(predict_images(model, both, None, CAMERA, out, draw=False, progress=True))
+    found = [len((out / f"{path.stem}.txt").read_text().splitlines()) for path in both]
+    told = capsys.readouterr().err.splitlines()[-1]
+    assert found[0] > 0 and told == f"{sum(found)} objects in 2 of 2 pictures: {out}/*.txt and, all together, " + str(
+        out / "predictions.jsonl"
+    )
+    list(predict_images(model, both, None, CAMERA, out, 1e6, draw=False, progress=True))
+    assert "0 objects in 0 of 2 pictures: " in capsys.readouterr().err
 
 
 def test_a_folder_of_pictures_is_no_model(model: Path, picture: Path) -> None:
