@@ -40,8 +40,8 @@ from distill3d.recipes.streets import FRAMES, TINY_FRAMES, VARIED, VARIED_TINY
 from distill3d.settings import to_plain
 from distill3d.shipped import shipped_folder
 from distill3d.synth.writer import write_kitti
+from distill3d.train.card import RECIPE
 from distill3d.train.checkpoint import load_weights, save_weights, weights_sum
-from distill3d.train.loop import RECIPE
 from distill3d.view.draw import bird_view, field_of_view, fitting_extent
 
 ROOT = Path(__file__).resolve().parents[1]

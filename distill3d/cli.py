@@ -2,6 +2,7 @@
 
 import difflib
 import os
+import re
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
@@ -18,6 +19,8 @@ from distill3d.settings import Between, Count, HeightScale, Number, Share, Weigh
 T = TypeVar("T")
 #: Exit code of everything that a user can mend.
 USER_ERROR = 2
+#: As a word of the command line.
+NUMBER = r"[-+]?(\d+\.?\d*|\.\d+)(e[-+]?\d+)?"
 #: Commands that keep their work: called again, they do what is left of it.
 GOES_ON = ("autolabel", "demo", "synth", "train")
 
@@ -368,15 +371,34 @@ def predict(arguments: list[str]) -> None:
         draw: bool = True  # also write drawings
         batch: Number = 1  # pictures, or frames of a video, that are computed at once
 
+    _refuse_spaces(arguments)
     o = parse(Options, "predict", arguments)
-    from distill3d.predict import predict_images
+    from distill3d.predict import predict_images, refuse_no_model
 
+    if o.model is None and o.paths:
+        refuse_no_model(o.paths[0])
     paths = o.paths if o.model is None else (o.model, *o.paths)
     if not paths:
         raise UserError("predict: give a stage folder or --model streets, and pictures")
     given = (paths[0], paths[1:], o.calib, o.intrinsics, o.out, o.score, o.device, o.draw, o.batch)
     for path in predict_images(*given, progress=True):
         print(path)
+
+
+def _refuse_spaces(arguments: list[str]) -> None:
+    """Tells who gives a camera's numbers one by one how they are spelt.
+
+    Raises:
+        UserError: they are.
+    """
+    numbers = []
+    for word in arguments[arguments.index("--intrinsics") + 1 :] if "--intrinsics" in arguments else ():
+        number = word.strip(",")
+        if re.fullmatch(NUMBER, number) is None:
+            break
+        numbers.append(number)
+    if len(numbers) > 1:
+        raise UserError(f"predict: the numbers of --intrinsics stand with commas and no spaces: {','.join(numbers)}")
 
 
 def export(arguments: list[str]) -> None:

@@ -38,8 +38,8 @@ from distill3d.files import refuse_foreign, write_output_text
 from distill3d.settings import to_plain
 from distill3d.view.bev_maps import FrameMaps
 from distill3d.view.diagnosis import Section, contrast_sentences, net, things, untaught_sentences, write_page
-from distill3d.view.gallery import label_folder, open_dataset
-from distill3d.view.runs import PREPARATION, Stage, everything_behind, read_runs, refuse_surround, with_root
+from distill3d.view.gallery import label_folder, open_dataset, read_frame
+from distill3d.view.runs import PREPARATION, TAKEN, Stage, everything_behind, read_runs, refuse_surround, with_root
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -123,7 +123,7 @@ def diagnose(
     if reference in students:
         raise UserError(f"stage {reference.name!r} cannot be compared with itself: --baseline and --student are equal")
     lacks = [
-        f"{stage.name} is not finished: it is left out."
+        f"{stage.name} {f'was {TAKEN}' if stage.unjudged else 'is not finished'}: it is left out."
         for stage in stages
         if student is None and stage.role == "student" and stage not in students
     ]
@@ -184,9 +184,8 @@ def _choose(stages: Sequence[Stage], run: Path, name: str | None, role: str, opt
     finished = [stage for stage in chosen if _is_ready(stage)]
     if not finished:
         reasons = "".join(f"; {problem}" for problem in chosen[0].problems)
-        raise UserError(
-            f"the {role} {chosen[0].name} of {run} is not finished: it has no evaluation or no result files{reasons}"
-        )
+        lacks = f"was {TAKEN}" if chosen[0].unjudged else "is not finished: it has no evaluation or no result files"
+        raise UserError(f"the {role} {chosen[0].name} of {run} {lacks}{reasons}")
     return finished
 
 
@@ -306,7 +305,7 @@ class _Work:
         """The split with images and points; None, with the reason in ``no_data``, where it cannot be read."""
         try:
             dataset = open_dataset(self.baseline)
-            dataset.get(0)
+            read_frame(dataset, dataset.frame_ids[0])
         except (UserError, OSError) as error:
             self.no_data = f"There are no pictures: {error}."
             return None

@@ -15,6 +15,7 @@ from distill3d.shipped import shipped_or_path
 from distill3d.train.card import require
 from distill3d.train.checkpoint import load_detector
 from distill3d.train.evaluation import EVALUATION, PREDICTIONS
+from distill3d.train.loop import METRICS
 from distill3d.train.precision import choose_precision
 from distill3d.train.recipe import EvaluationConfig, Recipe, StageConfig, SurroundDatasetConfig
 from distill3d.train.sources import Verdict, source_of
@@ -50,9 +51,6 @@ def evaluate_stage(
     if not run.is_dir():
         raise UserError(f"{run}: is no folder, expected one of a finished stage")
     folder = run if out is None else out
-    for name in (EVALUATION, PREDICTIONS):
-        if (folder / name).exists():
-            raise UserError(f"{folder / name}: is there already: give another --out, or remove it")
     where = find_device(device)
     detector, card = load_detector(run)
     require(card, run, "trained_on.frames")
@@ -75,10 +73,24 @@ def evaluate_stage(
     data = source.evaluation(stage, split)
     refuse_overlap(card, str(run), dataset.identity, data.frame_ids, allow_overlap, scenes=source.scenes(data))
     refuse_own_labels(data_root, data.frame_ids, allow_overlap)
+    _refuse_evaluated(folder)
     with only_writer(folder, "is being evaluated"):
         return source.judge(
             detector.to(where), data, where, choose_precision(recipe.precision, where), folder, progress
         )
+
+
+def _refuse_evaluated(folder: Path) -> None:
+    """Keeps an evaluation from being replaced.
+
+    Raises:
+        UserError: there is one; the sentence advises nobody to remove a training's own.
+    """
+    for name in (EVALUATION, PREDICTIONS):
+        if (folder / name).exists():
+            if (folder / METRICS).exists():
+                raise UserError(f"{folder / name}: is of the stage's own training: give another --out")
+            raise UserError(f"{folder / name}: is there already: give another --out, or remove it")
 
 
 def _version_in(root: Path, named: str) -> str:

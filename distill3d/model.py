@@ -8,11 +8,13 @@ for box in found:
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
+from numbers import Integral, Real
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar, overload
+from typing import Any, NamedTuple, TypeGuard, TypeVar, overload
 
 import numpy as np
 import torch
@@ -22,7 +24,6 @@ from torch import Tensor
 
 from distill3d.boxes import IGNORE, Boxes3D
 from distill3d.camera import Camera, misfit
-from distill3d.data.kitti.calibration import read_calibration
 from distill3d.data.kitti.labels import format_results
 from distill3d.data.pictures import read_image, rgb
 from distill3d.detectors import labels_of
@@ -30,7 +31,7 @@ from distill3d.detectors.base import Detector
 from distill3d.devices import find_device
 from distill3d.errors import UserError
 from distill3d.files import refuse_foreign, write_output
-from distill3d.picture import camera_of_intrinsics, pictures_detector, predict_pictures
+from distill3d.picture import calibrated, camera_of_intrinsics, pictures_detector, predict_pictures
 
 #: A picture: a file, a Pillow image, an array (H, W, 3) or a tensor (3, H, W), of bytes or of numbers in 0..1, RGB.
 Picture = str | Path | Image.Image | np.ndarray | Tensor
@@ -159,8 +160,9 @@ class Model:
         Raises:
             UserError: a picture or the camera cannot be read, or the camera cannot have taken the picture.
         """
-        if batch_size < 1:
-            raise UserError(f"batch_size is {batch_size}, expected at least 1")
+        if not isinstance(batch_size, Integral) or batch_size < 1:
+            raise UserError(f"batch_size is {batch_size!r}, expected a whole number of at least 1")
+        _refuse_score(least_score)
         seen = as_camera(camera)
         if not isinstance(picture, list | tuple):
             return self.detect([(_fitting(picture, seen), seen)], least_score)[0]
@@ -182,6 +184,16 @@ class Model:
             kept = order if least_score is None else order[boxes.score[order] >= least_score]
             found.append(Prediction(boxes[kept], self.classes, pixels, camera))
         return found
+
+
+def _refuse_score(least_score: object) -> None:
+    """Keeps from being a least score what is no number.
+
+    Raises:
+        UserError: it is none.
+    """
+    if least_score is not None and (not isinstance(least_score, Real) or math.isnan(least_score)):
+        raise UserError(f"least_score is {least_score!r}, expected a number, or None for the detector's own")
 
 
 def in_batches(items: Iterable[T], size: int) -> Iterator[list[T]]:
@@ -232,10 +244,12 @@ def as_camera(camera: CameraLike) -> Camera:
     """What ``Model.predict`` takes for a camera as one, whose projection is (3, 4).
 
     Raises:
-        UserError: it cannot be read, or is none of these.
+        UserError: it cannot be read, is none of these, or several.
     """
+    if _is_several(camera):
+        raise UserError(f"camera is a list of {len(camera)}, expected one camera for all pictures")
     if isinstance(camera, str | Path):
-        return read_calibration(Path(camera)).camera
+        return calibrated(Path(camera), "(fx, fy, cx, cy)")
     try:
         matrix = torch.as_tensor(camera.projection if isinstance(camera, Camera) else camera, dtype=torch.float64).cpu()
     except (TypeError, ValueError, RuntimeError):
@@ -250,6 +264,18 @@ def as_camera(camera: CameraLike) -> Camera:
     if not matrix.isfinite().all() or not (matrix[0, 0] > 0 and matrix[1, 1] > 0):
         raise UserError("camera is a matrix whose focal lengths are not positive, or that holds values not finite")
     return Camera(matrix)
+
+
+def _is_several(camera: object) -> TypeGuard[Sequence[object]]:
+    """Whether it is a list of cameras rather than of a camera's numbers or of a matrix's rows."""
+    if not isinstance(camera, list | tuple) or not camera or all(isinstance(one, Real) for one in camera):
+        return False
+    if any(isinstance(one, Camera | str | Path) for one in camera):
+        return True
+    shapes = {np.shape(one) for one in camera}
+    if shapes == {(4,)}:  # rows of a matrix do not all begin with a focal length
+        return all(float(one[0]) >= 1 for one in camera)
+    return shapes <= {(3, 3), (3, 4)}
 
 
 def as_pixels(picture: Picture) -> Float[Tensor, "3 h w"]:

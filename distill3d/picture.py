@@ -16,12 +16,16 @@ from distill3d.boxes import Boxes3D
 from distill3d.camera import Camera, ImageAffine
 from distill3d.data.augment.image import place, resample
 from distill3d.data.collate import collate
+from distill3d.data.kitti.calibration import read_calibration
+from distill3d.data.pictures import ENDINGS
 from distill3d.data.sample import Sample
 from distill3d.detectors.base import Detector
 from distill3d.errors import UserError
 from distill3d.train.card import require
 from distill3d.train.checkpoint import load_detector
 
+#: Endings of files in which other programs keep a camera, each in its own way.
+OTHER_CALIBRATIONS = (".json", ".yaml", ".yml", ".xml", ".toml")
 #: Canvases are multiples of the trunk's last stride.
 CANVAS_STEP = 32
 #: A picture whose focal length on the training canvas is this near to training's (relative) is placed as in training.
@@ -137,6 +141,20 @@ def _in_file(boxes: Boxes3D, enlarged: float) -> Boxes3D:
 def canvas_side(pixels: float) -> int:
     """The least side (px) of a canvas that holds ``pixels``."""
     return math.ceil(pixels / CANVAS_STEP - 1e-6) * CANVAS_STEP
+
+
+def calibrated(path: Path, instead: str) -> Camera:
+    """The camera of a KITTI calibration file; ``instead`` says how a camera is given without one.
+
+    Raises:
+        UserError: the file is of another kind, or cannot be read.
+    """
+    ending = path.suffix.lower()
+    if ending in ENDINGS:
+        raise UserError(f"{path}: is a picture, expected a calibration file of KITTI's")
+    if ending in OTHER_CALIBRATIONS and path.exists():
+        raise UserError(f"{path}: is no calibration file of KITTI's: give its numbers as {instead} in px")
+    return read_calibration(path).camera
 
 
 def camera_of_intrinsics(fx: float, fy: float, cx: float, cy: float, told: str) -> Camera:

@@ -22,7 +22,8 @@ from distill3d.data.pictures import ENDINGS, FORMATS, picture_size
 from distill3d.errors import UserError
 from distill3d.files import refuse_foreign, write_output, write_output_text
 from distill3d.model import Model, Prediction, as_pixels, in_batches, load
-from distill3d.picture import camera_of_intrinsics, placed
+from distill3d.picture import calibrated, camera_of_intrinsics, placed
+from distill3d.train.checkpoint import WEIGHTS
 from distill3d.train.progress import ProgressBar
 from distill3d.video import Video, VideoWriter, is_video
 
@@ -48,7 +49,7 @@ def predict_images(
         calib: a KITTI calibration file, or a folder with one for each picture, of the picture's name.
         draw: also write drawings.
         batch_size: pictures, or frames of a video, that are computed at once.
-        progress: show a bar on stderr, where there are several pictures.
+        progress: show a bar on stderr, where there are several pictures, and at the end what was found and where it is.
 
     Raises:
         UserError: no picture or no camera is given, a file cannot be read or is not what it should be, the camera
@@ -86,7 +87,12 @@ def predict_images(
                 bar.advance()
                 yield out / f"{name}{endings[-1]}"
     write_output_text(out / LINES, "".join(f"{line}\n" for line in lines))
-    if not any(json.loads(line)["objects"] for line in lines):
+    counts = [len(json.loads(line)["objects"]) for line in lines]
+    if progress:
+        some = sum(count > 0 for count in counts)
+        where = f"{out / '*.txt'} and, all together, {out / LINES}"
+        print(f"{sum(counts)} objects in {some} of {len(counts)} pictures: {where}", file=sys.stderr)
+    if not any(counts):
         print("no object was found: is the camera the pictures' own, and --score not too high?", file=sys.stderr)
 
 
@@ -148,6 +154,19 @@ def _write(place: Path, picture: Path, found: Prediction, draw: bool) -> None:
         write_output(
             place.with_name(f"{place.name}.png"), lambda part: found.draw().save(part, "PNG"), of=picture, flush=False
         )
+
+
+def refuse_no_model(first: Path) -> None:
+    """Keeps what comes first on the command line, where a stage stands, from being a picture.
+
+    Raises:
+        UserError: it is a picture, a video, or a folder of pictures that holds no weights.
+    """
+    shown = first.suffix.lower() in ENDINGS or is_video(first)
+    if first.is_dir():
+        shown = not (first / WEIGHTS).exists() and any(p.suffix.lower() in ENDINGS for p in first.iterdir())
+    if shown:
+        raise UserError(f"predict: no model given: --model streets, or a stage folder first, before {first}")
 
 
 def pictures_of(given: Iterable[Path]) -> list[Path]:
@@ -251,12 +270,10 @@ def read_camera(calib: Path | None, intrinsics: str | None) -> Camera:
         one = "one camera, not both:" if calib is not None else "the camera, either"
         raise UserError(f"predict: give {one} --calib FILE or --intrinsics fx,fy,cx,cy")
     if calib is not None:
-        if calib.suffix.lower() in ENDINGS:
-            raise UserError(f"{calib}: is a picture, expected a calibration file of KITTI's")
-        return read_calibration(calib).camera
+        return calibrated(calib, "--intrinsics fx,fy,cx,cy")
     assert intrinsics is not None
     try:
         fx, fy, cx, cy = (float(v) for v in intrinsics.split(","))
     except ValueError:
-        raise UserError(f"--intrinsics is {intrinsics!r}, expected four numbers fx,fy,cx,cy in px") from None
+        raise UserError(f"--intrinsics is {intrinsics!r}, expected four numbers with commas: fx,fy,cx,cy") from None
     return camera_of_intrinsics(fx, fy, cx, cy, f"--intrinsics is {intrinsics!r}")

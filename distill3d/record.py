@@ -4,12 +4,10 @@ asked of its networks anew."""
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 from distill3d.answers import own_maps
-from distill3d.data.kitti.dataset import KittiDataset, frame_file
-from distill3d.data.sample import Sample
 from distill3d.devices import find_device
 from distill3d.errors import UserError
 from distill3d.evaluate.nuscenes_boxes import CLASSES
@@ -22,7 +20,7 @@ from distill3d.view.gallery import Choice, cast, drawn_classes, rivals
 from distill3d.view.pieces import Shown, shown
 from distill3d.view.recording import Axes, Frame, kitti_frame, library, recorded, surround_frame
 from distill3d.view.report import kind_of
-from distill3d.view.runs import PREPARATION, read_runs, with_root
+from distill3d.view.runs import PREPARATION, TAKEN, read_runs, with_root
 from distill3d.view.surround_gallery import Drives, trained_classes
 
 ENDING = ".rrd"
@@ -116,8 +114,12 @@ def _recorded(everyone: Sequence[Shown], run: Path, names: Sequence[str]) -> tup
     if not ready or (names and absent):
         reasons = "".join(f"; {problem}" for problem in (absent or stages)[0].problems)
         of = f"stage {absent[0].name} of {run}" if names else f"{run}"
-        raise UserError(f"{of} is not finished or has no predictions: there are no boxes to record{reasons}")
-    lacks = [f"{stage.name} is not finished or has no predictions: it is left out." for stage in absent]
+        why = f"was {TAKEN}" if absent and absent[0].unjudged else "is not finished or has no predictions"
+        raise UserError(f"{of} {why}: there are no boxes to record{reasons}")
+    lacks = [
+        f"{stage.name} was {TAKEN}: it is left out." if stage.unjudged
+        else f"{stage.name} is not finished or has no predictions: it is left out." for stage in absent
+    ]  # fmt: skip
     return {one.stage.name: one for one in everyone if one.stage in ready}, lacks
 
 
@@ -139,7 +141,6 @@ class _Streets:
         self.stages = {name: one.stage for name, one in entries.items()}
         self.first, self.classes = next(iter(self.stages.values())), drawn_classes(entries)
         self.dataset = gallery.open_dataset(self.first)
-        self.without_scans = KittiDataset(replace(self.dataset.config, points=False))
         self.place = {frame: index for index, frame in enumerate(self.dataset.frame_ids)}
 
     def named(self, frames: Sequence[str]) -> dict[str, Choice]:
@@ -157,15 +158,10 @@ class _Streets:
         return dict(sorted(chosen.items(), key=lambda entry: self.place[entry[0]]))
 
     def frame(self, frame: str, choice: Choice, maps: dict[tuple[str, str], GroundMap]) -> Frame:
-        sample = self._read(frame)
+        sample = gallery.read_frame(self.dataset, frame)
         found = gallery.detected(self.stages, frame, self.least_score)
         labels = gallery.true_boxes(sample, self.first.rules, self.classes)
         return kitti_frame(sample, choice.reason, labels, found, self.first.names.names, maps)
-
-    def _read(self, frame: str) -> Sample:
-        """A frame, with its scan if it has one."""
-        scanned = frame_file(self.dataset.folder, "velodyne", frame).is_file()
-        return (self.dataset if scanned else self.without_scans).get(self.place[frame])
 
 
 class _Drives:

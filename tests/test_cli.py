@@ -75,6 +75,13 @@ def assert_one_sentence(code: int, err: str, *words: str) -> None:
         (["diagnose", "nowhere", "--out", "page.txt"], ["page.txt", ".html"]),
         (["diagnose", "nowhere", "--margin", "2"], ["--margin", "between 0 and 1"]),
         (["record", "nowhere"], ["nowhere"]),
+        (["predict", "x.png", "--intrinsics", "9,9,9,9"], ["no model given: --model streets, or a stage folder first"]),
+        (["predict", "a.MP4", "x.png", "--intrinsics", "9,9,9,9"], ["no model given"]),
+        (
+            ["predict", "m", "x.png", "--intrinsics", "371.8", "371.8", "314.1", "89.1"],
+            ["with commas and no spaces: 371.8,371.8,314.1,89.1"],
+        ),
+        (["predict", "m", "x.png", "--intrinsics", "9,", "9.", "-3,", ".5e1"], ["no spaces: 9,9.,-3,.5e1"]),
         (["predict", "nowhere", "x.png"], ["--calib", "--intrinsics"]),
         (["predict", "nowhere", "x.png", "--intrinsics", "1,2,3"], ["'1,2,3'", "four numbers"]),
         (["predict", "nowhere", "x.png", "--intrinsics", "700,700,600,170"], ["nowhere", "no such file"]),

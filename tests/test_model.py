@@ -6,6 +6,7 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,9 +15,10 @@ from PIL import Image
 from streets import CANVAS, TRUNK
 
 import distill3d
+from distill3d.camera import Camera
 from distill3d.detectors import build_detector
 from distill3d.errors import UserError
-from distill3d.model import Model, Prediction
+from distill3d.model import Model, Prediction, as_camera
 from distill3d.recipes.synthetic import TINY
 from distill3d.settings import to_plain
 from distill3d.train.checkpoint import save_weights
@@ -125,6 +127,12 @@ def test_supervision(model: Model, picture: np.ndarray, monkeypatch: pytest.Monk
         (None, (93.0, 93.0), "has the shape (2,)"),
         (None, np.zeros((3, 3)), "focal lengths are not positive"),
         (None, object(), "camera is a object"),
+        (None, [INTRINSICS], "list of 1, expected one camera for all pictures"),
+        (None, [INTRINSICS] * 3, "list of 3, expected one camera for all pictures"),
+        (None, (np.array(INTRINSICS), torch.tensor(INTRINSICS)), "one camera for all pictures"),
+        (None, [Camera(torch.eye(3, 4))], "one camera for all pictures"),
+        (None, ["a.txt", Path("b.txt")], "one camera for all pictures"),
+        (None, [np.eye(3), np.eye(3)], "one camera for all pictures"),
         (None, "absent.txt", "absent.txt"),
     ],
 )
@@ -132,6 +140,22 @@ def test_refused(model: Model, picture: np.ndarray, given: object, camera: objec
     with pytest.raises(UserError) as error:
         model.predict(picture if given is None else given, camera)  # pyright: ignore
     assert told in str(error.value)
+
+
+@pytest.mark.parametrize("score", ["x", float("nan"), [0.1]])
+def test_odd_scores_and_batches_are_refused(model: Model, picture: np.ndarray, score: Any) -> None:
+    with pytest.raises(UserError, match=r"least_score is .*, expected a number"):
+        model.predict(picture, INTRINSICS, least_score=score)
+    for size in (0, "2", 1.5):
+        with pytest.raises(UserError, match="batch_size is .*, expected a whole number"):
+            model.predict([picture], INTRINSICS, batch_size=size)  # pyright: ignore
+
+
+def test_numbers_of_numpy_are_numbers(model: Model, picture: np.ndarray) -> None:
+    found = model.predict([picture], [np.float32(v) for v in INTRINSICS], np.float32(0.0), np.int64(1))  # pyright: ignore
+    assert len(found) == 1
+    rows = [[93.0, 0, 48, 0], [0, 93, 24, 0], [0, 0, 1, 0]]  # of a matrix
+    assert torch.equal(as_camera(rows).projection, torch.tensor(rows, dtype=torch.float64))  # pyright: ignore
 
 
 def test_a_runs_folder_names_its_stages(stage: Path) -> None:

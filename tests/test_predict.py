@@ -1,6 +1,7 @@
 """Pictures of any camera: what a detector says depends on the scene, not on how many pixels it was taken with."""
 
 import json
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -17,7 +18,7 @@ from distill3d.detectors.base import Detector
 from distill3d.detectors.monodle import HEAT_CLASSES
 from distill3d.errors import UserError
 from distill3d.picture import predict_pictures
-from distill3d.predict import pictures_of, predict_images, result_names
+from distill3d.predict import pictures_of, predict_images, refuse_no_model, result_names
 from distill3d.recipes.synthetic import TINY
 from distill3d.settings import to_plain
 from distill3d.train.checkpoint import save_weights
@@ -268,6 +269,9 @@ def test_what_is_given_is_looked_at_first(model: Path, picture: Path, tmp_path: 
     (tmp_path / "b.png").write_bytes(picture.read_bytes()[:999])
     assert "b.png: cannot be read as an image" in refused(model, (picture, tmp_path / "b.png"), None, CAMERA, out)
     assert "street.png: is a picture, expected a stage folder" in refused(picture, (picture,), None, CAMERA, out)
+    for name in ("calib.json", "calib.YAML"):
+        (tmp_path / name).write_text("{}")
+        assert "give its numbers as --intrinsics" in refused(model, (picture,), tmp_path / name, None, out)
     assert "street.png: is a picture, expected a calibration" in refused(model, (picture,), picture, None, out)
     (tmp_path / "data" / "training" / "image_2").mkdir(parents=True)
     assert refused(model, (tmp_path / "data",), None, CAMERA, out).endswith(
@@ -275,6 +279,27 @@ def test_what_is_given_is_looked_at_first(model: Path, picture: Path, tmp_path: 
     )
     with pytest.raises(UserError, match="--device is 'gpu'"):
         list(predict_images(model, (picture,), None, CAMERA, out, device="gpu"))
+
+
+def test_the_end_tells_what_was_found_and_where(
+    model: Path, picture: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copy(picture, tmp_path / "b.png")
+    out, both = tmp_path / "out", (picture, tmp_path / "b.png")
+    list(predict_images(model, both, None, CAMERA, out, draw=False, progress=True))
+    found = [len((out / f"{path.stem}.txt").read_text().splitlines()) for path in both]
+    told = capsys.readouterr().err.splitlines()[-1]
+    assert found[0] > 0 and told == f"{sum(found)} objects in 2 of 2 pictures: {out}/*.txt and, all together, " + str(
+        out / "predictions.jsonl"
+    )
+    list(predict_images(model, both, None, CAMERA, out, 1e6, draw=False, progress=True))
+    assert "0 objects in 0 of 2 pictures: " in capsys.readouterr().err
+
+
+def test_a_folder_of_pictures_is_no_model(model: Path, picture: Path) -> None:
+    refuse_no_model(model)
+    with pytest.raises(UserError, match="no model given: --model streets"):
+        refuse_no_model(picture.parent)
 
 
 def test_nothing_found_is_said(model: Path, picture: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from distill3d.data.kitti.check import Problem, check_kitti
+from distill3d.data.kitti.check import Problem, check_kitti, classes_problems
 from distill3d.data.kitti.contents import kitti_contents
 from distill3d.data.kitti.labels import UNKNOWN_CLASS
 from distill3d.data.kitti.names import names_of
@@ -66,7 +66,8 @@ def run_check(
     problems: Sequence[Problem | RecordFault]
     contents: Iterator[str]
     if layout == "kitti":
-        names = names_of(root, classes, label_names)
+        faulty = not classes and bool(classes_problems(root))
+        names = None if faulty else names_of(root, classes, label_names)
         problems = check_kitti(root, None, scan_columns or VELODYNE_COLUMNS, names)
         contents = kitti_contents(root, names)
     else:

@@ -829,7 +829,10 @@ def _class_notes(name: str, row: ClassExplanation, zero: list[Metric], result: R
         )
     metrics = ", ".join(metric for metric in zero if result.evaluated[name, metric])
     if zero and row.detections == 0:
-        notes.append(f"{name}: AP is zero as no detection has this name.")
+        no_label = "no label is of this class and " if row.labels == 0 else ""
+        notes.append(f"{name}: no AP (-), as {no_label}no detection has this name; the official program prints none.")
+    elif zero and row.labels == 0:
+        notes.append(f"{name}: AP is zero as no label is of this class.")
     elif zero and max(row.counted) == 0:
         notes.append(f"{name}: AP is zero as none of {row.labels} labels counts at any difficulty.")
     elif zero and min(row.small_detections) == row.detections:

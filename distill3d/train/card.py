@@ -20,6 +20,8 @@ from distill3d.files import parse_json, read_text, write_text
 from distill3d.typed import checked
 
 CARD = "card.json"
+#: What every run's folder holds, beside those of its stages.
+RECIPE = "recipe.yaml"
 #: The key of ``card.json`` under which the checksum of everything else in it stands.
 CHECKSUM = "checksum"
 
@@ -129,3 +131,13 @@ def require(card: dict[str, Any], where: Path | str, *names: str) -> None:
 
 def _checksum(card: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(card, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+
+
+def runs_inside(folder: Path) -> str | None:
+    """Of a folder that is no run but holds some: a sentence that names them; else None."""
+    runs = [] if (folder / RECIPE).exists() else sorted(path.parent.name for path in folder.glob(f"*/{RECIPE}"))
+    if not runs:
+        return None
+    if len(runs) == 1:
+        return f"{folder} holds the run {runs[0]}: give {folder / runs[0]}"
+    return f"{folder} holds the runs {', '.join(runs)}: give one of them, such as {folder / runs[0]}"

@@ -26,7 +26,7 @@ from distill3d.files import at_once, decoded, parse_json, read_bytes, reason_of,
 from distill3d.settings import from_plain, to_plain
 from distill3d.shipped import SHIPPED, shipped_or_path
 from distill3d.train import seal
-from distill3d.train.card import CARD, parse_card, require, write_card
+from distill3d.train.card import CARD, parse_card, require, runs_inside, write_card
 
 WEIGHTS, STATE = "model.safetensors", "last.ckpt"
 #: The state before ``last.ckpt``, kept until the stage is finished.
@@ -139,7 +139,7 @@ def load_weights(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
 
     Raises:
         UserError: there is no such file, it is none of ours or damaged, or a weight is not finite; of a run's folder
-            the sentence names the stages.
+            the sentence names the stages, of a folder of runs those, and of a training that was not finished that.
     """
     given, path = path, weights_file(path)
     if not path.is_file():
@@ -148,6 +148,13 @@ def load_weights(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
             raise UserError(
                 f"{given}: holds the stages {', '.join(stages)}, give one of them, such as {given / stages[0]}"
             )
+        inside = runs_inside(given)
+        if inside is not None:
+            raise UserError(inside)
+        unfinished = [path.parent.name for path in sorted(given.glob(f"*/{STATE}"))]
+        if last_state(given) is not None or unfinished:
+            of = f"the training of {', '.join(unfinished)}" if unfinished else "its training"
+            raise UserError(f"{given}: {of} is not finished (no {WEIGHTS}): the same train command goes on")
         reason = f"holds no {WEIGHTS}" if given.is_dir() else "no such file"
         raise UserError(f"{given}: {reason}, expected {EXPECTED}")
     if path.suffix.lower() in ENDINGS:

@@ -33,7 +33,7 @@ from distill3d.layers.distributed import share_batch_norm, world_size
 from distill3d.settings import Between, Number, Workers, to_plain
 from distill3d.stop import Stopped, noted
 from distill3d.train import changes
-from distill3d.train.card import require
+from distill3d.train.card import RECIPE, require
 from distill3d.train.checkpoint import (
     PREVIOUS,
     STATE,
@@ -65,7 +65,7 @@ if TYPE_CHECKING:  # importing it takes a second, which help texts and checks ne
 
 #: The first steps, which are slower, and those that the estimate of time is of.
 TIMED = 20
-METRICS, CONFIG, RECIPE = "metrics.jsonl", "config.yaml", "recipe.yaml"
+METRICS, CONFIG = "metrics.jsonl", "config.yaml"
 
 
 @dataclass(frozen=True)

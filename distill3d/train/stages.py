@@ -19,7 +19,7 @@ from distill3d.lock import LOCK, forget_dead_writer, only_writer
 from distill3d.picture import canvas_side
 from distill3d.settings import check_settings, from_plain
 from distill3d.train import changes
-from distill3d.train.card import CARD, read_card, require
+from distill3d.train.card import CARD, RECIPE, read_card, require
 from distill3d.train.checkpoint import (
     PREVIOUS,
     STATE,
@@ -34,7 +34,7 @@ from distill3d.train.checkpoint import (
 from distill3d.train.classes import with_classes
 from distill3d.train.evaluation import EVALUATION, PREDICTIONS
 from distill3d.train.loggers import CSV
-from distill3d.train.loop import CONFIG, METRICS, RECIPE, RunOptions, train_stage, write_settings
+from distill3d.train.loop import CONFIG, METRICS, RunOptions, train_stage, write_settings
 from distill3d.train.memory import keep_freed_memory
 from distill3d.train.preflight import check_recipe
 from distill3d.train.recipe import DatasetConfig, Recipe, StageConfig, SurroundDatasetConfig
@@ -81,7 +81,7 @@ def run_recipe(recipe: Recipe, options: RunOptions, only: tuple[str, ...] = ()) 
         _refuse_begun_otherwise(recipe, stage, folder)
     refuse_others_files(folder, unfinished)
     check_recipe(recipe, [stage for stage in unfinished if stage.taken_from is None], options)
-    _check_taken(recipe, [stage for stage in unfinished if stage.taken_from is not None], options)
+    _check_taken(recipe, _taken_for(recipe, unfinished), folder, options)
     fabric = launch(options)
     if options.threads is not None:
         torch.set_num_threads(options.threads)
@@ -120,24 +120,35 @@ def with_taken(recipe: Recipe, folder: Path) -> Recipe:
     stages = []
     for stage in recipe.stages:
         if stage.taken_from is not None:
-            taken, source = folder / stage.name, stage.taken_from
-            moved = not weights_file(source).exists() and (taken / CARD).exists()
-            detector, card = load_detector(taken if moved else source)
-            require(card, source, "trained_on.frames")
-            _refuse_other_frame(recipe, card, source)
+            source = _at_hand(stage.taken_from, folder / stage.name)
+            detector, card = load_detector(source)
+            require(card, stage.taken_from, "trained_on.frames")
+            _refuse_other_frame(recipe, card, stage.taken_from)
+            moved = source != stage.taken_from
             origin = card.get("taken_from", {}) if moved else {"sha256": weights_sum(source)}
             stage = replace(stage, detector=detector.config, taken_sha256=origin.get("sha256"))
         stages.append(stage)
     return replace(recipe, stages=tuple(stages))
 
 
-def _check_taken(recipe: Recipe, taken: list[StageConfig], options: RunOptions) -> None:
+def _at_hand(source: Path, taken: Path) -> Path:
+    """Where a stage from elsewhere is read: at its source or, where that has gone, where it was taken to."""
+    return taken if not weights_file(source).exists() and (taken / CARD).exists() else source
+
+
+def _taken_for(recipe: Recipe, unfinished: list[StageConfig]) -> list[StageConfig]:
+    """The stages from elsewhere among those that are to be done, and those that they stand on."""
+    names = {name for stage in unfinished for name in (stage.name, *stage.needs)}
+    return [stage for stage in recipe.stages if stage.taken_from is not None and stage.name in names]
+
+
+def _check_taken(recipe: Recipe, taken: list[StageConfig], folder: Path, options: RunOptions) -> None:
     """Refuses finished stages from elsewhere that saw the evaluation's frames, before any file is written; warns of
     those that saw pictures of another size."""
     source = source_of(recipe)
     for stage in taken:
         assert stage.taken_from is not None
-        _, card = load_weights(stage.taken_from)
+        _, card = load_weights(_at_hand(stage.taken_from, folder / stage.name))
         data = source.evaluation(stage, recipe.dataset.eval_split)
         refuse_overlap(card, str(stage.taken_from), recipe.dataset.identity, data.frame_ids, options.allow_overlap,
                        source.mapping, source.scenes(data))  # fmt: skip
@@ -294,7 +305,8 @@ def launch(options: RunOptions) -> Fabric:
 
 
 def is_finished(recipe: Recipe, stage: StageConfig, folder: Path) -> bool:
-    """Whether a stage's card is there.
+    """Whether a stage's card is there; of a stage from elsewhere the one of the same weights, whatever the recipe's
+    other settings are, for nothing of it is trained here.
 
     Raises:
         UserError: the card was written with other settings, or cannot be read.
@@ -304,6 +316,9 @@ def is_finished(recipe: Recipe, stage: StageConfig, folder: Path) -> bool:
         return False
     card = read_card(path)
     require(card, path, "fingerprint")
+    origin = card.get("taken_from") or {}
+    if stage.taken_from is not None and stage.taken_sha256 is not None and origin.get("sha256") == stage.taken_sha256:
+        return True
     if card["fingerprint"] == recipe.stage_fingerprint(stage):
         return True
     tied = None

@@ -31,6 +31,7 @@ from distill3d.view import charts
 from distill3d.view.bev_maps import BevMaps, ground_section
 from distill3d.view.charts import MINUS, Balance, Chart, Series
 from distill3d.view.closeup import Closeup, CloseupFigure, pictured_closeup
+from distill3d.view.gallery import read_frame
 from distill3d.view.headline import NO_BREAK, caution
 from distill3d.view.kitti import KittiKind, height_cautions
 from distill3d.view.page import Head, render
@@ -389,8 +390,6 @@ def _pictures(one: Section, dataset: KittiDataset) -> dict[str, list[CloseupFigu
 def _picture(one: Section, dataset: KittiDataset, index: int) -> CloseupFigure:
     analysis, objects = one.analysis, one.analysis.objects
     frame = objects.frames[objects.frame[index]]
-    if frame not in dataset.frame_ids:
-        raise UserError(f"frame {frame} is not in the split {dataset.config.split!r}")
     boxes, remarks = {}, {}
     for part, found in analysis.parts.items():
         if not found.found[index]:
@@ -409,7 +408,7 @@ def _picture(one: Section, dataset: KittiDataset, index: int) -> CloseupFigure:
         f" {'smaller' if change > 0 else 'larger'} by {abs(change):.2f} m ({100 * abs(analysis.gain[index]):.1f} % of"
         f" depth){scale}."
     )
-    sample = dataset.get(dataset.frame_ids.index(frame))
+    sample = read_frame(dataset, frame)
     title = f"Frame {frame}, line {objects.line[index] + 1}"
     return pictured_closeup(sample, Closeup(_box(objects.box[index]), boxes, remarks, title, caption))
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Float, Int
 
 from distill3d.boxes import Boxes3D
-from distill3d.data.kitti.dataset import KittiConfig, KittiDataset
+from distill3d.data.kitti.dataset import KittiConfig, KittiDataset, frame_file
 from distill3d.data.kitti.labels import read_labels
 from distill3d.data.sample import Sample
 from distill3d.errors import UserError
@@ -194,6 +194,19 @@ def open_dataset(stage: Stage) -> KittiDataset:
     )  # fmt: skip
 
 
+def read_frame(dataset: KittiDataset, frame: str) -> Sample:
+    """A frame of ``open_dataset`` as it is drawn: with its scan, where it has one.
+
+    Raises:
+        UserError: the split has no such frame, or a file cannot be read.
+    """
+    if frame not in dataset.frame_ids:
+        raise UserError(f"frame {frame} is not in the split {dataset.config.split!r}")
+    if not frame_file(dataset.folder, "velodyne", frame).is_file():
+        dataset = KittiDataset(replace(dataset.config, points=False))
+    return dataset.get(dataset.frame_ids.index(frame))
+
+
 def true_boxes(sample: Sample, rules: Rules, classes: Sequence[str]) -> Boxes3D:
     """The annotated objects of the given classes (lower case)."""
     if sample.objects is None:
@@ -254,9 +267,8 @@ def scenes(
     """
     first = next(iter(parts.values()))
     dataset = open_dataset(first)
-    place = {frame: index for index, frame in enumerate(dataset.frame_ids)}
     for frame, choice in telling(parts, rivals(parts), dataset, count).items():
-        sample = dataset.get(place[frame])
+        sample = read_frame(dataset, frame)
         yield choice, sample, {TRUE: true_boxes(sample, first.rules, classes), **detected(parts, frame)}
 
 
@@ -291,11 +303,12 @@ def pictured_frame(choice: Choice, sample: Sample, sets: dict[str, Boxes3D], col
     """The pictures of one frame."""
     panels, bird = frame_panels(sample, sets, colours)
     title = f"Frame {sample.frame_id}"
+    above = f"{title} from above" if sample.points is None else f"{title} from above with LiDAR points"
     # Columns of these shares make the stacked panels and the square view equally high.
     stacked = sum(panel.height / panel.width for panel in panels)
     return FrameFigure(
         title, choice.reason, ", ".join(f"{len(boxes)} {name}" for name, boxes in sets.items()),
         [photo(panel, f"{title}: camera image with boxes, {n} of {len(panels)}") for n, panel in enumerate(panels, 1)],
-        photo(bird.quantize(BIRD_COLOURS), f"{title} from above with LiDAR points"),
+        photo(bird.quantize(BIRD_COLOURS), above),
         f"{1 / stacked:.3f}fr {bird.width / bird.height:.3f}fr",
     )  # fmt: skip

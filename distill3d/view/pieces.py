@@ -15,7 +15,7 @@ from distill3d.view.charts import MINUS, Chart, Series
 from distill3d.view.headline import reference
 from distill3d.view.palette import Look, looks
 from distill3d.view.records import BestOfReported, MetricsLine
-from distill3d.view.runs import Stage
+from distill3d.view.runs import TAKEN, Stage
 
 ROLE_NAMES = {
     "teacher": "Teacher", "assistant": "Assistant", "label_encoder": "Label encoder", "preparation": "Preparation",
@@ -149,10 +149,14 @@ def results_table(
     label: str, entries: Sequence[Shown], head: Sequence[Sequence[Cell]], cells: Callable[[Shown], list[Cell]]
 ) -> Table:
     """Numbers with a row for each stage, as far as it is finished."""
-    unfinished = [Cell("not finished", "unfinished", span=sum(cell.span for cell in head[-1]))]
-    rows = [
-        Row(one.name, cells(one) if one.stage.finished else unfinished, one.makeup, one.look.colour) for one in entries
-    ]
+    width = sum(cell.span for cell in head[-1])
+
+    def results(one: Shown) -> list[Cell]:
+        if one.stage.finished:
+            return cells(one)
+        return [Cell(TAKEN if one.stage.unjudged else "not finished", "unfinished", span=width)]
+
+    rows = [Row(one.name, results(one), one.makeup, one.look.colour) for one in entries]
     return Table(label, head, rows)
 
 

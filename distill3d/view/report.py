@@ -18,7 +18,7 @@ from distill3d.view.kind import Kind
 from distill3d.view.kitti import KittiKind
 from distill3d.view.page import Head, render
 from distill3d.view.pieces import DASH, STATED_METHOD, Shown, looks_of, loss_charts, shared, shown
-from distill3d.view.runs import PREPARATION, Layout, Stage, read_runs
+from distill3d.view.runs import PREPARATION, TAKEN, Layout, Stage, read_runs
 from distill3d.view.surround import SurroundKind
 
 KINDS: dict[Layout, Kind] = {"kitti": KittiKind(), "nuscenes": SurroundKind()}
@@ -45,7 +45,9 @@ def write_report(runs: Sequence[Path], out: Path, gallery: int = 8) -> Path:
         kind.template,
         head=_head(kind, entries),
         finished=any(one.stage.finished for one in judged),
-        prepared=[one.name for one in entries if one.stage.role == PREPARATION],
+        prepared=[one.name for one in entries if one.stage.role == PREPARATION and not one.stage.taken],
+        taken=[one.name for one in entries if one.stage.role == PREPARATION and one.stage.taken],
+        taken_words=TAKEN,
         stated=STATED_METHOD if any(stage.best_of_reported for stage in stages) else "",
         trained=looks_of([one for one in entries if one.stage.train or one.stage.evals]),
         evaluated=any(one.stage.evals for one in judged),
@@ -94,6 +96,8 @@ def _head(kind: Kind, entries: Sequence[Shown]) -> Head:
 
 
 def _settings(kind: Kind, entries: Sequence[Shown]) -> dict[str, str]:
+    # What was taken from elsewhere was trained otherwise: that stands on its own card.
+    entries = [one for one in entries if not one.stage.taken] or entries
     stages = [one.stage for one in entries]
     canvases = [stage.dataset.get("canvas") for stage in stages]
     known = {

@@ -21,7 +21,7 @@ from distill3d.data.kitti.names import LabelNames, names_of
 from distill3d.errors import UserError, one_line
 from distill3d.evaluate.kitti import Overlaps, Rules, rules_of
 from distill3d.files import read_json, read_text, read_yaml, reason_of
-from distill3d.train.card import read_card
+from distill3d.train.card import RECIPE, read_card, runs_inside
 from distill3d.typed import checked, fault_of
 from distill3d.view.records import (
     BestOfReported,
@@ -39,8 +39,9 @@ T = TypeVar("T")
 ROLES = ("teacher", "assistant", "label_encoder", "preparation", "baseline", "student", "control")
 #: The part of stages that hold weights for others, and are no detectors by themselves: their heads are untrained.
 PREPARATION = "preparation"
+#: What is said of a stage that has no results because it came finished.
+TAKEN = "taken from elsewhere, not evaluated here"
 STAGE_FILES = ("config.yaml", "metrics.jsonl", "card.json", "evaluation.json")
-RECIPE_FILE = "recipe.yaml"
 
 #: The layout of a run's data set, which decides its metric: one camera (KITTI), or surround views (nuScenes).
 Layout = Literal["kitti", "nuscenes"]
@@ -68,6 +69,16 @@ class Stage:
     @property
     def finished(self) -> bool:
         return self.evaluation is not None
+
+    @property
+    def taken(self) -> bool:
+        """Whether it was trained elsewhere and put here: it has no log, and need not have been evaluated."""
+        return bool(self.card.get("taken_from"))
+
+    @property
+    def unjudged(self) -> bool:
+        """Whether it was taken from elsewhere and has no evaluation: TAKEN."""
+        return self.taken and not self.finished
 
     @property
     def predictions(self) -> Path:
@@ -261,6 +272,7 @@ def _told_apart(stages: list[Stage]) -> list[Stage]:
 
 
 def _read_run(folder: Path) -> list[Stage]:
+    given = folder
     try:
         folder = folder.resolve()  # so that a run given as "." has a name
         if not folder.is_dir():
@@ -272,14 +284,17 @@ def _read_run(folder: Path) -> list[Stage]:
         ) from None
     problems: list[str] = []
     if _is_stage(folder):
-        recipe = _read_settings(folder.parent / RECIPE_FILE, RecipeSettings, problems)
+        recipe = _read_settings(folder.parent / RECIPE, RecipeSettings, problems)
         return _with_what_is_missing([_read_stage(folder, recipe, folder.parent.name, problems)])
     present = [child.name for child in children if _is_stage(child)]
-    if not present and not os.path.lexists(folder / RECIPE_FILE):
+    if not present and not os.path.lexists(folder / RECIPE):
+        inside = runs_inside(given)
+        if inside is not None:
+            raise UserError(inside)
         raise UserError(
-            f"{folder} is no run: expected {RECIPE_FILE} and a folder for each stage, or a stage with {STAGE_FILES[0]}"
+            f"{folder} is no run: expected {RECIPE} and a folder for each stage, or a stage with {STAGE_FILES[0]}"
         )
-    recipe = _read_settings(folder / RECIPE_FILE, RecipeSettings, problems)
+    recipe = _read_settings(folder / RECIPE, RecipeSettings, problems)
     names = dict.fromkeys([*(entry["name"] for entry in recipe.get("stages", ()) if "name" in entry), *present])
     if not names:
         raise UserError(f"{folder} holds no stage{''.join(f': {problem}' for problem in problems)}")
@@ -338,15 +353,13 @@ def _read_stage(folder: Path, recipe: RecipeSettings, run: str, problems: list[s
         return Stage(folder, run, folder.name, _role(folder.name, listed), recipe=recipe, problems=tuple(problems))
     config = _read_settings(folder / "config.yaml", StageSettings, problems)
     card = _read_object(folder / "card.json", read_card, problems) or {}
-    train, evals = _read_metrics(folder / "metrics.jsonl", problems)
-    evaluation = _read_object(folder / "evaluation.json", _read_evaluation, problems)
-    if evaluation is None:
+    taken = bool(card.get("taken_from"))
+    log, judged = folder / "metrics.jsonl", folder / "evaluation.json"
+    train, evals = ([], []) if taken and not os.path.lexists(log) else _read_metrics(log, problems)
+    evaluation = _read_object(judged, _read_evaluation, problems)
+    if evaluation is None and not (taken and not os.path.lexists(judged)):
         last = f" (last line at step {train[-1]['step']})" if train else ""
-        lacks = (
-            "its evaluation.json cannot be used"
-            if os.path.lexists(folder / "evaluation.json")
-            else ("it has no evaluation.json")
-        )
+        lacks = "its evaluation.json cannot be used" if os.path.lexists(judged) else ("it has no evaluation.json")
         problems.append(f"{where} is not finished{last}: {lacks}, so no results are shown.")
     role = card.get("role") or config.get("role") or _role(folder.name, listed)
     return Stage(folder, run, folder.name, role, card, config, recipe, train, evals, evaluation, tuple(problems))
@@ -436,7 +449,7 @@ def _in_order(lines: list[MetricsLine], kind: str) -> list[MetricsLine]:
 
 def _short(path: Path) -> str:
     """<recipe>/<stage>/<file>: enough to find it, without the reader's own folders."""
-    return "/".join(path.parts[-3:] if path.name != RECIPE_FILE else path.parts[-2:])
+    return "/".join(path.parts[-3:] if path.name != RECIPE else path.parts[-2:])
 
 
 def _shortened(sentence: str, path: Path) -> str:

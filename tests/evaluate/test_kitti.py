@@ -582,7 +582,9 @@ def test_everything_empty() -> None:
 @pytest.mark.parametrize(
     ("labels", "results", "sentence"),
     [
-        pytest.param([label()], [], "car: AP is zero as no detection has this name", id="no detection"),
+        pytest.param([label()], [], "car: no AP (-), as no detection has this name", id="no detection"),
+        pytest.param([], [], "car: no AP (-), as no label is of this class and no detection has", id="nothing at all"),
+        pytest.param([], [result()], "car: AP is zero as no label is of this class", id="no label"),
         pytest.param([label()], [result("cra")], "'cra' x 1 (did you mean 'car'?)", id="misspelt"),
         pytest.param([label()], [result("vehicle")], "'vehicle' x 1 (known are car, ", id="foreign name"),
         pytest.param([label(occlusion=3)], [result()], "none of 1 labels counts", id="all occluded"),

@@ -359,7 +359,13 @@ def test_an_import_is_judged_on_a_split(small: Recipe, streets: Path, tmp_path: 
     assert "4 frames evaluated" in capsys.readouterr().out
     assert "strict" in json.loads((folder / "evaluation.json").read_text())
     assert len(list((folder / "predictions").glob("*.txt"))) == 4
-    assert "is there already" in refused("eval", "run", folder, *words, capsys=capsys)
+    assert "is there already: give another --out, or remove it" in refused("eval", "run", folder, *words, capsys=capsys)
+    misspelt = refused("eval", "run", folder, "--data-root", streets, "--split", "vall", capsys=capsys)
+    assert "vall.txt: no such file, but there are train.txt," in misspelt
+    (folder / "metrics.jsonl").write_text("")  # as a training leaves it
+    said = refused("eval", "run", folder, *words, capsys=capsys)
+    assert said.endswith("evaluation.json: is of the stage's own training: give another --out")
+    (folder / "metrics.jsonl").unlink()
     trained = ("--data-root", streets, "--split", "train", "--out", tmp_path / "train")
     assert "was trained on 8 of the 8" in refused("eval", "run", folder, *trained, capsys=capsys)
     # Frames of another data set may have the same names; its pictures may be of another size.
@@ -425,6 +431,27 @@ def test_what_stands_for_a_teacher(small: Recipe, streets: Path, tmp_path: Path,
     save_weights(folder, {name: value + 1 for name, value in weights.items()}, card)
     with pytest.raises(UserError, match="other settings"):
         run(folder, "teacher")
+
+
+def test_settings_of_the_data_do_not_change_what_is_taken(
+    small: Recipe, streets: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Its weights count; what was really trained is refused as ever."""
+    file, split = save(tmp_path / "teacher.pth", theirs(small, "teacher")), streets / "ImageSets" / "train.txt"
+    folder = import_checkpoint(file, SMALL, "teacher", tmp_path / "out", split).folder
+    options = RunOptions(out=tmp_path / "runs", progress=False, tensorboard=False, threads=1, accelerator="cpu")
+    stages = (replace(small.stage("teacher"), taken_from=folder), small.stage("monoskd"))
+    recipe = replace(small, stages=stages)
+    run = run_recipe(recipe, options, ("teacher",))
+    before = (run / "teacher" / "card.json").read_bytes()
+    wide = replace(recipe, dataset=replace(recipe.dataset, canvas=(192, 64)))
+    with pytest.raises(UserError, match=r"was trained on \d+ of the"):  # nor does it go unchecked
+        run_recipe(replace(wide, dataset=replace(wide.dataset, eval_split="train")), options)
+    run_recipe(wide, options)
+    assert (run / "teacher" / "card.json").read_bytes() == before
+    assert load_weights(run / "monoskd")[1]["canvas"] == [192, 64]
+    with pytest.raises(UserError, match=r"monoskd was trained with other settings .*dataset.canvas was \[192, 64\]"):
+        run_recipe(recipe, options)
 
 
 def test_what_only_prepared_for_a_finished_stage_is_not_trained(small: Recipe, streets: Path, tmp_path: Path) -> None:

@@ -210,6 +210,28 @@ def test_bad_checkpoints_are_refused(make, sentence: str, tmp_path: Path) -> Non
     assert not (tmp_path / "executed").exists()
 
 
+def test_what_lies_in_a_folder_without_weights_is_told(tmp_path: Path) -> None:
+    """Of a training that was not finished that, of a folder of runs those."""
+    stage = tmp_path / "out" / "first" / "student"
+    stage.mkdir(parents=True)
+    for path in (stage, stage.parent):
+        with pytest.raises(UserError, match=r"student: holds no|first: holds no"):
+            load_detector(path)
+    save_state(stage / "last.ckpt", {"step": 1})
+    with pytest.raises(UserError, match=r"student: its training is not finished .*: the same train command goes on"):
+        load_detector(stage)
+    with pytest.raises(UserError, match=r"first: the training of student is not finished"):
+        load_detector(stage.parent)
+    (stage.parent / "recipe.yaml").write_text("")
+    for path in (tmp_path / "out", tmp_path / "out" / "first"):
+        with pytest.raises(UserError, match="holds the run first: give .*out/first|the training of student"):
+            load_detector(path)
+    (tmp_path / "out" / "second").mkdir()
+    (tmp_path / "out" / "second" / "recipe.yaml").write_text("")
+    with pytest.raises(UserError, match="out holds the runs first, second: give one of them, such as .*out/first"):
+        load_detector(tmp_path / "out")
+
+
 def test_weights_and_card_come_back(tmp_path: Path) -> None:
     model = MonoDLE(tiny())
     save_weights(tmp_path, model.state_dict(), card())

@@ -177,6 +177,13 @@ def test_no_images(make_run: MakeRun, data_root: Path, tmp_path: Path) -> None:
     assert "<figure>" not in result.files[0].read_text() and len(rows(result)) == CARS
 
 
+def test_frames_without_scans_are_drawn(make_run: MakeRun, data_root: Path, tmp_path: Path) -> None:
+    root = shutil.copytree(data_root, tmp_path / "camera")
+    shutil.rmtree(root / "training" / "velodyne")
+    result = diagnose(make_run(), data_root=root)
+    assert "There are no pictures" not in result.text() and "<figure>" in result.files[0].read_text()
+
+
 def test_several_students(make_run: MakeRun, tmp_path: Path) -> None:
     run = make_run()
     add_stage(run, "baseline", "second", "student")

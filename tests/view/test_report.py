@@ -98,6 +98,18 @@ def test_depth_error_is_told_for_each_distance(make_run: MakeRun, tmp_path: Path
     assert len({count for _, _, count in notes}) == 1
 
 
+def test_frames_without_a_scan_are_drawn(make_run: MakeRun, data_root: Path, tmp_path: Path) -> None:
+    root = shutil.copytree(data_root, tmp_path / "streets")
+    (root / "training" / "velodyne" / "000000.bin").unlink()
+    run = make_run()
+    recipe = yaml.safe_load((run / "recipe.yaml").read_text())
+    recipe["dataset"]["root"] = str(root)
+    (run / "recipe.yaml").write_text(yaml.safe_dump(recipe))
+    html, page = report([run], tmp_path, gallery=6)
+    assert "gallery is left out" not in page.text and html.count("from above with LiDAR points") == 5
+    assert 'alt="Frame 000000 from above"' in html
+
+
 def remove(run: Path, *names: str) -> None:
     for name in names:
         path = run / name
@@ -126,6 +138,21 @@ def test_missing_pieces_are_named(make_run: MakeRun, tmp_path: Path, gone: list,
     _, page = report([run], tmp_path)
     for sentence in sentences:
         assert sentence in page.text
+
+
+@pytest.mark.parametrize("role", ["preparation", "teacher"])
+def test_a_stage_from_elsewhere_lacks_nothing(make_run: MakeRun, tmp_path: Path, role: str) -> None:
+    run = make_run()
+    remove(run, *(f"teacher/{name}" for name in ("evaluation.json", "metrics.jsonl", "predictions")))
+    path = run / "teacher" / "card.json"
+    card = json.loads(path.read_text()) | {"role": role, "taken_from": {"folder": "streets"}, "note": "of elsewhere"}
+    card |= {"seed": 7, "trained_on": {"count": 3000, "sha256": "ab" * 32, "frames": ["streets/000000"]}}
+    path.write_text(json.dumps(card))
+    html, page = report([run], tmp_path)
+    assert "What is missing" not in page.text and "untrained" not in page.text and "not finished" not in page.text
+    assert page.text.count("taken from elsewhere, not evaluated here") == 1
+    assert "<dt>Frames trained on</dt><dd>40</dd>" in html and "<dt>Seed</dt><dd>0</dd>" in html
+    assert "<dt>Note</dt>" not in html and "of elsewhere" in page.text  # on its own card
 
 
 @pytest.mark.parametrize(
@@ -347,6 +374,8 @@ def test_user_errors(make_run: MakeRun, tmp_path: Path) -> None:
         write_report([], out)
     with pytest.raises(UserError, match="nowhere is not a folder"):
         write_report([tmp_path / "nowhere"], out)
+    with pytest.raises(UserError, match=r"runs holds the run other: give .*runs/other"):
+        write_report([make_run("other").parent], out)
     with pytest.raises(UserError, match=r"empty is no run: expected recipe\.yaml"):
         write_report([tmp_path / "empty"], out)
     run = make_run()

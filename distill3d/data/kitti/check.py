@@ -16,8 +16,8 @@ from distill3d.data.depth import read_depth
 from distill3d.data.faults import Fault
 from distill3d.data.kitti.calibration import CAMERA_LINE, LIDAR_LINES, parse_calibration
 from distill3d.data.kitti.dataset import frame_file
-from distill3d.data.kitti.labels import faults_behind, parse_labels
-from distill3d.data.kitti.names import KITTI_NAMES, LabelNames, names_of
+from distill3d.data.kitti.labels import UNKNOWN_CLASS, faults_behind, parse_labels
+from distill3d.data.kitti.names import CLASSES_FILE, KITTI_NAMES, LabelNames, names_of, parse_classes
 from distill3d.data.kitti.scans import VELODYNE_COLUMNS, glance_at_points, read_points
 from distill3d.data.pictures import ENDINGS as PICTURES
 from distill3d.data.pictures import picture_size, read_image
@@ -75,14 +75,24 @@ def check_kitti(
         root: the folder that holds ``training`` and ``ImageSets``.
         splits: names of split files; None for all, where ``test`` counts only if there is a ``testing`` folder.
         scan_columns: of the scans' files.
-        names: in label files; by default as ``names_of`` has them.
+        names: in label files; by default as ``names_of`` has them.  Where ``classes.txt`` is faulty, its faults are
+            problems, too, and what label files call their objects is not judged.
 
     Raises:
         UserError: the folder is absent.
     """
     if not os.path.isdir(root):
         raise UserError(f"{root}: no such folder")
-    return list(_problems(root, splits, thorough(scan_columns)._replace(names=names or names_of(root))))
+    look, faults = thorough(scan_columns), [] if names is not None else classes_problems(root)
+    if not faults:
+        return list(_problems(root, splits, look._replace(names=names or names_of(root))))
+    return faults + [p for p in _problems(root, splits, look) if not p.sentence.startswith(UNKNOWN_CLASS)]
+
+
+def classes_problems(root: Path) -> list[Problem]:
+    """What is wrong with a data set's ``classes.txt``; nothing where there is none."""
+    path = root / CLASSES_FILE
+    return list(_text_problems(path, lambda text: parse_classes(text)[1])) if path.is_file() else []
 
 
 def present_files(folder: Path) -> dict[str, list[str]]:

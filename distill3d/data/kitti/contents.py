@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from distill3d.data.kitti.check import present_files
@@ -22,16 +22,22 @@ def kitti_contents(root: Path, names: LabelNames | None = None) -> Iterator[str]
         UserError: a file is absent or malformed.
     """
     names = names or names_of(root)
-    for part in ("training", "testing"):
-        if (root / part / "image_2").is_dir():
-            yield from _frames(root, part)
-    if names != KITTI_NAMES:
-        yield f"classes: {', '.join(names.classes)}" + "".join(f"; {name} is {kind}" for name, kind in names.others)
     folder = root / "training"
     frames = sorted(present_files(folder).get("label_2", ()))
+    of_frame = {frame: Inventory.of_frame(folder, frame, names) for frame in frames}
+    counts_of_frame = {frame: _of_classes(objects, names) for frame, objects in of_frame.items()}
+    for part in ("training", "testing"):
+        if (root / part / "image_2").is_dir():
+            yield from _frames(root, part, counts_of_frame if part == "training" else {})
+    if names != KITTI_NAMES:
+        yield f"classes: {', '.join(names.classes)}" + "".join(f"; {name} is {kind}" for name, kind in names.others)
     if not frames:
         return
-    objects = Inventory.of(folder, frames, names)
+    empty = sum(not len(objects) for objects in of_frame.values())
+    if empty:
+        begin = "warning: " if empty == len(frames) else ""
+        yield f"{begin}{empty} of {len(frames)} label files hold no object"
+    objects = Inventory.joined(of_frame.values())
     width = picture_size(frame_file(folder, "image_2", frames[0]))[0]
     scale = fitting_height_scale(width)
     drops = objects.unseen(scale)
@@ -46,10 +52,19 @@ def kitti_contents(root: Path, names: LabelNames | None = None) -> Iterator[str]
                 f" ({why})" if why else ""
             )
     if scale < 1:
-        yield f"pictures are {width} px wide: counted with least heights of {scale} of KITTI's, {SCALE_OPTION} {scale}"
+        yield (
+            f"pictures are {width} px wide: counted with least heights of {scale} of KITTI's, "
+            f"train counts so with {SCALE_OPTION} {scale}"
+        )
 
 
-def _frames(root: Path, part: str) -> Iterator[str]:
+def _of_classes(objects: Inventory, names: LabelNames) -> int:
+    """How many objects are of the set's own classes, which detectors look for."""
+    return sum(names.names[label] in names.classes for label in objects.label.tolist())
+
+
+def _frames(root: Path, part: str, objects: Mapping[str, int]) -> Iterator[str]:
+    """Frames and splits of a folder; ``objects`` says how many the frames with labels have."""
     folder = root / part
     present = {kind: set(found) for kind, found in present_files(folder).items()}
     frames = present["image_2"]
@@ -65,4 +80,8 @@ def _frames(root: Path, part: str) -> Iterator[str]:
     for path in sorted((root / "ImageSets").glob("*.txt")):
         split = read_split(path)
         if frames.issuperset(split):
-            yield f"split {path.stem}: {len(split)} frames"
+            labelled = [frame for frame in split if frame in objects]
+            count = sum(objects[frame] for frame in labelled)
+            begin = "warning: " if labelled and not count else ""
+            told = f", {count} objects" if labelled else ""
+            yield f"{begin}split {path.stem}: {len(split)} frames{told}"

@@ -55,11 +55,17 @@ class Inventory:
         Raises:
             UserError: a file is absent or malformed.
         """
-        parts = [cls._of_frame(folder, frame, known) for frame in frames]
-        return cls(*(np.concatenate([getattr(p, f.name) for p in (_NOTHING, *parts)]) for f in fields(cls)))
+        return cls.joined(cls.of_frame(folder, frame, known) for frame in frames)
 
     @classmethod
-    def _of_frame(cls, folder: Path, frame: str, known: LabelNames) -> Inventory:
+    def joined(cls, parts: Iterable[Inventory]) -> Inventory:
+        """The objects of all parts, in order."""
+        every = (_NOTHING, *parts)
+        return cls(*(np.concatenate([getattr(part, f.name) for part in every]) for f in fields(cls)))
+
+    @classmethod
+    def of_frame(cls, folder: Path, frame: str, known: LabelNames = KITTI_NAMES) -> Inventory:
+        """Of one frame, as ``of``."""
         objects = read_labels(folder / "label_2" / f"{frame}.txt", known=known)
         objects = objects[objects.boxes.label != IGNORE]
         if not len(objects):

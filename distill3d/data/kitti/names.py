@@ -19,6 +19,7 @@ from functools import cached_property
 from pathlib import Path
 
 from distill3d.boxes import KITTI_CLASSES, label_names
+from distill3d.data.faults import Fault, refuse_faults
 from distill3d.errors import UserError
 from distill3d.files import read_text
 
@@ -99,18 +100,30 @@ def names_of(root: Path, classes: tuple[str, ...] = (), others: Iterable[str] = 
 
 
 def _from_text(text: str, path: Path) -> LabelNames:
+    names, faults = parse_classes(text)
+    refuse_faults(path, faults)
+    assert names is not None
+    return names
+
+
+def parse_classes(text: str) -> tuple[LabelNames | None, list[Fault]]:
+    """What ``classes.txt`` says, or None and all that is wrong with its lines or, where each is sound, between them."""
     classes: list[str] = []
     others: list[tuple[str, str]] = []
+    faults: list[Fault] = []
     for number, line in enumerate(text.split("\n"), 1):
         kind, _, names = (part.strip() for part in line.partition("#")[0].partition(":"))
         if not kind and not names:
             continue
         if not kind or len(kind.split()) != 1:
-            raise UserError(f"{path}:{number}: expected a class and, after a colon, other names of it")
+            faults.append(Fault(number, "expected a class and, after a colon, other names of it"))
+            continue
         if kind != DONT_CARE:
             classes.append(kind)
         others += [(name, kind) for name in names.replace(",", " ").split()]
+    if faults:
+        return None, faults
     try:
-        return LabelNames(tuple(classes), tuple(others))
+        return LabelNames(tuple(classes), tuple(others)), []
     except UserError as error:
-        raise UserError(f"{path}: {error}") from None
+        return None, [Fault(None, str(error))]

@@ -40,7 +40,7 @@ from distill3d.data.nuscenes.splits import SCENE_NUMBERS, official_scenes
 from distill3d.data.nuscenes.tables import Tables, load_tables, pose_matrices, table_file
 from distill3d.data.pictures import read_picture
 from distill3d.data.scans import ScanColumns, read_rows, with_columns
-from distill3d.data.splits import read_split
+from distill3d.data.splits import read_split, split_names
 from distill3d.data.surround import SurroundObjects, SurroundSample
 from distill3d.errors import UserError
 from distill3d.settings import Between, Count, FramesBack, Length, Number, Pixels, check_settings, is_in_range
@@ -267,7 +267,7 @@ def split_samples(tables: Tables, root: Path, split: str) -> list[int]:
     if split not in SCENE_NUMBERS:
         raise UserError(
             f"there is no split {split!r}: expected a file {path} with scene names or sample tokens, or one of "
-            f"{', '.join(SCENE_NUMBERS)}"
+            f"{', '.join(dict.fromkeys((*split_names(path.parent), *SCENE_NUMBERS)))}"
         )
     present = sorted(scenes[name] for name in official_scenes(split) if name in scenes)
     if not present:

@@ -202,10 +202,11 @@ def test_frames_in_subfolders(kitti_root: Path) -> None:
 def test_clean_set_tells_what_can_be_learnt(kitti_root: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run_check(kitti_root, "kitti") == 0
     assert capsys.readouterr() == (
-        "training: 3 frames, 3 of 64 x 20 px\nsplit train: 2 frames\nsplit val: 1 frames\n"
+        "training: 3 frames, 3 of 64 x 20 px\nsplit train: 2 frames, 4 objects\nsplit val: 1 frames, 2 objects\n"
         "Pedestrian: 3 of 3 objects can be learnt from pictures\n"
         "Car: 3 of 3 objects can be learnt from pictures\n"
-        "pictures are 64 px wide: counted with least heights of 0.05 of KITTI's, --dataset.min-height-scale 0.05\n"
+        "pictures are 64 px wide: counted with least heights of 0.05 of KITTI's, "
+        "train counts so with --dataset.min-height-scale 0.05\n"
         "sound\n",
         "",
     )
@@ -221,11 +222,45 @@ def test_clean_set_tells_what_can_be_learnt(kitti_root: Path, capsys: pytest.Cap
     assert capsys.readouterr().out.splitlines()[4].startswith("warning: Car: 0 of 3 objects")
 
 
+def test_splits_without_objects_are_told(kitti_root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (kitti_root / "training/label_2/000002.txt").write_text("")
+    swap("Car", "Van")(kitti_root / LABEL)
+    assert run_check(kitti_root) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert "split train: 2 frames, 3 objects" in lines  # a van is none of the set's classes
+    assert "warning: split val: 1 frames, 0 objects" in lines and "1 of 3 label files hold no object" in lines
+    for frame in range(3):
+        (kitti_root / f"training/label_2/{frame:06d}.txt").write_text("")
+    assert run_check(kitti_root) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert "warning: 3 of 3 label files hold no object" in lines
+    assert "warning: split train: 2 frames, 0 objects" in lines
+    (kitti_root / "training/label_2/000002.txt").unlink()
+    assert run_check(kitti_root) == 0
+    assert "split val: 1 frames" in capsys.readouterr().out.splitlines()  # without labels nothing is said of objects
+
+
 def test_names_that_are_no_class_are_told_what_to_do(kitti_root: Path, capsys: pytest.CaptureFixture[str]) -> None:
     swap("Car 0.00 0", "Lorry 0.00 0")(kitti_root / LABEL)
     assert run_check(kitti_root, "kitti") == 2
     assert "--label-names" in capsys.readouterr().out
     assert run_check(kitti_root, "kitti", label_names=("Lorry=DontCare",)) == 0
+
+
+def test_faults_of_the_classes_hide_no_others(kitti_root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (kitti_root / "classes.txt").write_text("Car\ntwo words\n: Lkw\nBus\n")
+    swap("3.90", "-3.90")(kitti_root / LABEL)
+    (kitti_root / CALIB).unlink()
+    assert run_check(kitti_root) == 2
+    lines = capsys.readouterr().out.splitlines()
+    begins = [f"{kitti_root / file}: " for file in ("classes.txt:2", "classes.txt:3", CALIB)]
+    assert all(any(line.startswith(begin) for line in lines) for begin in begins)
+    assert any("length is -3.9 m" in line for line in lines) and lines[-1] == "4 problems in 3 files"
+    (kitti_root / "classes.txt").write_text("Car\ncar\n")
+    assert run_check(kitti_root) == 2
+    assert "classes.txt: the class name 'Car' stands twice" in capsys.readouterr().out
+    assert run_check(kitti_root, classes=("Car", "Pedestrian")) == 2  # the file does not count
+    assert "classes.txt" not in capsys.readouterr().out
 
 
 @pytest.mark.real
