@@ -62,7 +62,6 @@ RADIUS_OVERLAP = 0.7
 Pair = Literal["camera_from_lidar", "camera_from_fusion", "lidar_from_camera", "lidar_from_fusion"]
 Margin = Annotated[float, Between(0, 0.5, below=True)]
 Temperature = Literal["teacher", "both", "none"]
-Margin = Annotated[float, Between(0, 0.5, below=True)]
 
 
 @dataclass(frozen=True)
