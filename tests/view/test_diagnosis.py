@@ -177,6 +177,16 @@ def test_no_images(make_run: MakeRun, data_root: Path, tmp_path: Path) -> None:
     assert "<figure>" not in result.files[0].read_text() and len(rows(result)) == CARS
 
 
+def test_a_baseline_from_elsewhere_is_no_unfinished_one(make_run: MakeRun) -> None:
+    run = make_run()
+    for name in ("evaluation.json", "metrics.jsonl"):
+        (run / "baseline" / name).unlink()
+    card = run / "baseline" / "card.json"
+    card.write_text(json.dumps(json.loads(card.read_text()) | {"taken_from": {"folder": "streets"}}))
+    with pytest.raises(UserError, match="the baseline baseline of .* was taken from elsewhere, not evaluated here$"):
+        diagnose(run)
+
+
 def test_frames_without_scans_are_drawn(make_run: MakeRun, data_root: Path, tmp_path: Path) -> None:
     root = shutil.copytree(data_root, tmp_path / "camera")
     shutil.rmtree(root / "training" / "velodyne")
