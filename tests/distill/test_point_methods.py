@@ -622,7 +622,7 @@ def test_depths_that_are_not_there(teacher: Detector) -> None:
 
 def test_one_image_is_no_surround_view(teacher: Detector) -> None:
     context, terms = said(METHODS["unidistill"], with_points_inside(scene(1)), teacher)
-    with pytest.raises(UserError, match="needs surround views with annotations"):
+    with pytest.raises(UserError, match="needs a data set of surround views with annotations"):
         terms["feature"](replace(context, batch=None))
 
 
