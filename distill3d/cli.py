@@ -51,9 +51,10 @@ def _run(arguments: list[str]) -> int:
     try:
         return _dispatch(arguments)
     except BaseException as error:
-        # Libraries turn an interrupt in their midst, of an import above all, into errors of their own.
+        # Libraries turn an interrupt in their midst, of an import above all, into errors of their own, which may have
+        # become a sentence since.
         signal = stop.received()
-        if signal is not None and not isinstance(error, UserError):
+        if signal is not None and (not isinstance(error, UserError) or error.__context__ is not None):
             _say(_stopped(arguments, signal.name))
             return stop.EXIT_BEGIN + signal
         if isinstance(error, BrokenPipeError):

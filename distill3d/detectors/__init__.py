@@ -23,6 +23,7 @@ from distill3d.detectors.second import SECOND, SECONDConfig
 from distill3d.errors import UserError
 from distill3d.plugins import load_installed
 from distill3d.settings import refuse_odd_settings, widen
+from distill3d.stop import held
 
 
 @dataclass(frozen=True)
@@ -90,6 +91,8 @@ def build_detector(config: DetectorConfig) -> Detector:
         UserError: the settings do not fit together.
     """
     name = detector_name(config)
+    with held():  # an interrupt in the midst of it, which reaches as far as compilers, ends in an abort of their C++
+        import timm  # noqa: F401
     try:
         return DETECTORS[name].build(config)
     except (ArithmeticError, AssertionError, LookupError, RuntimeError, TypeError, ValueError) as error:

@@ -304,7 +304,7 @@ def kill_once(bench: Bench, case: Case, folder: Path, draw: random.Random) -> Ki
     # As of any program, the first moments of a process are the system's: it ends without a word.
     unborn = code == -number and after < NEWBORN and not command.said()
     if code not in (expected, 0, None) and not unborn:
-        faults.append(f"exit code {code}")
+        faults.append(f"exit code {code}, said {command.said()[-300:]!r}")
     end = time.monotonic() + AFTERMATH
     while command.others() and time.monotonic() < end:
         time.sleep(0.02)
