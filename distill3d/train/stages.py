@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import re
 import sys
 import warnings
@@ -299,9 +300,18 @@ def launch(options: RunOptions) -> Fabric:
     )  # fmt: skip
     warnings.filterwarnings("ignore", message="find_unused_parameters=True was specified")
     fabric.launch()
+    if many:
+        atexit.register(_leave_processes)
     if fabric.device.type == "cpu":
         keep_freed_memory()
     return fabric
+
+
+def _leave_processes() -> None:
+    """Ends the connection to the other processes, whose threads would abort a process that ends without; Fabric does so
+    for CUDA's connections alone."""
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
 
 
 def is_finished(recipe: Recipe, stage: StageConfig, folder: Path) -> bool:
