@@ -82,9 +82,12 @@ SCORES: dict[str, tuple[str, Callable[[Any], list[Any]]]] = {
 
 
 #: The command's test exports MonoDLE; GUPNet and DID-M3D have its trunk and heads and differ in what ``decode_slots``
-#: does, which another test compares; CaDDN shares with BEVDepth what is hard to export of it.
+#: does, which another test compares; CaDDN shares with BEVDepth what is hard to export of it; MonoDETR's takes longest
+#: beside BEVDepth's.
 EXPORTED = [
-    pytest.param(name, marks=pytest.mark.thorough) if name in ("gupnet", "did_m3d", "caddn of monotakd") else name
+    pytest.param(name, marks=pytest.mark.thorough)
+    if name in ("gupnet", "did_m3d", "monodetr", "caddn of monotakd")
+    else name
     for name in STUDENTS
     if name != "monodle"
 ]

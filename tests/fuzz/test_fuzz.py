@@ -170,9 +170,10 @@ def test_mutations_change_contents(name: str) -> None:
     assert len(tried) > (0 if name == COMMAND_LINE else 8) and all(tried.values()), tried
 
 
-def test_few_inputs_and_all_kept_cases() -> None:
-    command = [sys.executable, "-m", "tests.fuzz", "--inputs", "1", "--seed", "0", "--cases", str(CASES)]
+@pytest.mark.parametrize(("inputs", "least"), [("0.3", 40), pytest.param("1", 100, marks=pytest.mark.thorough)])
+def test_few_inputs_and_all_kept_cases(inputs: str, least: int) -> None:
+    command = [sys.executable, "-m", "tests.fuzz", "--inputs", inputs, "--seed", "0", "--cases", str(CASES)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, f"{done.stdout}\n{done.stderr}"
     tried = re.search(r"^all +(\d+)", done.stdout, re.MULTILINE)
-    assert tried and int(tried[1]) > len(case_files(CASES)) + 100
+    assert tried and int(tried[1]) > len(case_files(CASES)) + least
