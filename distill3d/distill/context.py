@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -129,6 +130,21 @@ def tapped(tap: str, outputs: Outputs, who: str) -> FeatureMap:
     if tap not in outputs.features:
         raise UserError(f"the {who} has no tap {tap!r}; it offers {', '.join(outputs.features) or 'none'}")
     return outputs.features[tap]
+
+
+def refuse_absent_taps(
+    method: str, taps: Sequence[str], teacher_taps: Sequence[str], student: Mapping[str, Any],
+    teacher: Mapping[str, Any], who: tuple[str, str] = ("the student", "the teacher"),
+) -> None:  # fmt: skip
+    """Holds the taps that a ``method`` asks of both sides against those that ``student`` and ``teacher`` offer, as
+    their ``tap_channels`` or ``features`` name them.
+
+    Raises:
+        UserError: one is missing; the sentence lists those that are there.
+    """
+    for owner, asked, offered in zip(who, (taps, teacher_taps), (student, teacher), strict=True):
+        if missing := [tap for tap in asked if tap not in offered]:
+            raise UserError(f"{method}: {owner} has no tap {missing[0]!r}; it offers {', '.join(offered)}")
 
 
 def detached(outputs: Outputs) -> Outputs:

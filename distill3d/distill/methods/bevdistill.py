@@ -40,7 +40,7 @@ from distill3d.boxes import NUSCENES_CLASSES
 from distill3d.detectors.base import BevGeometry, FeatureMap
 from distill3d.distill.adapters import in_dtype_of
 from distill3d.distill.centre_points import class_order, detections, places_on, sample_at
-from distill3d.distill.context import Context, tapped
+from distill3d.distill.context import Context, refuse_absent_taps, tapped
 from distill3d.distill.distances import Empty, weighted_mean
 from distill3d.distill.masks import ground_geometry
 from distill3d.distill.precision import full_precision
@@ -131,10 +131,7 @@ def terms(config: BEVDistillConfig, student_channels: dict[str, int], teacher_ch
         raise UserError(f"bevdistill: a box has {CODE} values, got {len(config.code_weights)} code weights")
     parts: list[Term] = []
     if config.heat_weight or config.dense_weight or config.contrastive_weight:
-        for who, tap, channels in (("student", config.tap, student_channels),
-                                   ("teacher", config.teacher_tap, teacher_channels)):  # fmt: skip
-            if tap not in channels:
-                raise UserError(f"bevdistill: the {who} has no tap {tap!r}; it offers {', '.join(channels)}")
+        refuse_absent_taps("bevdistill", (config.tap,), (config.teacher_tap,), student_channels, teacher_channels)
         widths = student_channels[config.tap], teacher_channels[config.teacher_tap]
         head = AuxiliaryHead(*widths, config.heat_channels, len(config.classes), config.heat_bias)
         parts += [HeatTerm(config, head), DenseTerm(config, head.shared), ContrastiveTerm(config, *widths)]

@@ -38,7 +38,7 @@ from distill3d.boxes import BoxSlots
 from distill3d.detectors.base import FeatureMap, Outputs
 from distill3d.distill.adapters import AdaptedOnce, MapAdaptation, MapAdaptor, in_dtype_of
 from distill3d.distill.centre_responses import CENTRE_MAPS, labelled_centres
-from distill3d.distill.context import Context
+from distill3d.distill.context import Context, refuse_absent_taps
 from distill3d.distill.ground_regions import (
     CellPoint,
     FalsePositiveRule,
@@ -160,11 +160,7 @@ class Levels(AdaptedOnce[Level]):
         if len(set(counts.values())) > 1 or not config.taps:
             listed = ", ".join(f"{count} {name}" for name, count in counts.items())
             raise UserError(f"distillbev: each level needs an entry in every list of levels, these are {listed}")
-        for who, taps, channels in (
-            ("student", config.taps, student_channels), ("teacher", config.teacher_taps, teacher_channels)
-        ):  # fmt: skip
-            if missing := [tap for tap in taps if tap not in channels]:
-                raise UserError(f"distillbev: the {who} has no tap {missing[0]!r}; it offers {', '.join(channels)}")
+        refuse_absent_taps("distillbev", config.taps, config.teacher_taps, student_channels, teacher_channels)
         self.config = config
         ways = zip(config.adaptors, config.taps, config.teacher_taps, strict=True)
         self.adaptors = nn.ModuleList(MapAdaptor(k, student_channels[s], teacher_channels[t]) for k, s, t in ways)
@@ -241,9 +237,7 @@ def _teacher_boxes(context: Context, config: DistillBEVConfig) -> BoxSlots:
 
 def _on_one_ground(student: Outputs, teacher: Outputs, tap: str, other: str) -> tuple[FeatureMap, FeatureMap]:
     """Both maps, whose cells may differ in size but not the ground that they cover."""
-    for name, owner, outputs in ((tap, "student", student), (other, "teacher", teacher)):
-        if name not in outputs.features:
-            raise UserError(f"distillbev: the {owner} has no tap {name!r}; it offers {', '.join(outputs.features)}")
+    refuse_absent_taps("distillbev", (tap,), (other,), student.features, teacher.features)
     s, t = student.features[tap], teacher.features[other]
     grounds = [ground_geometry(feature) for feature in (s, t)]
     if grounds[0].extent != grounds[1].extent:

@@ -29,7 +29,7 @@ from torch import Tensor, nn
 
 from distill3d.distill.adapters import in_dtype_of
 from distill3d.distill.centre_responses import centre_predictions, labelled_centres
-from distill3d.distill.context import Context, same_grid
+from distill3d.distill.context import Context, refuse_absent_taps, same_grid
 from distill3d.distill.precision import full_precision
 from distill3d.distill.style import StyledConfig, option
 from distill3d.distill.term import Term
@@ -145,11 +145,8 @@ class FeatureTerm(Term):
         self.stage = config.teacher if part == "lidar" else config.label_encoder
         self.binary = part == "label"
         self.warm_up = config.warm_up
-        for who, taps, channels in (
-            ("student", config.taps, student_channels), (self.stage, config.teacher_taps, teacher_channels)
-        ):  # fmt: skip
-            if missing := [tap for tap in taps if tap not in channels]:
-                raise UserError(f"labeldistill: {who} has no tap {missing[0]!r}; it offers {', '.join(channels)}")
+        who = ("student", self.stage)
+        refuse_absent_taps("labeldistill", config.taps, config.teacher_taps, student_channels, teacher_channels, who)
         self.taps = dict(zip(config.taps, config.teacher_taps, strict=True))
         self.seen = [seen_channels(part, student_channels[tap], config, level) for level, tap in enumerate(config.taps)]
         self.channels = tuple(teacher_channels[tap] for tap in config.teacher_taps)

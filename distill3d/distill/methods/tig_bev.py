@@ -42,7 +42,7 @@ from distill3d.distill.box_points import (
     positions,
     read_at,
 )
-from distill3d.distill.context import Context, same_grid
+from distill3d.distill.context import Context, refuse_absent_taps, same_grid
 from distill3d.distill.masks import ground_geometry
 from distill3d.distill.precision import full_precision
 from distill3d.distill.style import StyledConfig, option
@@ -288,11 +288,7 @@ class RelationTerm(Term):
     ) -> None:  # fmt: skip
         super().__init__(name, weight)
         self.config = config
-        for who, tap, channels in (
-            ("student", config.tap, student_channels), ("teacher", config.teacher_tap, teacher_channels)
-        ):  # fmt: skip
-            if tap not in channels:
-                raise UserError(f"tig_bev: the {who} has no tap {tap!r}; it offers {', '.join(channels)}")
+        refuse_absent_taps("tig_bev", (config.tap,), (config.teacher_tap,), student_channels, teacher_channels)
 
     def inner_features(self, context: Context) -> tuple[Tensor, Tensor, Tensor]:
         """Of n boxes, one sample after the other, (n, S S, C) of student and detached teacher, and which of the points

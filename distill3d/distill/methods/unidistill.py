@@ -42,7 +42,7 @@ from distill3d.distill.box_points import (
     read_at,
 )
 from distill3d.distill.centre_responses import centre_predictions
-from distill3d.distill.context import Context, same_grid
+from distill3d.distill.context import Context, refuse_absent_taps, same_grid
 from distill3d.distill.masks import ground_geometry
 from distill3d.distill.precision import full_precision
 from distill3d.distill.style import StyledConfig, option
@@ -160,11 +160,7 @@ class PointTerm(Term):
     ) -> None:  # fmt: skip
         super().__init__(name, weight)
         self.config, self.taps = config, taps
-        for who, tap, channels in zip(
-            ("student", "teacher"), taps, (student_channels, teacher_channels), strict=True
-        ):  # fmt: skip
-            if tap not in channels:
-                raise UserError(f"unidistill: the {who} has no tap {tap!r}; it offers {', '.join(channels)}")
+        refuse_absent_taps("unidistill", taps[:1], taps[1:], student_channels, teacher_channels)
 
     def at_points(self, context: Context, adapter: nn.Module | None = None) -> tuple[Tensor, Tensor, Footprints]:
         """(B, M, 9, C) of both sides, the teacher's detached, and the boxes."""

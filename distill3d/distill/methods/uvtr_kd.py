@@ -32,7 +32,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from distill3d.distill.centre_points import Places, detections, object_places, places_on, sample_at
-from distill3d.distill.context import Context, tapped
+from distill3d.distill.context import Context, refuse_absent_taps, tapped
 from distill3d.distill.masks import ground_geometry
 from distill3d.distill.precision import full_precision
 from distill3d.distill.style import StyledConfig, option
@@ -91,12 +91,11 @@ def pair_channels(
     """
     if not config.taps or len(config.taps) != len(config.teacher_taps):
         raise UserError(f"uvtr_kd compares taps pair by pair, got {config.taps} and {config.teacher_taps}")
-    found = []
-    for who, taps, channels in (("student", config.taps, student_channels),
-                                ("teacher", config.teacher_taps, teacher_channels)):  # fmt: skip
-        if missing := [tap for tap in taps if tap not in channels]:
-            raise UserError(f"uvtr_kd: the {who} has no tap {missing[0]!r}; it offers {', '.join(channels)}")
-        found.append(tuple(channels[tap] for tap in taps))
+    refuse_absent_taps("uvtr_kd", config.taps, config.teacher_taps, student_channels, teacher_channels)
+    found = (
+        tuple(student_channels[tap] for tap in config.taps),
+        tuple(teacher_channels[tap] for tap in config.teacher_taps),
+    )
     if found[0] != found[1] and not config.connector.startswith("linear"):
         raise UserError(
             f"uvtr_kd: the taps {', '.join(config.taps)} have {found[0]} channels and the teacher's {found[1]}: set "

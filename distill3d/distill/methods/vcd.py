@@ -32,7 +32,7 @@ from distill3d.data.surround import SurroundBatch
 from distill3d.detectors.base import Detector, Outputs, Style
 from distill3d.detectors.bevdepth import BEVDepth, BEVDepthConfig
 from distill3d.distill.centre_responses import labelled_centres
-from distill3d.distill.context import Context, comparable
+from distill3d.distill.context import Context, comparable, refuse_absent_taps
 from distill3d.distill.distances import Empty, channel_wise_divergence, kl_divergence, relative_to_cell
 from distill3d.distill.ground_regions import at_size, joined, labelled_objects, moved_along, peak_region
 from distill3d.distill.map_terms import standardised
@@ -90,9 +90,7 @@ def terms(config: VCDConfig, student_channels: dict[str, int], teacher_channels:
         UserError: a tap is missing, or has other channels in the teacher.
     """
     other = config.teacher_tap or config.tap
-    for who, tap, channels in (("student", config.tap, student_channels), ("teacher", other, teacher_channels)):
-        if tap not in channels:
-            raise UserError(f"vcd: the {who} has no tap {tap!r}; it offers {', '.join(channels)}")
+    refuse_absent_taps("vcd", (config.tap,), (other,), student_channels, teacher_channels)
     if (ours := student_channels[config.tap]) != (theirs := teacher_channels[other]):
         raise UserError(
             f"vcd compares maps as they are: tap {config.tap!r} has {ours} channels in the student and {other!r} "

@@ -32,11 +32,10 @@ from distill3d.detectors.base import FeatureMap
 from distill3d.distill.adapters import MapAdaptor
 from distill3d.distill.adversary import MapDiscriminator, gradient_reversed, told_apart
 from distill3d.distill.centre_responses import centre_box_loss, centre_class_loss, centre_predictions
-from distill3d.distill.context import Context, same_grid
+from distill3d.distill.context import Context, refuse_absent_taps, same_grid
 from distill3d.distill.precision import full_precision
 from distill3d.distill.style import StyledConfig, UnlabelledUse
 from distill3d.distill.term import Term
-from distill3d.errors import UserError
 from distill3d.settings import Channels, Share, Weight
 
 FeatureDistance = Literal["l1", "l2"]
@@ -69,9 +68,7 @@ def terms(config: X3KDConfig, student_channels: dict[str, int], teacher_channels
         UserError: a tap is missing.
     """
     other = config.teacher_tap or config.tap
-    for who, tap, channels in (("student", config.tap, student_channels), ("teacher", other, teacher_channels)):
-        if tap not in channels:
-            raise UserError(f"x3kd: the {who} has no tap {tap!r}; it offers {', '.join(channels)}")
+    refuse_absent_taps("x3kd", (config.tap,), (other,), student_channels, teacher_channels)
     widths = student_channels[config.tap], teacher_channels[other]
     found: list[Term] = []
     if config.feature_weight != 0:
