@@ -11,6 +11,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from itertools import chain
 from pathlib import Path
+from typing import Any
 
 from jaxtyping import Float
 from torch import Tensor
@@ -73,21 +74,21 @@ def predict_images(
             placed(model.card, size, camera)
         except UserError as error:
             raise UserError(f"{path}: {error}") from None
-    lines: list[str] = []
+    found_in: list[dict[str, Any]] = []
     for path, video in videos.items():
         yield from _predict_video(
-            model, video, cameras[path][0], out / names.pop(path), least_score, draw, batch_size, progress, lines
+            model, video, cameras[path][0], out / names.pop(path), least_score, draw, batch_size, progress, found_in
         )
     with ProgressBar("pictures", len(names), visible=progress and len(names) > 1) as bar:
         for some in in_batches(names.items(), batch_size):
             pictures = [(_fitting(path, *cameras[path]), cameras[path][0]) for path, _ in some]
             for (path, name), found in zip(some, model.detect(pictures, least_score), strict=True):
-                lines.append(json.dumps({"picture": str(path), "result": name, "objects": found.to_dict()}))
+                found_in.append({"picture": str(path), "result": name, "objects": found.to_dict()})
                 _write(out / name, path, found, draw)
                 bar.advance()
                 yield out / f"{name}{endings[-1]}"
-    write_output_text(out / LINES, "".join(f"{line}\n" for line in lines))
-    counts = [len(json.loads(line)["objects"]) for line in lines]
+    write_output_text(out / LINES, "".join(f"{json.dumps(one)}\n" for one in found_in))
+    counts = [len(one["objects"]) for one in found_in]
     if progress:
         some = sum(count > 0 for count in counts)
         where = f"{out / '*.txt'} and, all together, {out / LINES}"
@@ -109,7 +110,7 @@ def _fitting(path: Path, camera: Camera, told: Path | str) -> Float[Tensor, "3 _
 
 def _predict_video(
     model: Model, video: Video, camera: Camera, place: Path, least_score: float | None, draw: bool, batch_size: int,
-    progress: bool, lines: list[str],
+    progress: bool, told_of: list[dict[str, Any]],
 ) -> Iterator[Path]:  # fmt: skip
     """The result files of a video's frames, then the video of their drawings, which is what is yielded last."""
 
@@ -120,7 +121,7 @@ def _predict_video(
             for number, found in enumerate(chain.from_iterable(found_in)):
                 of_frame = place.with_name(f"{place.name}_{number:06d}")
                 told = {"picture": str(video.path), "frame": number, "result": of_frame.name}
-                lines.append(json.dumps(told | {"objects": found.to_dict()}))
+                told_of.append(told | {"objects": found.to_dict()})
                 _write(of_frame, video.path, found, draw=False)
                 if writer is not None:
                     writer.add(found.draw())

@@ -409,10 +409,13 @@ def _warn_of_heights(stages: Sequence[StageConfig], source: Source) -> None:
         if not isinstance(data, KittiDataset) or not isinstance(stage.detector, MonoDLEConfig | MonoDETRConfig):
             continue
         width, given = picture_size(frame_file(data.folder, "image_2", data.frame_ids[0]))[0], data.config
-        scale, objects = fitting_height_scale(width), kept_inventory(data)
+        scale = fitting_height_scale(width)
+        if scale >= given.min_height_scale:
+            return
+        objects = kept_inventory(data)
         counts = [kitti_counts(stage.detector, objects, s) for s in (scale, given.min_height_scale)]
         more = [sum(count.left for count in some) for some in counts]
-        if scale < given.min_height_scale and more[0] > more[1]:
+        if more[0] > more[1]:
             print(
                 f"warning: pictures are {width} px wide, and least heights of boxes are {given.min_height_scale:g} of "
                 f"KITTI's: {more[0] - more[1]} of {more[0]} objects are left out as too low, {SCALE_OPTION} {scale} "
