@@ -34,7 +34,7 @@ def bev(recipe: Recipe) -> Recipe:
     before = _labelled_only(replace(baseline, name="baseline_half", role="preparation"), half)
     labelled = {
         "cmkd_labelled": replace(of[f"cmkd_{CHOSEN}"], init=before.name),
-        "monotakd_labelled": replace(of["monotakd_held"], inherit=(before.name,)),
+        "monotakd_labelled": replace(of[f"monotakd_{CHOSEN}"], inherit=(before.name,)),
     }
     stages = (
         _passes(of["teacher"], TEACHER_PASSES),

@@ -75,8 +75,9 @@ LABELLED_ALIGNED = replace(STUDENT, spatial_alignment=True, fusion="skip")
 #: Beside labels.  How the map terms are compared and how much they may weigh is this project's first guess, which no
 #: measurement has confirmed yet.
 MAP_SHARE = 0.5
-LABELLED: dict[str, Any] = {"nonzero_weighting": True, "compared": "adapted", "map_share": MAP_SHARE}
-CMKD_LABELLED, MONOTAKD_LABELLED = CMKDConfig(**LABELLED), MonoTAKDConfig(map_share=MAP_SHARE)
+TAMED: dict[str, Any] = {"compared": "adapted", "map_share": MAP_SHARE}
+LABELLED: dict[str, Any] = {"nonzero_weighting": True, **TAMED}
+CMKD_LABELLED, MONOTAKD_LABELLED = CMKDConfig(**LABELLED), MonoTAKDConfig(**TAMED)
 #: CMKD's weights with a PointPillars teacher.
 PILLAR_WEIGHTS = CMKDConfig(feature_weight=4.0, cls_weight=1.0, loc_weight=2.0, dir_weight=0.2)
 

@@ -18,7 +18,7 @@ from distill3d.distill.methods.monostl import GROUND, MonoSTLConfig
 from distill3d.distill.methods.monotakd import MonoTAKDConfig
 from distill3d.layers.heads.centre_head import TINY_TASKS, CentreHeadConfig
 from distill3d.layers.image.resnet import RESNET101, ResNetConfig
-from distill3d.recipes.bev import LABELLED, MAP_SHARE
+from distill3d.recipes.bev import LABELLED, TAMED
 from distill3d.recipes.kitti import UNKNOWN_CHOICE
 from distill3d.train.recipe import EvaluationConfig, Recipe, StageConfig, SurroundDatasetConfig
 from distill3d.train.schedules import Schedule
@@ -89,7 +89,7 @@ CMKD_LABELLED = replace(CMKD_SURROUND, **LABELLED)
 #: With the factor that MonoTAKD's released configurations ask for and its code does not apply: the student learns from
 #: labels as well, and after an epoch on synthetic drives its two terms are 0.35 and 0.01 beside a heat loss of 19.
 MONOTAKD = MonoTAKDConfig(teacher_tap=TEACHER_MAP, outer_weight=32.0, **CENTRE_RESPONSE)
-MONOTAKD_LABELLED = replace(MONOTAKD, map_share=MAP_SHARE, **SURROUND_RESPONSE)
+MONOTAKD_LABELLED = replace(MONOTAKD, **TAMED, **SURROUND_RESPONSE)
 
 
 def centerpoint_voxels() -> Recipe:

@@ -14,7 +14,7 @@ from distill3d.distill.methods.monodistill import MonoDistillConfig
 from distill3d.distill.methods.monoskd import MonoSKDConfig
 from distill3d.distill.methods.monostl import MonoSTLConfig
 from distill3d.distill.methods.monotakd import MonoTAKDConfig
-from distill3d.recipes.bev import CAMERA, CMKD_LABELLED, FLIP, LIDAR, MAP_SHARE
+from distill3d.recipes.bev import CAMERA, CMKD_LABELLED, FLIP, LIDAR, MAP_SHARE, TAMED
 from distill3d.recipes.demo import AUGMENT, SCHEDULE, demo
 from distill3d.recipes.kitti import BASES, CARS, for_base
 from distill3d.train.recipe import Recipe, StageConfig
@@ -150,6 +150,6 @@ def tiny_labelled() -> Recipe:
             *ways,
             replace(both, name="monotakd_published", method=MONOTAKD),
             replace(both, name="monotakd_held", method=replace(MONOTAKD, map_share=MAP_SHARE)),
-            replace(both, name="monotakd_adapted", method=replace(MONOTAKD, map_share=MAP_SHARE, compared="adapted")),
+            replace(both, name="monotakd_adapted", method=replace(MONOTAKD, **TAMED)),
         ),
     )
