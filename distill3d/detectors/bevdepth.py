@@ -205,6 +205,16 @@ class LiftingDetector(Detector[SurroundBatch]):
             terms["depth"] = self.config.depth_weight * loss
         return terms
 
+    def true_depth(self, batch: SurroundBatch) -> Float[Tensor, "bn d h w"]:
+        """The batch's depth as a distribution: all in the bin of the nearest point of a cell, or nowhere.
+
+        Raises:
+            UserError: the batch has no depth.
+        """
+        if batch.depth is None:
+            raise UserError("a detector with input 'rgb+gt_depth' needs depth images; the data set gives none")
+        return one_hot_depth(self._depth_bins(batch.depth).flatten(0, 1), self.config.bins.count)
+
     def _depth_bins(self, depth: Float[Tensor, "b n height width"]) -> Int[Tensor, "b n h w"]:
         return nearest_depth_bins(depth, self.config.bins, STRIDE)
 
@@ -301,17 +311,6 @@ class BEVDepth(LiftingDetector):
         told = frame if self.config.past_camera == "own" else 0
         depth = None if self.config.predicts_depth else self.true_depth(batch)
         return self.backbone.on_ground(batch, images, frame, told, depth)
-
-    def true_depth(self, batch: SurroundBatch) -> Float[Tensor, "bn d h w"]:
-        """The batch's depth as a distribution: all in the bin of the nearest point of a cell, or nowhere.
-
-        Raises:
-            UserError: the batch has no depth.
-        """
-        if batch.depth is None:
-            raise UserError("a detector with input 'rgb+gt_depth' needs depth images; the data set gives none")
-        bins = self.config.bins
-        return one_hot_depth(nearest_depth_bins(batch.depth.flatten(0, 1), bins, STRIDE), bins.count)
 
 
 def _check(config: BEVDepthConfig) -> None:

@@ -52,7 +52,8 @@ def test_students_begin_as_the_baseline_ended_and_have_its_parameters(trained: t
         assert set(terms) > set(own), stage.name
         assert {name: terms[name] for name in own} == pytest.approx(own, rel=0.2), stage.name
         found = {name: value.shape for name, value in load_weights(folder / stage.name)[0].items()}
-        assert found == shapes, stage.name
+        added = stage.name == "monotakd"  # whose student has a map of the ground beside
+        assert found.items() > shapes.items() if added else found == shapes, stage.name
 
 
 def test_every_method_of_the_family_has_a_row() -> None:
