@@ -195,6 +195,10 @@ def test_paper_size_recipes_build(name: str) -> None:
 
 #: Recipe -> the student's tap, who teaches, and that one's tap, where maps are compared as they are.
 COMPARED = {
+    "simdistill": (
+        ("bev_camera", "teacher", "bev_camera"),
+        ("bev", "teacher", "bev"),
+    ),
     "monotakd_bevformer": (("bev", "assistant", "bev_stage1"), ("bev_spatial", "teacher", "bev_1")),
     "cmkd_bevdet": (("bev", "teacher", "bev_low"),),
     "monostl_bevdet": (("bev_neck", "teacher", "bev_neck"), ("bev_stage1", "teacher", "bev_stage1")),
