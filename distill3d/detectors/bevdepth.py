@@ -25,7 +25,16 @@ from torch import Tensor, nn
 from distill3d.boxes import NUSCENES_CLASSES, Boxes3D, BoxSlots
 from distill3d.camera import DepthBins
 from distill3d.data.surround import SurroundBatch
-from distill3d.detectors.base import BevGeometry, Detector, FeatureMap, Modality, Outputs, Style, bev_geometry
+from distill3d.detectors.base import (
+    BevGeometry,
+    Detector,
+    FeatureMap,
+    ImageGeometry,
+    Modality,
+    Outputs,
+    Style,
+    bev_geometry,
+)
 from distill3d.detectors.centerpoint import check_head, head_names
 from distill3d.detectors.released import OF_TRAINING, OTHER_NETWORKS, ReleasedForm, Weights
 from distill3d.errors import UserError
@@ -62,6 +71,8 @@ from distill3d.settings import Between, Channels, Layers, added, check_settings
 
 #: Cells of the ground per cell of the maps that the head's neck joins: what is lifted, then the stages behind it.
 BEV_STRIDES = (1, *MAP_STRIDES)
+#: The tap of what is lifted.
+IMAGE_TAP = "image_neck"
 #: Names of the stages' maps.
 STAGE_TAPS = ("bev_stage1", "bev_stage2", "bev_stage3")
 #: Weights of the box code in the configurations that see one frame: velocity counts half.
@@ -102,6 +113,7 @@ class BEVDepthConfig(LiftConfig):
     #: SimDistill's second branch, which stays in the network at test time.  Where it reads the LiDAR's depth then, that
     #: is what the input ``rgb+gt_depth`` says, and the depth by which features are lifted is still predicted.
     simulated: SimulatedBranchConfig | None = added(None)
+    image_tap: bool = added(False)  # offers what is lifted to methods; the network is the same
     bev_base: Channels | None = None  # first width of the network on the ground; None: twice ``context_channels``
     bev_layers: tuple[Layers, ...] = (2, 2, 2)  # blocks of its stages
     bev_neck_channels: Channels = 64  # of each of its four maps
@@ -252,7 +264,8 @@ class BEVDepth(LiftingDetector):
     one after another, the key frame's in front, or with ``bev_channels`` V, what they are collapsed to),
     ``bev_stage1``, ``bev_stage2``, ``bev_stage3`` (that network's stages, at strides 2, 4 and 8), ``bev_neck`` (what
     the head sees), and with ``spatial_alignment`` ``bev_spatial`` (P).  With ``simulated`` ``bev_camera`` and
-    ``bev_simulated``, of which ``bev`` is the fusion.  Predictions are the head's and, where it is predicted, ``depth``
+    ``bev_simulated``, of which ``bev`` is the fusion.  With ``image_tap`` also ``image_neck`` (B * N, C, h, w), the key
+    frame's image features before they are lifted.  Predictions are the head's and, where it is predicted, ``depth``
     (B * N, D, h, w), logits of each cell's depth in the key frame, with ``simulated`` those of the camera's branch.
 
     Raises:
@@ -286,6 +299,7 @@ class BEVDepth(LiftingDetector):
         self.tap_channels |= {"bev_spatial": seen} if config.spatial_alignment else {}
         if config.simulated is not None:
             self.tap_channels |= dict.fromkeys(("bev_camera", "bev_simulated"), config.context_channels)
+        self.tap_channels |= {IMAGE_TAP: self.backbone.img_neck.channels_out} if config.image_tap else {}
 
     def forward(self, batch: SurroundBatch) -> Outputs:
         """Maps and raw predictions.
@@ -297,11 +311,11 @@ class BEVDepth(LiftingDetector):
         config, has_depth = self.config, self.config.input == "rgb+gt_depth"
         images = normalised_frames(batch, config, config.frames, self.name, pass_over=has_depth)
         if isinstance(self.backbone, TwoBranchLift):
-            maps, logits = self.backbone.branches(batch, images)
+            maps, logits, looked = self.backbone.branches(batch, images)
             seen = maps["bev"]
         else:
             # First the key frame: autocast would keep weights that it casts without a gradient for those that need one.
-            key, logits = self._frame(batch, images, 0)
+            key, logits, looked = self._frame(batch, images, 0)
             with torch.no_grad(), in_eval_mode(self.backbone) if self.config.past_norm == "eval" else nullcontext():
                 past = [self._frame(batch, images, frame)[0] for frame in range(1, self.config.frames)]
             maps, seen = self._ground_maps(torch.cat((key, *past), dim=1))
@@ -310,6 +324,8 @@ class BEVDepth(LiftingDetector):
         maps |= {**dict(zip(STAGE_TAPS, stages, strict=True)), "bev_neck": neck}
         strides = dict.fromkeys(maps, 1) | dict(zip(STAGE_TAPS, MAP_STRIDES, strict=True))
         features = {tap: FeatureMap(m, self.config.geometry_at(strides[tap])) for tap, m in maps.items()}
+        if config.image_tap:
+            features[IMAGE_TAP] = FeatureMap(looked, ImageGeometry(STRIDE))
         return Outputs(features, self.head(neck) | ({} if logits is None else {"depth": logits}))
 
     def _ground_maps(self, frames: Float[Tensor, "b c y x"]) -> tuple[dict[str, Tensor], Float[Tensor, "b k y x"]]:
@@ -323,8 +339,8 @@ class BEVDepth(LiftingDetector):
 
     def _frame(
         self, batch: SurroundBatch, images: Float[Tensor, "b s n 3 height width"], frame: int
-    ) -> tuple[Float[Tensor, "b c y x"], Float[Tensor, "bn d h w"] | None]:
-        """A frame's map on the ground, and its depth logits."""
+    ) -> tuple[Float[Tensor, "b c y x"], Float[Tensor, "bn d h w"] | None, Float[Tensor, "bn k h w"]]:
+        """A frame's map on the ground, its depth logits and its image features."""
         told = frame if self.config.past_camera == "own" else 0
         depth = None if self.config.predicts_depth else self.true_depth(batch)
         return self.backbone.on_ground(batch, images, frame, told, depth)

@@ -196,7 +196,7 @@ class BEVFusion(LiftingDetector):
                 raise UserError(f"bevfusion with input {config.input!r} looks at {what}: the data set gives none")
         if self.camera is not None:
             images = normalised_frames(batch, config, 1, self.name, pass_over=True)
-            camera, logits = self.camera.on_ground(batch, images)
+            camera, logits, _ = self.camera.on_ground(batch, images)
             assert logits is not None
             maps.append(camera)
             predictions["depth"] = logits

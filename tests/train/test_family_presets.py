@@ -15,7 +15,7 @@ from distill3d.train.loop import RunOptions
 from distill3d.train.recipe import Recipe
 from distill3d.train.stages import run_recipe
 
-PRESETS = ("tiny_surround_family", "tiny_simdistill", "tiny_bevdet", "tiny_bevformer")
+PRESETS = ("tiny_surround_family", "tiny_simdistill", "tiny_x3kd", "tiny_bevdet", "tiny_bevformer")
 
 
 @pytest.fixture(scope="module", params=PRESETS)

@@ -114,8 +114,9 @@ class TwoBranchLift(CameraLift):
 
     def branches(
         self, batch: SurroundBatch, images: Float[Tensor, "b s n 3 height width"]
-    ) -> tuple[dict[str, Tensor], Float[Tensor, "bn d h w"]]:
-        """The key frame's maps ``bev_camera``, ``bev_simulated`` and ``bev``, and the depth logits of the first.
+    ) -> tuple[dict[str, Tensor], Float[Tensor, "bn d h w"], Float[Tensor, "bn k h w"]]:
+        """The key frame's maps ``bev_camera``, ``bev_simulated`` and ``bev``, the depth logits of the first, and the
+        image features that both are lifted from.
 
         Raises:
             UserError: the LiDAR's depth is to be read and the batch has none.
@@ -124,7 +125,7 @@ class TwoBranchLift(CameraLift):
             batch.intrinsics[:, 0], batch.image_affine, batch.bev_affine, batch.camera_to_ego[:, 0]
         ).to(images)
         pixels = images[:, 0].flatten(0, 1).contiguous(memory_format=torch.channels_last)
-        features = self.img_neck(self.img_backbone(pixels))
+        features = self.image_features(pixels)
         if self.depth_image is not None:
             if batch.depth is None:
                 raise UserError(
@@ -141,4 +142,4 @@ class TwoBranchLift(CameraLift):
                 maps.append(self.to_ground(context, depth_distribution(logits), cells, (y, x)))
         simulated = self.compensation(maps[-1])
         fused = self.fuser(torch.cat((maps[0], simulated), dim=1))
-        return {"bev_camera": maps[0], "bev_simulated": simulated, "bev": fused}, depth[0]
+        return {"bev_camera": maps[0], "bev_simulated": simulated, "bev": fused}, depth[0], features
