@@ -180,7 +180,7 @@ def _maps(
     if config.spatial_tap in student.features:
         maps["spatial"] = student.features[config.spatial_tap].tensor
     if owners["assistant"] in outputs:
-        tap = config.assistant_tap if shared else config.tap
+        tap = config.assistant_tap if shared else config.assistant_map or config.tap
         maps["assistant"] = comparable(config.tap, student, outputs[owners["assistant"]], tap, "assistant")[1].tensor
     if {"teacher", "assistant"} <= maps.keys():
         maps["residual"] = residual(maps["teacher"], normalised(maps["assistant"], config.normalise), config)

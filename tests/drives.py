@@ -75,10 +75,11 @@ def small_surround_detector(config: DetectorConfig) -> DetectorConfig:
     if isinstance(config, BEVFormerConfig):
         grid = VoxelGrid((-REACH, -REACH, LOW, REACH, REACH, HIGH), (2 * CELL, 2 * CELL, HIGH - LOW))
         trunk = ResNetConfig("basic", (1, 1, 1, 1), (8, 8, 8, 8))
-        return replace(config, trunk=trunk, channels=16, feed_forward=16, attention_heads=2, queries=12, grid=grid)
+        return replace(config, trunk=trunk, channels=8, feed_forward=16, attention_heads=2, queries=12, grid=grid)
     assert isinstance(config, BEVDepthConfig)
+    simulated = config.simulated and replace(config.simulated, points=2, fused_channels=8)
     return replace(
-        config, **LIFT, bev_base=8, bev_channels=config.bev_channels and 8, bev_neck_channels=8,
+        config, **LIFT, simulated=simulated, bev_base=8, bev_channels=config.bev_channels and 8, bev_neck_channels=8,
         head=small_head(config.head),
     )  # fmt: skip
 

@@ -24,6 +24,7 @@ from distill3d.detectors import bevdepth, build_detector, caddn, did_m3d, gupnet
 from distill3d.detectors.base import Detector
 from distill3d.errors import UserError
 from distill3d.files import RECORD
+from distill3d.layers.ground.simulated_lift import SimulatedBranchConfig
 from distill3d.layers.heads.anchor_head import SLOTS
 from distill3d.layers.heads.centre_head import tiny_head
 from distill3d.layers.points.voxels import VoxelGrid
@@ -69,6 +70,9 @@ STUDENTS = {
         depth_aggregation=True,
         context_channels=8,
     ),
+    "bevdepth of simdistill": bevdepth.tiny(
+        **GROUND, context_channels=8, simulated=SimulatedBranchConfig(points=4, fused_channels=16)
+    ),
 }
 
 
@@ -86,7 +90,7 @@ SCORES: dict[str, tuple[str, Callable[[Any], list[Any]]]] = {
 #: beside BEVDepth's.
 EXPORTED = [
     pytest.param(name, marks=pytest.mark.thorough)
-    if name in ("gupnet", "did_m3d", "monodetr", "caddn of monotakd")
+    if name in ("gupnet", "did_m3d", "monodetr", "caddn of monotakd", "bevdepth of simdistill")
     else name
     for name in STUDENTS
     if name != "monodle"
@@ -302,6 +306,11 @@ def test_command_and_what_the_page_does_with_its_file(
 REFUSED = {
     "teacher": (monodle.tiny(input="depth"), "x.onnx", "'monodle' and looks at depth, export takes students"),
     "assistant": (all_anchors(input="rgb+gt_depth"), "x.onnx", "looks at rgb+gt_depth"),
+    "depth at test": (
+        bevdepth.tiny(input="rgb+gt_depth", simulated=SimulatedBranchConfig.styled("released")),
+        "x.onnx",
+        "looks at rgb+gt_depth",
+    ),
     "lidar": (second.tiny(), "x.onnx", "'second' and looks at points"),
     "ending": (monodle.tiny(), "x.pt", "x.pt, expected a file name that ends in .onnx"),
     "nothing": (None, "x.onnx", "no such file"),

@@ -54,6 +54,8 @@ class SurroundSample:
     images: Float[Tensor, "s n 3 h w"] | None = None
     objects: SurroundObjects | None = None  # None where the moment has no annotations (test split)
     depth: Float[Tensor, "n h w"] | None = None  # m along the optical axis in the key frame's ``images``; 0 = unknown
+    #: Of each pixel of the key frame's ``images``: 1000 (1 + label) + n, n telling things of a label apart; 0 = none.
+    instances: Int[Tensor, "n h w"] | None = None
     #: x, y, z (m, augmented key ego frame), intensity 0..255, time before the key frame (s, positive for the past).
     points: Float[Tensor, "m 5"] | None = None
 
@@ -102,6 +104,7 @@ class SurroundBatch:
     images: Float[Tensor, "b s n 3 h w"] | None = None  # RGB in 0..1, not normalised: the detector does that
     objects: SurroundObjectBatch | None = None
     depth: Float[Tensor, "b n h w"] | None = None
+    instances: Int[Tensor, "b n h w"] | None = None
     points: list[Float[Tensor, "_ 5"]] | None = None  # of lengths of their own
 
     def __len__(self) -> int:
@@ -116,15 +119,16 @@ def collate_surround(samples: list[SurroundSample]) -> SurroundBatch:
     """Samples of one image size and one number of frames and cameras as a batch.
 
     Raises:
-        UserError: the images differ in number or size, or only some samples have images, annotations, depth or points.
+        UserError: the images differ in number or size, or only some samples have images, annotations, depth, masks or
+            points.
     """
     shapes = {tuple(s.images.shape): s.frame_id for s in samples if s.images is not None}
     if len(shapes) > 1:
         listed = ", ".join(f"{shape} (sample {frame})" for shape, frame in shapes.items())
         raise UserError(f"images of one batch must agree in frames, cameras and size, got {listed}")
 
-    images, objects, depth, points = (
-        given_by_all(samples, name, "sample") for name in ("images", "objects", "depth", "points")
+    images, objects, depth, instances, points = (
+        given_by_all(samples, name, "sample") for name in ("images", "objects", "depth", "instances", "points")
     )
     stacked = {
         name: torch.stack([getattr(s, name) for s in samples])
@@ -135,6 +139,7 @@ def collate_surround(samples: list[SurroundSample]) -> SurroundBatch:
         images=None if images is None else torch.stack(images),
         objects=None if objects is None else SurroundObjectBatch.pad(objects),
         depth=None if depth is None else torch.stack(depth),
+        instances=None if instances is None else torch.stack(instances),
         points=points,
         **stacked,
     )

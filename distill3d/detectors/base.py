@@ -19,7 +19,7 @@ from distill3d.layers.points.voxels import VoxelGrid
 #: What a detector is given: the images of single cameras, or surround views.
 BatchT = TypeVar("BatchT", Batch, SurroundBatch)
 #: What a detector looks at.  A teacher is the same class as its student with another input.
-Modality = Literal["rgb", "depth", "points", "rgb+gt_depth", "rgb+points", "labels"]
+Modality = Literal["rgb", "depth", "points", "rgb+gt_depth", "rgb+points", "labels", "instances"]
 #: Inputs for which depth images, a surround view's pictures and scans are read.
 DEPTH_INPUTS = {"depth", "rgb+gt_depth"}
 CAMERA_INPUTS = {"rgb", "rgb+gt_depth", "rgb+points"}

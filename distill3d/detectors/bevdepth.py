@@ -6,6 +6,9 @@ With input ``rgb+gt_depth`` it is a teaching assistant as MonoTAKD builds them: 
 
 What MonoTAKD (hoiliu-0801/MonoTAKD) adds to a student is here as in detectors/caddn.py, built from the blocks of its
 KITTI network.  That is inferred: of its surround-view form neither code nor configuration was released.
+
+With ``simulated`` it is SimDistill's student on BEVDepth's lift: it has a second map of the ground, which is to be a
+LiDAR's, see layers/ground/simulated_lift.py.
 """
 
 from __future__ import annotations
@@ -22,7 +25,16 @@ from torch import Tensor, nn
 from distill3d.boxes import NUSCENES_CLASSES, Boxes3D, BoxSlots
 from distill3d.camera import DepthBins
 from distill3d.data.surround import SurroundBatch
-from distill3d.detectors.base import BevGeometry, Detector, FeatureMap, Modality, Outputs, Style, bev_geometry
+from distill3d.detectors.base import (
+    BevGeometry,
+    Detector,
+    FeatureMap,
+    ImageGeometry,
+    Modality,
+    Outputs,
+    Style,
+    bev_geometry,
+)
 from distill3d.detectors.centerpoint import check_head, head_names
 from distill3d.detectors.released import OF_TRAINING, OTHER_NETWORKS, ReleasedForm, Weights
 from distill3d.errors import UserError
@@ -31,6 +43,7 @@ from distill3d.layers.ground.bev_second import SECONDFPN, SECONDFPNConfig
 from distill3d.layers.ground.bev_trunk import MAP_STRIDES, BevTrunk
 from distill3d.layers.ground.camera_lift import STRIDE, CameraLift, LiftConfig, canvas_of, normalised_frames
 from distill3d.layers.ground.lift import one_hot_depth
+from distill3d.layers.ground.simulated_lift import SimulatedBranchConfig, TwoBranchLift
 from distill3d.layers.ground.voxel_pooling import (
     PixelPositions,
     camera_pixels,
@@ -54,10 +67,12 @@ from distill3d.layers.image.depth_net import (
 )
 from distill3d.layers.image.resnet import ResNetConfig
 from distill3d.layers.points.voxels import VoxelGrid
-from distill3d.settings import Between, Channels, Layers, check_settings
+from distill3d.settings import Between, Channels, Layers, added, check_settings
 
 #: Cells of the ground per cell of the maps that the head's neck joins: what is lifted, then the stages behind it.
 BEV_STRIDES = (1, *MAP_STRIDES)
+#: The tap of what is lifted.
+IMAGE_TAP = "image_neck"
 #: Names of the stages' maps.
 STAGE_TAPS = ("bev_stage1", "bev_stage2", "bev_stage3")
 #: Weights of the box code in the configurations that see one frame: velocity counts half.
@@ -95,6 +110,10 @@ class BEVDepthConfig(LiftConfig):
     spatial_alignment: bool = False  # a second collapse, aligned: P, offered as tap and to ``fusion``
     #: What the network on the ground sees: V, FFM(V + P), or V plus what ``SkipFusion`` lets in of P.
     fusion: Literal["none", "ffm", "skip"] = "none"
+    #: SimDistill's second branch, which stays in the network at test time.  Where it reads the LiDAR's depth then, that
+    #: is what the input ``rgb+gt_depth`` says, and the depth by which features are lifted is still predicted.
+    simulated: SimulatedBranchConfig | None = added(None)
+    image_tap: bool = added(False)  # offers what is lifted to methods; the network is the same
     bev_base: Channels | None = None  # first width of the network on the ground; None: twice ``context_channels``
     bev_layers: tuple[Layers, ...] = (2, 2, 2)  # blocks of its stages
     bev_neck_channels: Channels = 64  # of each of its four maps
@@ -115,7 +134,7 @@ class BEVDepthConfig(LiftConfig):
 
     @property
     def predicts_depth(self) -> bool:
-        return self.input == "rgb"
+        return self.input == "rgb" or self.simulated is not None
 
     @property
     def neck(self) -> SECONDFPNConfig:
@@ -205,6 +224,16 @@ class LiftingDetector(Detector[SurroundBatch]):
             terms["depth"] = self.config.depth_weight * loss
         return terms
 
+    def true_depth(self, batch: SurroundBatch) -> Float[Tensor, "bn d h w"]:
+        """The batch's depth as a distribution: all in the bin of the nearest point of a cell, or nowhere.
+
+        Raises:
+            UserError: the batch has no depth.
+        """
+        if batch.depth is None:
+            raise UserError("a detector with input 'rgb+gt_depth' needs depth images; the data set gives none")
+        return one_hot_depth(self._depth_bins(batch.depth).flatten(0, 1), self.config.bins.count)
+
     def _depth_bins(self, depth: Float[Tensor, "b n height width"]) -> Int[Tensor, "b n h w"]:
         return nearest_depth_bins(depth, self.config.bins, STRIDE)
 
@@ -234,8 +263,10 @@ class BEVDepth(LiftingDetector):
     Taps, (B, C, Y, X) on the ground: ``bev`` (what the network on the ground sees without ``fusion``: the frames' maps
     one after another, the key frame's in front, or with ``bev_channels`` V, what they are collapsed to),
     ``bev_stage1``, ``bev_stage2``, ``bev_stage3`` (that network's stages, at strides 2, 4 and 8), ``bev_neck`` (what
-    the head sees), and with ``spatial_alignment`` ``bev_spatial`` (P).  Predictions are the head's and, with input
-    ``rgb``, ``depth`` (B * N, D, h, w), logits of each cell's depth in the key frame.
+    the head sees), and with ``spatial_alignment`` ``bev_spatial`` (P).  With ``simulated`` ``bev_camera`` and
+    ``bev_simulated``, of which ``bev`` is the fusion.  With ``image_tap`` also ``image_neck`` (B * N, C, h, w), the key
+    frame's image features before they are lifted.  Predictions are the head's and, where it is predicted, ``depth``
+    (B * N, D, h, w), logits of each cell's depth in the key frame, with ``simulated`` those of the camera's branch.
 
     Raises:
         ValueError: settings that do not go together.
@@ -248,9 +279,12 @@ class BEVDepth(LiftingDetector):
         super().__init__()
         _check(config)
         self.config = config
-        self.backbone = CameraLift(config, config.predicts_depth)
         lifted = config.context_channels * config.frames
         seen = config.bev_channels or lifted
+        if config.simulated is None:
+            self.backbone = CameraLift(config, config.predicts_depth)
+        else:
+            self.backbone, seen = TwoBranchLift(config, config.simulated), config.simulated.fused_channels
         self.collapse = None if config.bev_channels is None else PointwiseBlock(lifted, seen)
         self.spatial_collapse = PointwiseBlock(lifted, seen) if config.spatial_alignment else None
         self.alignment = SpatialAlignment(seen) if config.spatial_alignment else None
@@ -263,6 +297,9 @@ class BEVDepth(LiftingDetector):
         self.tap_channels = {"bev": seen, **dict(zip(STAGE_TAPS, self.trunk.channels, strict=True)),
                              "bev_neck": self.neck.channels_out}  # fmt: skip
         self.tap_channels |= {"bev_spatial": seen} if config.spatial_alignment else {}
+        if config.simulated is not None:
+            self.tap_channels |= dict.fromkeys(("bev_camera", "bev_simulated"), config.context_channels)
+        self.tap_channels |= {IMAGE_TAP: self.backbone.img_neck.channels_out} if config.image_tap else {}
 
     def forward(self, batch: SurroundBatch) -> Outputs:
         """Maps and raw predictions.
@@ -273,16 +310,22 @@ class BEVDepth(LiftingDetector):
         """
         config, has_depth = self.config, self.config.input == "rgb+gt_depth"
         images = normalised_frames(batch, config, config.frames, self.name, pass_over=has_depth)
-        # First the key frame: autocast would keep weights that it casts without a gradient for those that need one.
-        key, logits = self._frame(batch, images, 0)
-        with torch.no_grad(), in_eval_mode(self.backbone) if self.config.past_norm == "eval" else nullcontext():
-            past = [self._frame(batch, images, frame)[0] for frame in range(1, self.config.frames)]
-        maps, seen = self._ground_maps(torch.cat((key, *past), dim=1))
+        if isinstance(self.backbone, TwoBranchLift):
+            maps, logits, looked = self.backbone.branches(batch, images)
+            seen = maps["bev"]
+        else:
+            # First the key frame: autocast would keep weights that it casts without a gradient for those that need one.
+            key, logits, looked = self._frame(batch, images, 0)
+            with torch.no_grad(), in_eval_mode(self.backbone) if self.config.past_norm == "eval" else nullcontext():
+                past = [self._frame(batch, images, frame)[0] for frame in range(1, self.config.frames)]
+            maps, seen = self._ground_maps(torch.cat((key, *past), dim=1))
         stages = self.trunk(seen)
         neck = self.neck([seen, *stages])
         maps |= {**dict(zip(STAGE_TAPS, stages, strict=True)), "bev_neck": neck}
         strides = dict.fromkeys(maps, 1) | dict(zip(STAGE_TAPS, MAP_STRIDES, strict=True))
         features = {tap: FeatureMap(m, self.config.geometry_at(strides[tap])) for tap, m in maps.items()}
+        if config.image_tap:
+            features[IMAGE_TAP] = FeatureMap(looked, ImageGeometry(STRIDE))
         return Outputs(features, self.head(neck) | ({} if logits is None else {"depth": logits}))
 
     def _ground_maps(self, frames: Float[Tensor, "b c y x"]) -> tuple[dict[str, Tensor], Float[Tensor, "b k y x"]]:
@@ -296,22 +339,11 @@ class BEVDepth(LiftingDetector):
 
     def _frame(
         self, batch: SurroundBatch, images: Float[Tensor, "b s n 3 height width"], frame: int
-    ) -> tuple[Float[Tensor, "b c y x"], Float[Tensor, "bn d h w"] | None]:
-        """A frame's map on the ground, and its depth logits."""
+    ) -> tuple[Float[Tensor, "b c y x"], Float[Tensor, "bn d h w"] | None, Float[Tensor, "bn k h w"]]:
+        """A frame's map on the ground, its depth logits and its image features."""
         told = frame if self.config.past_camera == "own" else 0
         depth = None if self.config.predicts_depth else self.true_depth(batch)
         return self.backbone.on_ground(batch, images, frame, told, depth)
-
-    def true_depth(self, batch: SurroundBatch) -> Float[Tensor, "bn d h w"]:
-        """The batch's depth as a distribution: all in the bin of the nearest point of a cell, or nowhere.
-
-        Raises:
-            UserError: the batch has no depth.
-        """
-        if batch.depth is None:
-            raise UserError("a detector with input 'rgb+gt_depth' needs depth images; the data set gives none")
-        bins = self.config.bins
-        return one_hot_depth(nearest_depth_bins(batch.depth.flatten(0, 1), bins, STRIDE), bins.count)
 
 
 def _check(config: BEVDepthConfig) -> None:
@@ -322,6 +354,19 @@ def _check(config: BEVDepthConfig) -> None:
         raise ValueError("spatial_alignment gives a second map beside the collapsed one: set bev_channels")
     if config.fusion != "none" and not config.spatial_alignment:
         raise ValueError(f"fusion is {config.fusion!r}, which fuses what spatial_alignment gives; switch that on")
+    if config.simulated is not None:
+        _check_simulated(config, config.simulated)
+
+
+def _check_simulated(config: BEVDepthConfig, branch: SimulatedBranchConfig) -> None:
+    if config.frames > 1 or config.bev_channels is not None or config.spatial_alignment:
+        raise ValueError("the simulated branch is of one frame, and without bev_channels and spatial_alignment")
+    expected = "rgb+gt_depth" if branch.depth_at_test == "read" else "rgb"
+    if config.input != expected:
+        raise ValueError(
+            f"simulated.depth_at_test is {branch.depth_at_test!r}, which goes with the input {expected!r}, not with "
+            f"{config.input!r}: the LiDAR's depth is looked at, at test time too, or it is not"
+        )
 
 
 def best_view(batch: SurroundBatch, positions: PixelPositions) -> Int[Tensor, "b m"]:
@@ -349,10 +394,10 @@ def released_form(config: BEVDepthConfig) -> ReleasedForm:
     """Megvii-BaseDetection/BEVDepth's names, with the grid and the places of the lifted maps among the weights.
 
     Raises:
-        UserError: the network aligns its map, as none of theirs does.
+        UserError: the network aligns its map or simulates a LiDAR's, as none of theirs does.
     """
-    if config.spatial_alignment:
-        raise UserError("no authors' code has a BEVDepth with spatial_alignment")
+    if config.spatial_alignment or config.simulated is not None:
+        raise UserError("no authors' code has a BEVDepth with spatial_alignment or a simulated branch")
     return ReleasedForm(
         renamed={"backbone.img_backbone": "backbone.img_backbone.body",
                  "backbone.depth_aggregation_net": "backbone.aggregation", "head.trunk": "trunk", "head.neck": "neck",

@@ -12,6 +12,10 @@ detectors/bevdet.py, configs/bevdet, configs/bevdet4d, configs/bevdepth).
     boxes = head(neck of the ground(stages(bev)))
     L = heat + box + depth_weight BCE of depth
 
+With input ``rgb+gt_depth`` it is a teacher of the same form: the LiDAR's depth stands for p.  CMKD's student for
+several cameras (Cc-Hy/CMKD-MV mmdet3d/models/detectors/bevdet.py) has its map brought nearer to the teacher's, of as
+many channels (``adapted_channels``); behind it that code has CenterPoint's blocks, here are BEVDet's own.
+
 Beside detectors/bevdepth.py, which is the official BEVDepth: no stem on the ground but 3x3 shortcuts, a neck of two
 levels, another depth network, and earlier maps that are moved instead of lifted to today's ground.
 
@@ -34,9 +38,10 @@ from distill3d.boxes import NUSCENES_CLASSES
 from distill3d.camera import DepthBins
 from distill3d.data.surround import SurroundBatch
 from distill3d.detectors.base import BevGeometry, FeatureMap, Outputs, Style, bev_geometry
-from distill3d.detectors.bevdepth import LiftingDetector, in_eval_mode
+from distill3d.detectors.bevdepth import BEVDepthTargets, LiftingDetector, in_eval_mode
 from distill3d.detectors.centerpoint import CODE_WEIGHTS, check_head
 from distill3d.errors import UserError
+from distill3d.layers.ground.bev_blocks import PointwiseBlock, SCNet
 from distill3d.layers.ground.bev_residual import (
     LAST_UP,
     CellPoint,
@@ -53,6 +58,7 @@ from distill3d.layers.heads.centre_head import CODE, TINY_TASKS, CentreHead, Cen
 from distill3d.layers.image.depth_net import depth_distribution, depth_loss, nearest_depth_bins
 from distill3d.layers.image.lift_nets import (
     CameraAwareLift,
+    FeatureLift,
     PlainLift,
     TopDownNeck,
     mean_depth_loss,
@@ -60,7 +66,7 @@ from distill3d.layers.image.lift_nets import (
 )
 from distill3d.layers.image.resnet import ResNet, ResNetConfig
 from distill3d.layers.points.voxels import VoxelGrid
-from distill3d.settings import Between, Channels, Layers, Stride, Weight, is_in_range
+from distill3d.settings import Between, Channels, Layers, Stride, Weight, added, is_in_range
 
 #: Weight of ``mean_depth_loss``, and of BEVDepth's own depth loss.
 MEAN_WEIGHT, LABELLED_WEIGHT = 100.0, 3.0
@@ -82,7 +88,9 @@ class BEVDetConfig:
         UserError: the stages' settings differ in number, or are of fewer than two stages.
     """
 
-    input: Literal["rgb"] = "rgb"
+    #: ``rgb+gt_depth`` lifts by the batch's depth; cells without any lift nothing.  It sees the key frame alone, of
+    #: however many frames the batch has.
+    input: Literal["rgb", "rgb+gt_depth"] = "rgb"
     classes: tuple[str, ...] = NUSCENES_CLASSES  # the data set's, which labels index; the head's are among them
     trunk: ResNetConfig = ResNetConfig()  # of its maps those at strides 16 and 32 are looked at
     neck_channels: Channels = 512
@@ -95,6 +103,8 @@ class BEVDetConfig:
     grid: VoxelGrid = VoxelGrid((-51.2, -51.2, -10.0, 51.2, 51.2, 10.0), (0.8, 0.8, 20.0))  # of the ground, ego frame
     frames: Annotated[int, Between(1, 100)] = 1  # the key frame and earlier ones, which get no gradient
     frame_layers: Layers = 2  # residual blocks that look at each frame's map, where there are several
+    #: CMKD's, which stays in the network at test time: channels that the frames' maps are collapsed to and adapted in.
+    adapted_channels: Channels | None = added(None)
     bev_channels: tuple[Channels, ...] = (128, 256, 512)  # of the stages on the ground
     bev_layers: tuple[Layers, ...] = (2, 2, 2)  # their blocks
     bev_strides: tuple[Stride, ...] = (2, 2, 2)  # the first 1 or 2: the head's map has the grid's cells
@@ -128,9 +138,14 @@ class BEVDetConfig:
         return cls(**{**STYLES[style], "head": head, **fields})
 
     @property
+    def predicts_depth(self) -> bool:
+        """Whether images are lifted by a depth that is predicted."""
+        return self.input == "rgb"
+
+    @property
     def trains_depth(self) -> bool:
         """Whether the depth distribution has a loss."""
-        return self.view == "bevdepth" and self.depth_weight > 0
+        return self.predicts_depth and self.view == "bevdepth" and self.depth_weight > 0
 
     @property
     def stages(self) -> dict[str, int]:
@@ -173,7 +188,8 @@ def tiny(**fields: Any) -> BEVDetConfig:
 
 
 class LiftBackbone(nn.Module):
-    """Images and what is known of their cameras -> depth logits and features at stride 16."""
+    """Images and what is known of their cameras -> depth logits, None where the depth is given, and features at stride
+    16."""
 
     def __init__(self, config: BEVDetConfig) -> None:
         super().__init__()
@@ -181,14 +197,16 @@ class LiftBackbone(nn.Module):
         fine, coarse = config.trunk.outputs[-2:]
         self.neck = TopDownNeck(fine, coarse, config.neck_channels)
         sizes = config.neck_channels, config.bins.count, config.context_channels
-        if config.view == "bevdepth":
+        if not config.predicts_depth:
+            self.view = FeatureLift(config.neck_channels, config.context_channels)
+        elif config.view == "bevdepth":
             self.view = CameraAwareLift(*sizes, config.depth_channels, config.depth_layers)
         else:
             self.view = PlainLift(*sizes)
 
     def forward(
         self, images: Float[Tensor, "n 3 height width"], camera: Float[Tensor, "n 33"]
-    ) -> tuple[Float[Tensor, "n d h w"], Float[Tensor, "n c h w"]]:
+    ) -> tuple[Float[Tensor, "n d h w"] | None, Float[Tensor, "n c h w"]]:
         fine, coarse = self.trunk(images)[-2:]
         return self.view(self.neck(fine, coarse), camera)
 
@@ -200,9 +218,10 @@ class BEVDet(LiftingDetector):
     """Image backbone, pooling to the ground, residual stages and a neck there, and a centre head.
 
     Taps, (B, C, Y, X) on the ground: ``bev`` (what the stages see: the frames' maps one behind another, the key frame's
-    in front), ``bev_stage1``, ``bev_stage2``, ... (the stages' maps, >= 0; of the default at strides 2, 4 and 8), and
-    ``bev_neck`` (what the head sees).  Predictions are the head's and ``depth`` (B * N, D, h, w), logits of each cell's
-    depth in the key frame, which nothing supervises in view ``lss``.
+    in front, or with ``adapted_channels`` what is made of them), ``bev_stage1``, ``bev_stage2``, ... (the stages' maps,
+    >= 0; of the default at strides 2, 4 and 8), and ``bev_neck`` (what the head sees).  Predictions are the head's and,
+    with input ``rgb``, ``depth`` (B * N, D, h, w), logits of each cell's depth in the key frame, which nothing
+    supervises in view ``lss``.
 
     Raises:
         ValueError: settings that do not go together.
@@ -220,6 +239,11 @@ class BEVDet(LiftingDetector):
         self.of_frame = None
         if config.frames > 1:
             self.of_frame = ResidualStages(lifted, (lifted,), (config.frame_layers,), (1,))
+        self.adaptation = None
+        if config.adapted_channels is not None:
+            lidar = config.adapted_channels
+            self.adaptation = nn.Sequential(PointwiseBlock(seen, lidar), SCNet(lidar))
+            seen = lidar
         self.stages = ResidualStages(seen, config.bev_channels, config.bev_layers, config.bev_strides)
         first, *later = config.bev_strides
         self.neck = TwoLevelNeck(
@@ -237,24 +261,27 @@ class BEVDet(LiftingDetector):
         """Maps and raw predictions.
 
         Raises:
-            UserError: the batch has no images, not as many frames as the detector sees, or sides that are no multiples
-                of 16 px.
+            UserError: the batch has no images, not as many frames as the detector sees, sides that are no multiples of
+                16 px, or lacks the depth that the input asks for.
         """
-        images = normalised_frames(batch, self.config, self.config.frames, self.name)
+        has_depth = not self.config.predicts_depth
+        images = normalised_frames(batch, self.config, self.config.frames, self.name, pass_over=has_depth)
         # First the key frame: autocast would keep weights that it casts without a gradient for those that need one.
         key, logits = self._frame(batch, images, 0)
         with torch.no_grad(), in_eval_mode(self) if self.config.past_norm == "eval" else nullcontext():
             past = [self._moved(batch, self._frame(batch, images, s)[0], s) for s in range(1, self.config.frames)]
         bev = torch.cat((key, *past), dim=1)
+        if self.adaptation is not None:
+            bev = self.adaptation(bev)
         stages = self.stages(bev)
         neck = self.neck(stages[0], stages[-1])
         maps = zip(self.geometries.items(), (bev, *stages, neck), strict=True)
         features = {tap: FeatureMap(tensor, geometry) for (tap, geometry), tensor in maps}
-        return Outputs(features, self.head(neck) | {"depth": logits})
+        return Outputs(features, self.head(neck) | ({} if logits is None else {"depth": logits}))
 
     def _frame(
         self, batch: SurroundBatch, images: Float[Tensor, "b s n 3 height width"], frame: int
-    ) -> tuple[Float[Tensor, "b c y x"], Float[Tensor, "bn d h w"]]:
+    ) -> tuple[Float[Tensor, "b c y x"], Float[Tensor, "bn d h w"] | None]:
         """A frame's map on the ground around the vehicle of that frame, and its depth logits.
 
         The cameras stand in the vehicle as in the key frame.
@@ -264,8 +291,9 @@ class BEVDet(LiftingDetector):
         )
         pixels = images[:, frame].flatten(0, 1).contiguous(memory_format=torch.channels_last)
         logits, context = self.backbone(pixels, camera.to(pixels))
+        depth = self.true_depth(batch) if logits is None else depth_distribution(logits)
         x, y, _ = self.config.grid.shape
-        bev = voxel_pool(depth_distribution(logits), context, lifted_cells(batch, self.config, frame, pose=0), (y, x))
+        bev = voxel_pool(depth, context, lifted_cells(batch, self.config, frame, pose=0), (y, x))
         return bev if self.of_frame is None else self.of_frame(bev)[-1], logits
 
     def _moved(self, batch: SurroundBatch, bev: Float[Tensor, "b c y x"], frame: int) -> Float[Tensor, "b c y x"]:
@@ -288,6 +316,14 @@ class BEVDet(LiftingDetector):
         known = torch.where((depth >= config.bins.near) & (depth < config.bins.far), depth, 0)
         return nearest_depth_bins(known, config.bins, STRIDE)
 
+    def depth_log_scale(self, outputs: Outputs, batch: SurroundBatch, targets: BEVDepthTargets) -> Float[Tensor, "b m"]:
+        if self.config.view == "lss" and self.config.predicts_depth:
+            raise NotImplementedError(
+                "bevdet in view 'lss' predicts a depth that nothing supervises and has no uncertainty of it, in view "
+                "'bevdepth' it has one"
+            )
+        return super().depth_log_scale(outputs, batch, targets)
+
     def _depth_loss(self, logits: Float[Tensor, "n d h w"], target: Int[Tensor, "n h w"]) -> Float[Tensor, ""]:
         return mean_depth_loss(logits, target) if self.config.depth_mean == "all" else depth_loss(logits, target)
 
@@ -295,5 +331,7 @@ class BEVDet(LiftingDetector):
 def _check(config: BEVDetConfig) -> None:
     if config.bev_strides[0] > LAST_UP:
         raise ValueError(f"bev_strides begin with {config.bev_strides[0]}, expected 1 or 2 for the neck to undo")
+    if not config.predicts_depth and config.frames > 1:
+        raise ValueError(f"input {config.input!r} and {config.frames} frames: depth is known of the key frame only")
     neck = SECONDFPNConfig((config.bev_neck_channels,), (1,))
     check_head(config.head, [config.geometry], neck, config.classes)

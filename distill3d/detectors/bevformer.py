@@ -27,6 +27,9 @@ these tell, the way driven, the heading and its change, other signals being 0; w
 As the release trains, and other than it answers, which is with a map carried through the whole drive, the history is
 that of the batch's frames.
 
+What MonoTAKD (hoiliu-0801/MonoTAKD) adds to a student is here as in detectors/bevdepth.py, with the ground as V: a
+second map P beside it, and the decoder looks at both.  That is inferred: of its BEVFormer no code was released.
+
 What ``style="released"`` does otherwise: for a batch of several moments ``history_of="interleaved"`` and
 ``visible_in="first"``, which mix up moments, and ``turned_about="fixed"``, a point that is the vehicle's place on the
 largest map alone.
@@ -50,6 +53,7 @@ from distill3d.detectors.bevdepth import in_eval_mode
 from distill3d.detectors.monodle import RGB_MEAN, RGB_STD
 from distill3d.errors import UserError
 from distill3d.layers.distributed import across_processes, world_size
+from distill3d.layers.ground.bev_blocks import FeatureFusion, PointwiseBlock, SkipFusion, SpatialAlignment
 from distill3d.layers.heads.centre_head import TINY_TASKS, without_augmentation
 from distill3d.layers.heads.matching import FOCAL_ALPHA, FOCAL_GAMMA, UNMATCHED, assign, focal_cost
 from distill3d.layers.image.deformable_attention import DeformableAttention, Sizes, cell_centres
@@ -58,7 +62,7 @@ from distill3d.layers.image.resnet import RESNET101, STRIDES, ResNet, ResNetConf
 from distill3d.layers.points.voxels import VoxelGrid
 from distill3d.layers.readout import LinearReadout
 from distill3d.layers.transformer import FeedForward, Residual, xavier
-from distill3d.settings import Between, Channels, Coordinate, Layers, Number, Share, Weight
+from distill3d.settings import Between, Channels, Coordinate, Layers, Number, Share, Weight, added
 
 #: Sides of images (px) are multiples of the trunk's coarsest stride.
 STRIDE = STRIDES[-1]
@@ -112,6 +116,10 @@ class BEVFormerConfig:
     cameras: Annotated[int, Between(0, 100)] = 6  # each of which has a code of its own; 0: any number, without codes
     grid: VoxelGrid = VoxelGrid((-51.2, -51.2, -5.0, 51.2, 51.2, 3.0), (2.048, 2.048, 8.0))  # of the ground, ego frame
     told: Literal["motion", "nothing"] = "motion"  # to the MLP on the vehicle's signals
+    # MonoTAKD's, which stay in the network at test time:
+    spatial_alignment: bool = added(False)  # a second map of the ground, aligned: P, offered as tap and to ``fusion``
+    #: What the decoder looks at: the ground V, FFM(V + P), or V plus what ``SkipFusion`` lets in of P.
+    fusion: Literal["none", "ffm", "skip"] = added("none")
     code_weights: tuple[Weight, ...] = (1.0,) * MATCHED + (0.2, 0.2)
     top_k: Number = 300  # pairs of query and class that are decoded
     score_threshold: Share = 0.0
@@ -646,7 +654,8 @@ def best_boxes(
 class BEVFormer(Detector[SurroundBatch]):
     """Image trunk and pyramid, encoder of the ground, decoder of object queries with a head after every layer.
 
-    Tap: ``bev_neck`` (B, C, Y, X), the ground in the key frame, which the decoder looks at.
+    Taps, (B, C, Y, X): ``bev_neck``, what the decoder looks at, without ``fusion`` the ground in the key frame; with
+    ``spatial_alignment`` that ground itself as ``bev`` (V), and ``bev_spatial`` (P).
 
     Predictions, of all decoder layers, first to last, for methods that imitate centres, classes and boxes:
     ``logits`` (B, layers, queries, classes), raw;  ``codes`` (B, layers, queries, 10), as the header writes them in m,
@@ -674,7 +683,13 @@ class BEVFormer(Detector[SurroundBatch]):
         self.reference = xavier(LinearReadout(c, 3))
         self.decoder = nn.ModuleList([DecoderLayer(config) for _ in range(config.decoder_layers)])
         self.heads = nn.ModuleList([LayerHead(c, len(config.classes)) for _ in range(config.decoder_layers)])
-        self.tap_channels = {"bev_neck": c}
+        self.spatial_collapse = PointwiseBlock(c, c) if config.spatial_alignment else None
+        self.alignment = SpatialAlignment(c) if config.spatial_alignment else None
+        self.fusion = None
+        if config.fusion != "none":
+            self.fusion = SkipFusion(c) if config.fusion == "skip" else FeatureFusion(c)
+        aligned = ("bev", "bev_spatial") if config.spatial_alignment else ()
+        self.tap_channels = dict.fromkeys((*aligned, "bev_neck"), c)
 
     def forward(self, batch: SurroundBatch) -> Outputs:
         """The key frame's map and raw predictions.
@@ -692,8 +707,22 @@ class BEVFormer(Detector[SurroundBatch]):
             # Autocast keeps weights that it casts, these without a gradient, for the key frame, which needs one.
             torch.clear_autocast_cache()
         ground = self._ground(batch, images, signals, 0, ground)
-        maps = ground.transpose(1, 2).unflatten(2, self.config.size)
-        return Outputs({"bev_neck": FeatureMap(maps, self.config.geometry)}, self._decode_queries(ground))
+        maps = self._ground_maps(ground.transpose(1, 2).unflatten(2, self.config.size))
+        features = {tap: FeatureMap(tensor, self.config.geometry) for tap, tensor in maps.items()}
+        return Outputs(features, self._decode_queries(maps["bev_neck"].flatten(2).transpose(1, 2)))
+
+    def _ground_maps(self, ground: Float[Tensor, "b c y x"]) -> dict[str, Tensor]:
+        """The taps' maps of the key frame's ground."""
+        if self.spatial_collapse is None or self.alignment is None:
+            return {"bev_neck": ground}
+        spatial = self.alignment(self.spatial_collapse(ground))
+        if self.fusion is None:
+            fused = ground
+        elif isinstance(self.fusion, SkipFusion):
+            fused = self.fusion(ground, spatial)
+        else:
+            fused = self.fusion(ground + spatial)
+        return {"bev": ground, "bev_spatial": spatial, "bev_neck": fused}
 
     def _images(self, batch: SurroundBatch) -> Float[Tensor, "b s n 3 height width"]:
         """Colours less ImageNet's mean, by its deviation."""
@@ -795,5 +824,7 @@ def _check(config: BEVFormerConfig) -> None:
         raise ValueError(f"bevformer reads the trunk's maps at strides {STRIDES}: set trunk.finest to {STRIDES[0]}")
     if not config.strides or config.strides != STRIDES[-len(config.strides) :]:
         raise ValueError(f"strides is {config.strides}, expected the last ones of {STRIDES}")
+    if config.fusion != "none" and not config.spatial_alignment:
+        raise ValueError(f"fusion is {config.fusion!r}, which fuses what spatial_alignment gives; switch that on")
     if len(config.code_weights) != CODE:
         raise ValueError(f"a box has {CODE} values, got {len(config.code_weights)} code weights")

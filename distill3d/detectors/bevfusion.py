@@ -24,7 +24,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from distill3d.boxes import NUSCENES_CLASSES
 from distill3d.data.surround import SurroundBatch
@@ -42,6 +42,7 @@ from distill3d.detectors.centerpoint import (
     point_encoder,
 )
 from distill3d.errors import UserError
+from distill3d.layers.ground.bev_blocks import conv_fuser
 from distill3d.layers.ground.bev_second import SECONDFPN, SECONDBlocks, SECONDBlocksConfig, SECONDFPNConfig
 from distill3d.layers.ground.camera_lift import CameraLift, LiftConfig, normalised_frames
 from distill3d.layers.heads.centre_head import CentreHead, CentreHeadConfig
@@ -116,12 +117,6 @@ def tiny(**fields: Any) -> BEVFusionConfig:
         "fused_channels": lidar.backbone.channels[0],
     }  # fmt: skip
     return BEVFusionConfig(**{**small, **fields})
-
-
-def conv_fuser(channels_in: int, channels: int) -> nn.Sequential:
-    """What makes one map of several on the same cells, stacked along the channels."""
-    conv = nn.Conv2d(channels_in, channels, 3, padding=1, bias=False)
-    return nn.Sequential(conv, nn.BatchNorm2d(channels), nn.ReLU(inplace=True))
 
 
 class BEVFusion(LiftingDetector):
@@ -201,7 +196,7 @@ class BEVFusion(LiftingDetector):
                 raise UserError(f"bevfusion with input {config.input!r} looks at {what}: the data set gives none")
         if self.camera is not None:
             images = normalised_frames(batch, config, 1, self.name, pass_over=True)
-            camera, logits = self.camera.on_ground(batch, images)
+            camera, logits, _ = self.camera.on_ground(batch, images)
             assert logits is not None
             maps.append(camera)
             predictions["depth"] = logits

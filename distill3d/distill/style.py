@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field, fields, replace
 from typing import Any, ClassVar, Literal, TypeVar
 
-from distill3d.detectors.base import Style
+from distill3d.detectors.base import Modality, Style
 from distill3d.errors import UserError
 from distill3d.settings import Share, added
 
@@ -39,6 +39,11 @@ class StyledConfig:
     def follows_progress(self) -> bool:
         """Whether a term's weight depends on the share of the stage's steps that are done."""
         return False
+
+    @property
+    def looks_at(self) -> frozenset[Modality]:
+        """What terms look at that neither student nor teachers do; the data set gives it in training."""
+        return frozenset()
 
     @classmethod
     def styled(cls: type[C], style: Style, **values: Any) -> C:

@@ -161,7 +161,7 @@ def monotakd_bevdepth() -> Recipe:
     stages = (
         _teacher(teacher),
         _camera("baseline", "baseline", BEVDEPTH, AVERAGED),
-        *_assistant(assistant_of(BEVDEPTH, teacher), HALF, IMAGES),
+        *assistant_stages(assistant_of(BEVDEPTH, teacher), HALF, IMAGES),
         _monotakd("student", aligned(BEVDEPTH, teacher), AVERAGED, MONOTAKD, IMAGES),
     )
     return Recipe("monotakd_bevdepth", stages, BEVDEPTH_DATA, note=PUBLISHED_MONOTAKD)
@@ -181,7 +181,7 @@ def labelled_bevdepth() -> Recipe:
     stages = (
         _teacher(teacher),
         _camera("baseline", "baseline", collapsed(BEVDEPTH, teacher), AVERAGED),
-        *_assistant(assistant_of(BEVDEPTH, teacher), HALF, IMAGES),
+        *assistant_stages(assistant_of(BEVDEPTH, teacher), HALF, IMAGES),
     )
     return Recipe("labelled_bevdepth", stages + _labelled(stages[1], HALF), BEVDEPTH_DATA, note=UNPUBLISHED_LABELLED)
 
@@ -229,7 +229,7 @@ def aligned(student: BEVDepthConfig, teacher: CenterPointConfig) -> BEVDepthConf
     return replace(collapsed(student, teacher), spatial_alignment=True, fusion="ffm")
 
 
-def _assistant(
+def assistant_stages(
     detector: BEVDepthConfig, schedule: Schedule, augment: dict[str, Any], method: CMKDConfig = IMITATED
 ) -> tuple[StageConfig, StageConfig]:
     """The assistant learns labels and the LiDAR teacher's map, then its responses, too."""
@@ -326,7 +326,7 @@ def tiny_surround() -> Recipe:
     stages = (
         teacher,
         baseline,
-        *_assistant(assistant_of(student, lidar), half, TINY_IMAGES),
+        *assistant_stages(assistant_of(student, lidar), half, TINY_IMAGES),
         _monotakd("monotakd", aligned(student, lidar), TINY_SCHEDULE, MONOTAKD, TINY_IMAGES),
         replace(baseline, name="monostl", role="student", teachers=("assistant",),
                 method=MonoSTLConfig(fusion_channels=64, **GROUND)),
@@ -340,7 +340,7 @@ def tiny_surround_labelled() -> Recipe:
     teacher, baseline = _tiny_alone()
     baseline = replace(baseline, detector=collapsed(student, lidar))
     half = replace(TINY_SCHEDULE, epochs=TINY_SCHEDULE.epochs // 2)
-    stages = (teacher, baseline, *_assistant(assistant_of(student, lidar), half, TINY_IMAGES))
+    stages = (teacher, baseline, *assistant_stages(assistant_of(student, lidar), half, TINY_IMAGES))
     return Recipe("tiny_surround_labelled", stages + _labelled(baseline, half), TINY_DATA, TINY_EVALUATION,
                   note=TINY_NOTE)  # fmt: skip
 

@@ -117,6 +117,15 @@ def label_objects(scene: Scene, caster: RayCaster, rig: Rig) -> list[Label]:
     return labels
 
 
+def identity_map(scene: Scene, caster: RayCaster, rig: Rig) -> np.ndarray:
+    """Which of the scene's objects the middle of each pixel shows, (H, W); -1 for none."""
+    u, v = np.meshgrid(np.arange(rig.width, dtype=np.float32), np.arange(rig.height, dtype=np.float32))
+    origin, rays = rig.pixel_rays(np.stack([u, v], -1).reshape(-1, 2))
+    rays = rays.astype(np.float32)
+    first = caster.cast(np.broadcast_to(origin, rays.shape), rays)["primID"]
+    return np.where(first >= 0, scene.object[first], -1).reshape(rig.height, rig.width)
+
+
 _SOLO_CASTERS: dict[int, tuple[object, RayCaster]] = {}
 
 

@@ -38,6 +38,9 @@ CATEGORY_OF_KIND = {
     "Cyclist": "vehicle.bicycle",
 }
 
+#: Their numbers in masks, see ``instances.py``: 1 + the place among nuScenes' ten classes.
+CLASS_NUMBER = {"Car": 1, "Van": 2, "Pedestrian": 9, "Cyclist": 8}
+
 Record = dict[str, object]
 
 

@@ -14,10 +14,11 @@ import numpy as np
 from PIL import Image
 
 from ..files import write_atomically, write_text
+from ..instances import STEP, mask_file
 from . import sensors, surround_rig
 from .drive import Drive, random_drive
-from .labels import label_objects
-from .nuscenes_records import CATEGORY_OF_KIND, VERSION, Record, attribute_of, link, token, visibility_of
+from .labels import identity_map, label_objects
+from .nuscenes_records import CATEGORY_OF_KIND, CLASS_NUMBER, VERSION, Record, attribute_of, link, token, visibility_of
 from .settings import SurroundStreetConfig
 from .surround_rig import CAMERAS, LIDAR, MODALITIES, Calibration
 
@@ -167,6 +168,7 @@ def write_scene(out: Path, seed: int, index: int, config: SurroundStreetConfig) 
             image = sensors.take_picture(scene, caster, camera, config.rays_per_pixel_side, world.exposure, for_cameras)
             _save_image(path, image, config)
             if reading.is_key_frame:
+                _save_mask(mask_file(out, path), identity_map(scene, caster, camera), [t.kind for t in scene.objects])
                 for label in label_objects(scene, caster, camera):
                     visible[reading.sample, label.object] += label.visible * (1 - label.truncated)
     records = {
@@ -190,6 +192,13 @@ def _save_image(path: Path, image: np.ndarray, config: SurroundStreetConfig) -> 
     else:
         options = {"format": "JPEG", "quality": JPEG_QUALITY, "subsampling": 0}
     write_atomically(path, lambda part: picture.save(part, **options), flush=False)
+
+
+def _save_mask(path: Path, things: np.ndarray, kinds: list[str]) -> None:
+    """The mask of what each pixel shows: things (H, W), indices into kinds or -1."""
+    number = np.array([STEP * CLASS_NUMBER[kind] + i % STEP for i, kind in enumerate(kinds)] + [0], np.uint16)
+    picture = Image.fromarray(number[things])
+    write_atomically(path, lambda part: picture.save(part, format="PNG"), flush=False)
 
 
 # ------------------------------------------------------------------------------------------------------------- Records

@@ -15,13 +15,14 @@ from pathlib import Path
 from PIL import Image
 
 from ..files import write_atomically, write_text
+from ..instances import FOLDER
 from ..settings import check_settings
 from . import folder
 from .folder import available_cores
 from .nuscenes_records import TABLES, VERSION, Record, terms, token
 from .nuscenes_scene import is_complete, readings, record_path, scene_name, write_scene
 from .settings import SurroundStreetConfig
-from .surround_rig import MODALITIES
+from .surround_rig import CAMERAS, MODALITIES
 
 LAYOUT = "nuscenes 1"
 MAP_SIDE = 64  # px of the black image that stands for the map, which the devkit asks for
@@ -58,10 +59,11 @@ def write_nuscenes(
     by_scene = folder.settings_in_order(config, configs, sizes, writer="write_nuscenes")
     own = {name: asdict(configs[name]) for name in sizes if configs and name in configs}
     record = {"layout": LAYOUT, "seed": seed, "splits": sizes, "config": asdict(config), "configs": own}
-    with folder.claimed(out, record, ("samples", "sweeps", VERSION)):
+    with folder.claimed(out, record, ("samples", "sweeps", FOLDER, VERSION)):
         taken = {reading for settings in by_scene for reading in readings(settings)}
         rooms = {out / ("samples" if r.is_key_frame else "sweeps") / r.channel for r in taken}
-        for room in (*rooms, record_path(out, 0).parent, out / "maps", out / "splits"):
+        masks = {out / FOLDER / r.channel for r in taken if r.is_key_frame and r.channel in CAMERAS}
+        for room in (*rooms, *masks, record_path(out, 0).parent, out / "maps", out / "splits"):
             room.mkdir(parents=True, exist_ok=True)
         total = sum(sizes.values())
         missing = [index for index in range(total) if not is_complete(out, index)]

@@ -113,11 +113,13 @@ def source_of(recipe: Recipe) -> Source:
 
 
 def inputs_of(recipe: Recipe, stage: StageConfig, train: bool) -> set[str]:
-    """What the detectors of a stage look at; in training also its teachers, and what its own loss needs."""
+    """What the detectors of a stage look at; in training also its teachers, and what its own loss and its method
+    need."""
     inputs: set[str] = {stage.detector.input}
     if train:
         inputs |= {recipe.stage(t).detector.input for t in stage.teachers}
         inputs |= DETECTORS[detector_name(stage.detector)].build.also_trained_on(stage.detector)
+        inputs |= set() if stage.method is None else stage.method.looks_at
     return inputs
 
 
@@ -301,4 +303,5 @@ def surround_settings(dataset: SurroundDatasetConfig, inputs: set[str]) -> dict[
         "missing_past": dataset.missing_past, "sweeps": dataset.sweeps, "scan_columns": dataset.scan_columns,
         "ego_frame": dataset.ego_frame, "images": bool(inputs & CAMERA_INPUTS),
         "points": bool(inputs & POINT_INPUTS), "depth": bool(inputs & DEPTH_INPUTS),
+        "instances": "instances" in inputs,
     }  # fmt: skip

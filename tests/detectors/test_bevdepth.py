@@ -27,6 +27,7 @@ from distill3d.detectors.bevdepth import (
 )
 from distill3d.errors import UserError
 from distill3d.layers.ground.camera_lift import lifted_cells, normalised_frames
+from distill3d.layers.ground.simulated_lift import SimulatedBranchConfig
 from distill3d.layers.ground.voxel_pooling import camera_pixels, frustum, frustum_points, ground_cells
 from distill3d.layers.heads.centre_head import CentreHeadConfig, CentreTargets, tiny_head
 from distill3d.layers.image.depth_net import depth_log_scales
@@ -66,6 +67,9 @@ CONFIGS = {
                                                      if f.name not in ("positions", "rounding", "channel_order")}),
     "centres": small(positions="centres", rounding="floor"),
     "collapsed assistant": small(input="rgb+gt_depth", bev_channels=10),
+    "two branches": small(simulated=SimulatedBranchConfig(points=2, fused_channels=10)),
+    "two branches, convolutions": small(simulated=SimulatedBranchConfig("convolutions", views="shared")),
+    "two branches, released": small(input="rgb+gt_depth", simulated=SimulatedBranchConfig.styled("released", points=2)),
     "aligned": small(bev_channels=10, spatial_alignment=True, fusion="ffm", frames=2),
 }  # fmt: skip
 
@@ -165,7 +169,7 @@ def test_losses_are_finite_and_trainable(name: str, counts: tuple[int, ...], bf1
         outputs = model.forward_at(batch, targets)
         losses = model.loss(outputs, batch, targets)
     assert {p.dtype for p in (*outputs.predictions.values(), *losses.values())} == {torch.float32}
-    assert set(losses) == {"heat", "box"} | ({"depth"} if config.input == "rgb" else set())
+    assert set(losses) == {"heat", "box"} | ({"depth"} if config.trains_depth else set())
     assert all(v.isfinite() for v in losses.values()), losses
     torch.stack([*losses.values()]).sum().backward()
     without = {n for n, p in model.named_parameters() if p.grad is None}
@@ -509,12 +513,41 @@ def test_batches_that_lack_something(name: str) -> None:
     [({"head": small_head(cell=1.6)}, "cells of 1.6 m"), ({"classes": ("car",)}, "the data set only car"),
      ({"input": "rgb+gt_depth", "frames": 2}, "key frame only"), ({"frames": 0}, "0 frames"),
      ({"trunk": ResNetConfig()}, "set trunk.finest to 4"), ({"spatial_alignment": True}, "set bev_channels"),
-     ({"bev_channels": 8, "fusion": "ffm"}, "fuses what spatial_alignment gives")],
-    ids=["cells", "classes", "assistant", "frames", "trunk", "alignment", "fusion"],
+     ({"bev_channels": 8, "fusion": "ffm"}, "fuses what spatial_alignment gives"),
+     ({"simulated": SimulatedBranchConfig(), "frames": 2}, "of one frame"),
+     ({"simulated": SimulatedBranchConfig(), "input": "rgb+gt_depth"}, "'forbidden', which goes with the input 'rgb'"),
+     ({"simulated": SimulatedBranchConfig.styled("released")}, "'read', which goes with the input 'rgb.gt_depth'")],
+    ids=["cells", "classes", "assistant", "frames", "trunk", "alignment", "fusion", "branches", "forbidden", "read"],
 )  # fmt: skip
 def test_settings_that_do_not_go_together(changed: dict, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         BEVDepth(small(**changed))
+
+
+def test_who_reads_depth_at_test_time() -> None:
+    """Of SimDistill's students the released one, of which no answer comes without; the intended one never does."""
+    batch = scene(1)
+    bare = replace(batch, depth=None, objects=None)
+    with torch.no_grad():
+        intended = build(CONFIGS["two branches"]).eval()
+        assert_same(intended(batch), intended(bare))
+        released = build(CONFIGS["two branches, released"]).eval()
+        moved = replace(batch, depth=batch.depth.flip(-1))
+        assert not torch.equal(released(batch).features["bev"].tensor, released(moved).features["bev"].tensor)
+        with pytest.raises(UserError, match="depth_at_test is 'read'.*the data set gives none"):
+            released(bare)
+
+
+@pytest.mark.parametrize(("views", "alike"), [("own", False), ("shared", True)])
+def test_branches_of_one_view_begin_alike(views, alike: bool) -> None:
+    """Before the compensation: without what its attention gathers, the second map is the first."""
+    model = build(small(simulated=SimulatedBranchConfig(views=views, points=2))).eval()
+    torch.nn.init.zeros_(model.backbone.compensation.attention.output.weight)
+    torch.nn.init.zeros_(model.backbone.compensation.attention.output.bias)
+    with torch.no_grad():
+        maps = model(scene(1)).features
+    assert torch.equal(maps["bev_camera"].tensor, maps["bev_simulated"].tensor) == alike
+    assert {maps[tap].geometry for tap in ("bev_camera", "bev_simulated", "bev")} == {model.config.geometry}
 
 
 @pytest.mark.parametrize("name", CONFIGS)

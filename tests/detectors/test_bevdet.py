@@ -43,6 +43,8 @@ CONFIGS = {
     "past at rest": small(frames=3, past_norm="eval", moved_by="middle"),
     "fine stages": small(bev_strides=(1, 2, 2)),
     "normed neck": small(bev_neck_norm=True, view="lss", frames=2),
+    "true depth": small(input="rgb+gt_depth"),
+    "adapted": small(frames=2, adapted_channels=40),
     "two stages": small(bev_channels=(16, 24), bev_layers=(1, 2), bev_strides=(2, 2), view="lss"),
     "released": BEVDetConfig.styled("released", view="bevdepth", head=small_head(), **SMALL),
     "intended": BEVDetConfig.styled("intended", view="bevdepth", head=small_head(), **SMALL),
@@ -101,7 +103,7 @@ def test_losses_are_finite_and_trainable(name: str, counts: tuple[int, ...], bf1
         outputs = model.forward_at(batch, targets)
         losses = model.loss(outputs, batch, targets)
     assert {p.dtype for p in (*outputs.predictions.values(), *losses.values())} == {torch.float32}
-    assert set(losses) == {"heat", "box"} | ({"depth"} if config.view == "bevdepth" else set())
+    assert set(losses) == {"heat", "box"} | ({"depth"} if config.trains_depth else set())
     assert all(v.isfinite() for v in losses.values()), losses
     torch.stack([*losses.values()]).sum().backward()
     assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters())
@@ -250,6 +252,30 @@ def test_depth_log_scale() -> None:
     targets = model.encode(batch)
     scales, seen = model.depth_log_scale(outputs, batch, targets), targets.seen_at != UNSEEN
     assert seen.any() and not scales[~seen].any() and scales[seen].all() and scales.isfinite().all()
+
+
+def test_a_depth_that_nothing_supervises_has_no_uncertainty() -> None:
+    batch, model = scene(1), build(small(view="lss"))
+    with pytest.raises(NotImplementedError, match="view 'lss' predicts a depth that nothing supervises"):
+        model.depth_log_scale(model(batch), batch, model.encode(batch))
+
+
+def test_true_depth_lifts() -> None:
+    """One point at 10.5 m: features land about as far from the vehicle, and nowhere without it."""
+    batch, model = scene(1), build(small(input="rgb+gt_depth")).eval()
+    depth = torch.zeros_like(batch.depth)
+    with torch.no_grad():
+        assert not model(replace(batch, depth=depth)).features["bev"].tensor.any()
+        depth[0, :, 32, 48] = 10.5
+        seen = model(replace(batch, depth=depth))
+    assert "depth" not in seen.predictions
+    row, column = seen.features["bev"].tensor[0].abs().sum(0).nonzero().unbind(1)
+    away = torch.hypot((row + 0.5) * CELL - REACH, (column + 0.5) * CELL - REACH)
+    assert len(away) == batch.depth.shape[1] and (away - 10.5).abs().max() < 2.5
+    with pytest.raises(UserError, match="needs depth images"):
+        model(replace(batch, depth=None))
+    with pytest.raises(ValueError, match="key frame only"):
+        build(small(input="rgb+gt_depth", frames=2))
 
 
 # --------------------------------------------------------------------------------------------------------------- frames

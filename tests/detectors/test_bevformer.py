@@ -69,6 +69,8 @@ CONFIGS = {
     "plain": small(),
     "three frames": small(frames=3),
     "four levels": small(strides=(8, 16, 32), extra_levels=1),
+    "aligned": small(spatial_alignment=True, fusion="ffm", frames=2),
+    "let in": small(spatial_alignment=True, fusion="skip"),
     "nothing told": small(told="nothing", cameras=0, frames=2),
     "released": BEVFormerConfig.styled("released", **{f.name: getattr(small(), f.name) for f in fields(small())
                                                       if f.name not in STYLES["released"]}),
@@ -144,7 +146,8 @@ def test_settings_survive_files() -> None:
 
 @pytest.mark.parametrize(
     ("changed", "told"),
-    [({"channels": 18}, "heads"), ({"image_points": 6}, "pillar_points"), ({"strides": (8, 16)}, "strides"),
+    [({"channels": 18}, "heads"), ({"fusion": "ffm"}, "spatial_alignment"),
+     ({"image_points": 6}, "pillar_points"), ({"strides": (8, 16)}, "strides"),
      ({"code_weights": (1.0,)}, "code weights"), ({"trunk": ResNetConfig(finest=4)}, "finest"),
      ({"grid": VoxelGrid((-10.0, -10.0, -5.0, 10.0, 10.0, 3.0), (3.0, 3.0, 8.0))}, "whole number")],
 )  # fmt: skip
@@ -210,6 +213,18 @@ def test_predictions_and_taps() -> None:
     torch.testing.assert_close(picked(targets, [1]).code, targets.code[1:], rtol=0, atol=0, equal_nan=True)
     assert model.encode(replace(batch, objects=None)) is None
     assert model.loss(outputs, replace(batch, objects=None)) == {}
+
+
+def test_the_second_map_is_let_in_from_nothing() -> None:
+    """With ``skip`` the decoder sees the ground itself at first; with ``ffm`` what is made of both."""
+    batch = moments(1, 2)
+    for fusion, same in (("skip", True), ("ffm", False)):
+        model = build(small(spatial_alignment=True, fusion=fusion)).eval()
+        maps = model(batch).features
+        assert set(maps) == set(model.tap_channels) == {"bev", "bev_spatial", "bev_neck"}
+        assert {m.geometry for m in maps.values()} == {model.config.geometry}
+        assert torch.equal(maps["bev"].tensor, maps["bev_neck"].tensor) == same
+        assert maps["bev_spatial"].tensor.min() >= 0
 
 
 def test_unknown_velocities_are_left_out() -> None:

@@ -25,12 +25,13 @@ from distill3d.data.surround import SurroundBatch
 from distill3d.detectors import bevdepth, build_detector
 from distill3d.detectors.base import BevGeometry
 from distill3d.detectors.bevdepth import BEVDepth
-from distill3d.detectors.bevfusion import BEVFusion, BEVFusionConfig, conv_fuser, published_ground, tiny
+from distill3d.detectors.bevfusion import BEVFusion, BEVFusionConfig, published_ground, tiny
 from distill3d.detectors.centerpoint import TINY_VOXELS, CenterPoint, PillarEncoderConfig
 from distill3d.detectors.centerpoint import tiny as tiny_centerpoint
 from distill3d.distill.methods.cmkd import SURROUND_RESPONSE, CMKDConfig
 from distill3d.distill.methods.labeldistill import LabelDistillConfig
 from distill3d.errors import UserError
+from distill3d.layers.ground.bev_blocks import conv_fuser
 from distill3d.layers.ground.bev_second import SECONDBlocksConfig
 from distill3d.layers.ground.camera_lift import LiftConfig
 from distill3d.layers.image.resnet import ResNetConfig

@@ -9,7 +9,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from test_surround_methods import ASSISTANT, LIDAR, REACH, STUDENT, build, scene
+from test_surround_methods import ASSISTANT, CLASSES, LIDAR, REACH, STUDENT, build, scene
 from torch import Tensor
 
 from distill3d.boxes import Boxes3D
@@ -31,11 +31,12 @@ from distill3d.distill.map_attention import channel_attention, spatial_attention
 from distill3d.distill.methods import build_terms
 from distill3d.distill.methods.distillbev import BEVFORMER, DistillBEVConfig, in_axes
 from distill3d.distill.methods.vcd import VCDConfig, heatmaps, motion_loss, motion_mask
-from distill3d.distill.methods.x3kd import X3KDConfig, only_sure
+from distill3d.distill.methods.x3kd import X3KDConfig, only_sure, segmentation_loss, segmentation_targets
 from distill3d.distill.occupancy import object_volume, occupancy
 from distill3d.distill.style import StyledConfig
 from distill3d.distill.term import Term
 from distill3d.errors import UserError
+from distill3d.instances import STEP
 from distill3d.layers.points.voxels import VoxelGrid
 
 #: Taps that both networks have, whatever others they are given: a coarser map of the student beside a finer one of the
@@ -459,6 +460,67 @@ def test_the_student_climbs_where_the_discriminator_goes_down() -> None:
         before_weights = discriminator.get_parameter("0.weight").add(0.1 * plain[1])
         discriminator.get_parameter("0.weight").copy_(before_weights)
     assert after < told_apart(discriminator(student), discriminator(teacher))
+
+
+SEGMENTS = X3KDConfig(teacher_tap="bev_0", feature_weight=0.0, adversary_weight=0.0, response_weight=0.0,
+                      segmentation_weight=2.0, classes=CLASSES)  # fmt: skip
+#: A pixel of the third class, and of the first, of which there are two.
+PEDESTRIAN, CAR, ANOTHER = 3 * STEP + 7, STEP, STEP + 1
+
+
+def masked(batch: SurroundBatch, fill: int = 0) -> SurroundBatch:
+    assert batch.images is not None
+    return replace(batch, instances=batch.images.new_full(batch.images[:, 0, :, 0].shape, fill, dtype=torch.int64))
+
+
+def test_segmentation_targets() -> None:
+    """Classes at the cells' middles, and the way from each cell to the mean of its thing's, in cells four times as
+    large; things are told apart, and those of the same number in another image are others."""
+    masks = torch.zeros(2, 12, 20, dtype=torch.int64)
+    masks[0, :, :8], masks[0, :4, 8:16], masks[1, 4:, 16:] = CAR, ANOTHER, CAR
+    masks[1, :4, :4] = 9 * STEP  # of no class that is asked for
+    targets = segmentation_targets(masks, 4, 3)
+    assert targets.label[0].tolist() == [[1, 1, 1, 1, 0], [1, 1, 0, 0, 0], [1, 1, 0, 0, 0]]
+    assert targets.label[1].tolist() == [[0, 0, 0, 0, 0], [0, 0, 0, 0, 1], [0, 0, 0, 0, 1]]
+    assert torch.equal(targets.on_thing, targets.label > 0)
+    assert targets.way[0, :, 0, 0].tolist() == [0.5 / 4, 1 / 4] and targets.way[0, :, 0, 3].tolist() == [-0.5 / 4, 0]
+    assert targets.way[1, :, 1, 4].tolist() == [0, 0.5 / 4] and not targets.way[:, :, ~targets.on_thing.any(0)].any()
+
+
+def test_what_the_segmentation_asks_for() -> None:
+    """Log of the classes' number from no idea, nothing from the truth, and without things of ways nothing at all."""
+    masks = torch.zeros(1, 8, 8, dtype=torch.int64)
+    masks[:, :4] = PEDESTRIAN
+    targets = segmentation_targets(masks, 4, 3)
+    blank, lost = torch.zeros(1, 4, 2, 2), torch.ones(1, 2, 2, 2, requires_grad=True)
+    found = segmentation_loss(blank, targets.way + 0.5 * lost, targets, 3.0)
+    assert float(found.detach()) == pytest.approx(math.log(4) + 3 * (0.5 + 0.5))
+    sure = torch.nn.functional.one_hot(targets.label, 4).permute(0, 3, 1, 2) * 40.0
+    assert float(segmentation_loss(sure, targets.way, targets, 3.0)) == pytest.approx(0, abs=1e-6)
+    nothing = segmentation_loss(blank, lost, segmentation_targets(0 * masks, 4, 3), 3.0)
+    (gradient,) = torch.autograd.grad(nothing, lost)
+    assert float(nothing.detach()) == pytest.approx(math.log(4)) and not gradient.any()
+
+
+@pytest.mark.parametrize("fill", [0, PEDESTRIAN])
+def test_the_segmentation_teaches_the_image_branch(fill: int, teachers: dict[str, Detector]) -> None:
+    """By a head of the term's; nothing that comes behind the images' features learns from it."""
+    batch, teacher = masked(scene(2, 0), fill), teachers["points"]
+    student = build(BEVDepth, replace(STUDENT, image_tap=True), 0).train()
+    (term,) = build_terms(SEGMENTS, student.tap_channels, teacher.tap_channels)
+    assert (term.name, term.weight, term.couples_batch) == ("segmentation", 2.0, True)
+    context = Context(student(batch), {"teacher": detached(teacher(batch))}, batch, student.encode(batch), student)
+    loss = term(context)
+    assert loss.shape == () and loss.isfinite() and loss > 0
+    loss.backward()
+    taught = {n.rsplit(".", 1)[0] for n, p in student.named_parameters() if p.grad is not None}
+    assert taught and all(name.startswith(("backbone.img_backbone", "backbone.img_neck")) for name in taught)
+    assert all(p.grad is not None for p in term.parameters())
+    assert SEGMENTS.looks_at == {"instances"} and not X3KDConfig().looks_at
+    with pytest.raises(UserError, match="masks of single things; the data set gives none: set segmentation_weight to"):
+        term(replace(context, batch=replace(batch, instances=None)))
+    with pytest.raises(UserError, match="the student has no tap 'image_neck'"):
+        build_terms(SEGMENTS, build(BEVDepth, STUDENT, 0).tap_channels, teacher.tap_channels)
 
 
 def test_only_sure_answers_are_imitated(teachers: dict[str, Detector]) -> None:

@@ -31,7 +31,6 @@ from distill3d.distill.methods.bevdistill import (
 )
 from distill3d.distill.methods.simdistill import (
     SimDistillConfig,
-    lidar_adapter,
     object_mask,
     response_box_loss,
     response_class_loss,
@@ -40,12 +39,14 @@ from distill3d.distill.methods.uvtr_kd import UVTRKDConfig, point_losses
 from distill3d.distill.style import StyledConfig
 from distill3d.distill.term import Term
 from distill3d.errors import UserError
-from distill3d.layers.ground.geometry_compensation import AttentionCompensation
+from distill3d.layers.ground.simulated_lift import SimulatedBranchConfig
 from distill3d.layers.heads.centre_head import CentreTargets, centre_targets, codes_at, task_candidates
 from distill3d.layers.heads.matching import UNMATCHED
 
 LAYERS, QUERIES, MAP_CHANNELS = 3, 7, 6
-CAMERA_CHANNELS, FUSED_CHANNELS = 4, 5
+FUSED_CHANNELS = 5
+#: SimDistill's student.
+BRANCHES = replace(STUDENT, simulated=SimulatedBranchConfig(heads=2, points=3, fused_channels=FUSED_CHANNELS))
 GROUND = BevGeometry((-REACH, -REACH, REACH, REACH), 1.6, "ego")
 NETWORK = {"backbone", "trunk", "neck", "head"}
 SCENES: dict[str, tuple[int, ...]] = {"one": (1,), "no objects": (0,), "one without objects": (0, 5), "crowd": (60,)}
@@ -95,45 +96,25 @@ class Queries(Detector[SurroundBatch]):
         raise NotImplementedError
 
 
-class Branches(BEVDepth):
-    """A student whose lifted map goes two ways, one of them compensated, and is fused again beside the real network."""
-
-    def __init__(self) -> None:
-        super().__init__(STUDENT)
-        channels = self.tap_channels["bev"]
-        self.camera = torch.nn.Conv2d(channels, CAMERA_CHANNELS, 1)
-        self.simulated = torch.nn.Conv2d(channels, channels, 1)
-        self.compensation = AttentionCompensation(channels, HEAD.cells, heads=2, points=3)
-        self.fuser = lidar_adapter(CAMERA_CHANNELS + channels, FUSED_CHANNELS)
-        self.tap_channels |= {"bev_camera": CAMERA_CHANNELS, "bev_simulated": channels, "bev_fused": FUSED_CHANNELS}
-
-    def forward(self, batch: SurroundBatch) -> Outputs:
-        outputs = super().forward(batch)
-        bev = outputs.features["bev"]
-        maps = {"bev_camera": self.camera(bev.tensor), "bev_simulated": self.compensation(self.simulated(bev.tensor))}
-        maps["bev_fused"] = self.fuser(torch.cat(list(maps.values()), dim=1))
-        outputs.features |= {name: FeatureMap(tensor, bev.geometry) for name, tensor in maps.items()}
-        return outputs
-
-
 class FusingTeacher(CenterPoint):
     """A teacher with as many branches, of a LiDAR alone."""
 
     def __init__(self) -> None:
         super().__init__(LIDAR)
-        self.tap_channels |= {"bev_camera": CAMERA_CHANNELS, "bev_lidar": self.tap_channels["bev_0"],
-                              "bev_fused": FUSED_CHANNELS}  # fmt: skip
+        self.tap_channels |= {"bev_camera": STUDENT.context_channels, "bev_lidar": self.tap_channels["bev_0"],
+                              "bev": FUSED_CHANNELS}  # fmt: skip
 
     def forward(self, batch: SurroundBatch) -> Outputs:
         outputs = super().forward(batch)
         bev = outputs.features["bev_0"]
-        maps = {"bev_camera": bev.tensor[:, :CAMERA_CHANNELS], "bev_lidar": bev.tensor,
-                "bev_fused": 0.5 * bev.tensor[:, -FUSED_CHANNELS:]}  # fmt: skip
+        maps = {"bev_camera": bev.tensor[:, :STUDENT.context_channels], "bev_lidar": bev.tensor,
+                "bev": 0.5 * bev.tensor[:, -FUSED_CHANNELS:]}  # fmt: skip
         outputs.features |= {name: FeatureMap(tensor, bev.geometry) for name, tensor in maps.items()}
         return outputs
 
 
-STUDENTS: dict[str, Any] = {"queries": Queries, "centres": lambda: BEVDepth(STUDENT), "branches": Branches}
+STUDENTS: dict[str, Any] = {"queries": Queries, "centres": lambda: BEVDepth(STUDENT),
+                            "branches": lambda: BEVDepth(BRANCHES)}  # fmt: skip
 
 #: Settings, the student, and the parts of it that the terms together teach.
 METHODS: dict[str, tuple[StyledConfig, str, set[str]]] = {
@@ -153,10 +134,9 @@ METHODS: dict[str, tuple[StyledConfig, str, set[str]]] = {
     "bevdistill, maps alone": (
         replace(BEV, weighting="uniform", instance_weight=0.0, contrastive_weight=0.0), "queries", {"map"},
     ),
-    "simdistill": (SIM, "branches", {"camera", "simulated", "compensation", "fuser", *NETWORK}),
+    "simdistill": (SIM, "branches", NETWORK),
     "simdistill, released": (
-        SimDistillConfig.styled("released", teacher_head_tap="bev_0"), "branches",
-        {"camera", "simulated", "compensation", "fuser", *NETWORK},
+        SimDistillConfig.styled("released", teacher_head_tap="bev_0"), "branches", NETWORK,
     ),
     "simdistill of one branch": (SimDistillConfig(**ONE_BRANCH), "centres", NETWORK),
     "simdistill of one branch, released": (SimDistillConfig.styled("released", **ONE_BRANCH), "centres", NETWORK),
@@ -599,7 +579,7 @@ def test_object_masks() -> None:
     ],
 )
 def test_what_simdistill_refuses_before_it_begins(change: dict[str, Any], words: str) -> None:
-    channels = {"bev_camera": 2, "bev_simulated": 2, "bev_lidar": 3, "bev_fused": 4}
+    channels = {"bev_camera": 2, "bev_simulated": 2, "bev_lidar": 3, "bev": 4}
     assert len(build_terms(SIM, channels, channels)) == 5
     with pytest.raises(UserError, match=words):
         build_terms(replace(SIM, **change), channels, channels)

@@ -12,10 +12,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from distill3d.boxes import NUSCENES_CLASSES
+from distill3d.data.nuscenes.dataset import CLASS_OF_CATEGORY
 from distill3d.errors import UserError
+from distill3d.instances import FOLDER, STEP, mask_file
 from distill3d.settings import check_settings
 from distill3d.synth import SurroundStreetConfig, sensors, surround_rig, write_nuscenes
-from distill3d.synth.nuscenes_records import TABLES, VERSION
+from distill3d.synth.nuscenes_records import CATEGORY_OF_KIND, CLASS_NUMBER, TABLES, VERSION
 from distill3d.synth.nuscenes_scene import World, random_world
 
 TINY = SurroundStreetConfig(
@@ -366,6 +369,36 @@ def test_attributes_tell_what_moves(database: Database) -> None:
             assert attribute.endswith(".moving") == (world(index).drive.motions[thing].speed > 0)
         seen.add(category)
     assert seen >= {"vehicle.car", "vehicle.truck", "human.pedestrian.adult"}
+
+
+def test_masks_show_which_thing_each_pixel_is(database: Database) -> None:
+    """Pixel by pixel what a ray meets, by classes and numbers; each key picture has a mask, and no other file is."""
+    kinds = {CLASS_NUMBER[kind]: category for kind, category in CATEGORY_OF_KIND.items()}
+    assert {number: CLASS_OF_CATEGORY[name] for number, name in kinds.items()} == {
+        number: NUSCENES_CLASSES[number - 1] for number in kinds
+    }
+    pictures = [d for d in database.tables["sample_data"] if d["is_key_frame"] and d["fileformat"] != "pcd"]
+    files = {mask_file(database.root, database.root / d["filename"]): d for d in pictures}
+    assert set(files) == {p for p in (database.root / FOLDER).rglob("*") if p.is_file()}
+    pixels = np.stack(np.meshgrid(np.arange(TINY.width), np.arange(TINY.height)), -1).reshape(-1, 2)
+    homogeneous = np.concatenate([pixels, np.ones((len(pixels), 1))], 1)
+    sample, shown_pixels = database.tables["sample"][0], 0
+    for path, data in files.items():
+        if data["sample_token"] != sample["token"]:
+            continue
+        calibration = database.by_token["calibrated_sensor"][data["calibrated_sensor_token"]]
+        to_vehicle, to_global = database.poses(data)
+        camera, shown = to_global @ to_vehicle, world(0)
+        scene, caster = shown.drive.at((data["timestamp"] - sample["timestamp"]) / 1e6)
+        rays = homogeneous @ np.linalg.inv(calibration["camera_intrinsic"]).T @ camera[:3, :3].T
+        origin = (camera[:3, 3] - shown.site.offset) @ shown.site.rotation
+        hit = caster.cast(np.broadcast_to(origin, rays.shape), rays @ shown.site.rotation)["primID"]
+        thing = np.where(hit >= 0, scene.object[hit], -1)
+        expected = [STEP * CLASS_NUMBER[scene.objects[t].kind] + t if t >= 0 else 0 for t in thing.tolist()]
+        with Image.open(path) as mask:
+            assert (np.asarray(mask).ravel() == expected).mean() > 0.999  # of edges a ray may see either side
+        shown_pixels += (thing >= 0).sum()
+    assert shown_pixels > 100
 
 
 def test_pixels_of_things_lie_in_their_boxes(database: Database) -> None:

@@ -15,7 +15,7 @@ from distill3d.train.loop import RunOptions
 from distill3d.train.recipe import Recipe
 from distill3d.train.stages import run_recipe
 
-PRESETS = ("tiny_surround_family", "tiny_bevdet", "tiny_bevformer")
+PRESETS = ("tiny_surround_family", "tiny_simdistill", "tiny_x3kd", "tiny_bevdet", "tiny_bevformer")
 
 
 @pytest.fixture(scope="module", params=PRESETS)
@@ -52,7 +52,8 @@ def test_students_begin_as_the_baseline_ended_and_have_its_parameters(trained: t
         assert set(terms) > set(own), stage.name
         assert {name: terms[name] for name in own} == pytest.approx(own, rel=0.2), stage.name
         found = {name: value.shape for name, value in load_weights(folder / stage.name)[0].items()}
-        assert found == shapes, stage.name
+        added = stage.name == "monotakd"  # whose student has a map of the ground beside
+        assert found.items() > shapes.items() if added else found == shapes, stage.name
 
 
 def test_every_method_of_the_family_has_a_row() -> None:

@@ -193,6 +193,37 @@ def test_paper_size_recipes_build(name: str) -> None:
             assert stage.detector.frames == 1 + len(recipe.dataset.past)
 
 
+#: Recipe -> the student's tap, who teaches, and that one's tap, where maps are compared as they are.
+COMPARED = {
+    "simdistill": (
+        ("bev_camera", "teacher", "bev_camera"),
+        ("bev", "teacher", "bev"),
+    ),
+    "monotakd_bevformer": (("bev", "assistant", "bev_stage1"), ("bev_spatial", "teacher", "bev_1")),
+    "cmkd_bevdet": (("bev", "teacher", "bev_low"),),
+    "monostl_bevdet": (("bev_neck", "teacher", "bev_neck"), ("bev_stage1", "teacher", "bev_stage1")),
+}
+
+
+@pytest.mark.parametrize("name", COMPARED)
+def test_maps_that_are_compared_at_paper_size_are_alike(name: str) -> None:
+    """In channels, and cells on the ground."""
+    recipe = get_recipe(name)
+    with torch.device("meta"):
+        student = build_detector(_untrained(recipe.stage("student").detector))
+        for tap, by, other in COMPARED[name]:
+            teacher = build_detector(_untrained(recipe.stage(by).detector))
+            assert student.tap_channels[tap] == teacher.tap_channels[other], tap
+            assert _ground(student, tap) == _ground(teacher, other), tap
+
+
+def _ground(detector, tap: str):
+    if hasattr(detector, "geometries"):
+        return detector.geometries[tap]
+    config = detector.config
+    return config.geometry_at(2) if tap == "bev_stage1" else config.geometry
+
+
 def _untrained(config):
     trunk = getattr(config, "trunk", None)
     return config if trunk is None else replace(config, trunk=replace(trunk, pretrained=False))

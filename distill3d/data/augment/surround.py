@@ -15,7 +15,7 @@ from typing import Annotated
 
 import numpy as np
 import torch
-from jaxtyping import Float, UInt8
+from jaxtyping import Float, Int, UInt8
 from PIL import Image
 from torch import Tensor
 
@@ -93,10 +93,18 @@ class ImagePlacement:
 
     def apply(self, picture: Image.Image) -> UInt8[Tensor, "3 h w"]:
         """The picture (RGB) on the canvas: bicubic when resized, nearest when turned, as the released code does."""
+        placed = self._placed(picture, Image.Resampling.BICUBIC)
+        return torch.from_numpy(np.array(placed)).permute(2, 0, 1).contiguous()
+
+    def apply_mask(self, mask: Image.Image) -> Int[Tensor, "h w"]:
+        """A picture of whole numbers on the canvas, nearest throughout; 0 outside."""
+        return torch.from_numpy(np.array(self._placed(mask.convert("I"), Image.Resampling.NEAREST)).astype(np.int64))
+
+    def _placed(self, picture: Image.Image, resampling: Image.Resampling) -> Image.Image:
         (x0, y0), (width, height) = self.corner, self.canvas
         left, top = max(x0, 0), max(y0, 0)
         right, bottom = min(x0 + width, self.resized[0]), min(y0 + height, self.resized[1])
-        canvas = Image.new("RGB", self.canvas)
+        canvas = Image.new(picture.mode, self.canvas)
         if left < right and top < bottom:
             # Only what the canvas shows is resized, which gives the pixels of cutting afterwards but for rounding.
             across, down = (a / b for a, b in zip(self.source, self.resized, strict=True))
@@ -106,13 +114,13 @@ class ImagePlacement:
                 min(right * across, self.source[0]),
                 min(bottom * down, self.source[1]),
             )
-            part = picture.resize((right - left, bottom - top), Image.Resampling.BICUBIC, box=window)
+            part = picture.resize((right - left, bottom - top), resampling, box=window)
             canvas.paste(part, (left - x0, top - y0))
         if self.flip:
             canvas = canvas.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
         if self.rotation:
             canvas = canvas.rotate(math.degrees(self.rotation), Image.Resampling.NEAREST)
-        return torch.from_numpy(np.array(canvas)).permute(2, 0, 1).contiguous()
+        return canvas
 
 
 def fit_scale(source: tuple[int, int], canvas: tuple[int, int]) -> float:

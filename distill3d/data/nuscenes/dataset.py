@@ -38,16 +38,19 @@ from distill3d.data.augment.surround import (
 )
 from distill3d.data.nuscenes.splits import SCENE_NUMBERS, official_scenes
 from distill3d.data.nuscenes.tables import Tables, load_tables, pose_matrices, table_file
-from distill3d.data.pictures import read_picture
+from distill3d.data.pictures import opened_picture, read_picture
 from distill3d.data.scans import ScanColumns, read_rows, with_columns
 from distill3d.data.splits import read_split, split_names
 from distill3d.data.surround import SurroundObjects, SurroundSample
 from distill3d.errors import UserError
+from distill3d.instances import FOLDER, STEP, mask_file
 from distill3d.settings import Between, Count, FramesBack, Length, Number, Pixels, check_settings, is_in_range
 
 #: The cameras in the order of the field's code (BEVDepth bevdepth/exps/nuscenes/base_exp.py).
 CAMERAS = ("CAM_FRONT_LEFT", "CAM_FRONT", "CAM_FRONT_RIGHT", "CAM_BACK_LEFT", "CAM_BACK", "CAM_BACK_RIGHT")
 LIDAR = "LIDAR_TOP"
+#: Pillow's names of grey pictures of 16 bits.
+MASK_MODES = ("I;16", "I;16B", "I")
 #: The categories that are detected, with the class that each belongs to (nuscenes-devkit eval/detection/utils.py).
 CLASS_OF_CATEGORY = {
     "vehicle.car": "car",
@@ -145,6 +148,7 @@ class NuScenesConfig:
     images: bool = True
     points: bool = False
     depth: bool = False  # of the key scan, in the key frame's pictures
+    instances: bool = False  # masks of single things in the key frame's pictures, see distill3d/instances.py
     sweeps: SweepConfig = field(default_factory=SweepConfig)  # of ``points``
     scan_columns: ScanColumns = SCAN_COLUMNS  # float32 of each point of the scans' files
     #: What counts as the ego frame: the vehicle's at the key frame, in the mean over the cameras' exposures (BEVDepth)
@@ -384,6 +388,12 @@ class NuScenesDataset:
         of_class = {name: label for label, name in enumerate(self.classes)}
         names = [CLASS_OF_CATEGORY.get(category) for category in self.tables.categories]
         self._label_of_category = np.array([of_class.get(name or "", -1) for name in names], dtype=np.int64)
+        self._label_of_class = torch.tensor([-1, *(of_class.get(name, -1) for name in NUSCENES_CLASSES)])
+        if config.instances and not (self.root / FOLDER).is_dir():
+            raise UserError(
+                f"{self.root / FOLDER}: no such folder, and masks of single things are asked for, which synthetic "
+                "drives have there; without them a method's segmentation_weight must be 0"
+            )
 
     def __len__(self) -> int:
         return len(self.frame_ids)
@@ -413,6 +423,7 @@ class NuScenesDataset:
             images=self._images(cameras, placements) if config.images else None,
             objects=self._objects(sample, ego_to_global, motion),
             depth=self._depth(sample, cameras[0], intrinsics[0], placements) if config.depth else None,
+            instances=self._instances(cameras[0], placements) if config.instances else None,
             points=self._points(sample, ego_to_global, motion, generator) if config.points else None,
         )
 
@@ -600,6 +611,31 @@ class NuScenesDataset:
                 pixels = [place.apply(self._picture(row)) for place, row in zip(placements, rows, strict=True)]
                 frames[rows[0]] = torch.stack(pixels)
         return torch.stack([frames[rows[0]] for rows in cameras]).float().div_(255)
+
+    def _instances(self, cameras: list[int], placements: list[ImagePlacement]) -> Int[Tensor, "n h w"]:
+        """The masks of the key frame's pictures, by the data set's own labels."""
+        masks = []
+        for row, placement in zip(cameras, placements, strict=True):
+            path = mask_file(self.root, self.tables.file(row))
+            try:
+                with opened_picture(path) as image:
+                    if image.size != placement.source or image.mode not in MASK_MODES:
+                        width, height = placement.source
+                        raise UserError(
+                            f"{path}: is {image.width} x {image.height} px in mode {image.mode}, expected {width} x "
+                            f"{height} px, as its picture, in grey of 16 bits"
+                        )
+                    mask = placement.apply_mask(image)
+            except UserError as error:
+                raise self._of_sample(error, row) from error
+            number = mask // STEP
+            if int(number.max()) >= len(self._label_of_class):
+                raise self._of_sample(
+                    UserError(f"{path}: holds the value {int(mask.max())}, of a class {int(number.max())} of 10"), row
+                )
+            own = self._label_of_class[number]
+            masks.append(torch.where(own < 0, 0, STEP * (1 + own) + mask % STEP))
+        return torch.stack(masks)
 
     # -------------------------------------------------------------------------------------------------- scans and depth
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from distill3d.detectors.base import Modality
 from distill3d.detectors.monodle import DepthEncoding
 from distill3d.distill.methods.bevdistill import BEVDistillConfig
 from distill3d.distill.methods.cmkd import CMKDConfig
@@ -77,6 +78,10 @@ class MixedConfig(StyledConfig):
     @property
     def follows_progress(self) -> bool:
         return any(part.follows_progress for part in self.parts)
+
+    @property
+    def looks_at(self) -> frozenset[Modality]:
+        return frozenset[Modality]().union(*(part.looks_at for part in self.parts))
 
     @property
     def teacher_bn(self) -> Literal["eval", "train"]:

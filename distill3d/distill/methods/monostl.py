@@ -12,12 +12,13 @@ DASRD (relations): G = R Rᵀ of all objects' RoI features, divided by U_ij = u_
 No gradient flows through s.
 
 On surround views, where the paper claims a result of which nothing could be obtained, all is inferred: student and
-teacher are BEVDepth, the teacher with the LiDAR's depth as input ("a teacher of similar architecture"), taps are its
-maps of the ground, and an object's region is the axis-aligned rectangle about its footprint there, in whole cells for
-DASFD.  Objects whose centre no camera shows are left out.  Such a teacher predicts no depth: it has no s and is asked
-for none (``GROUND``); its u would be alike for all objects, and U a constant.  Relations are compared as cosines
-within a moment, because no weight was tuned for their released normalisation, which depends on how many objects there
-are.  Centre heads have no response here.
+teacher are BEVDepth, or BEVDet in BEVDepth's view, for in its own it has no depth that anything supervises; the teacher
+has the LiDAR's depth as input ("a teacher of similar architecture"), taps are its maps of the ground, and an object's
+region is the axis-aligned rectangle about its footprint there, in whole cells for DASFD.  Objects whose centre no
+camera shows are left out.  Such a teacher predicts no depth: it has no s and is asked for none (``GROUND``); its u
+would be alike for all objects, and U a constant.  Relations are compared as cosines within a moment, because no weight
+was tuned for their released normalisation, which depends on how many objects there are.  Centre heads have no response
+here.
 """
 
 from __future__ import annotations
@@ -197,7 +198,9 @@ def _ground_regions(batch: SurroundBatch, targets: Any, maps: list[FeatureMap], 
             "to 'clamp'"
         )
     if objects is None or not isinstance(targets, SeenTargets) or targets.seen_at is None:
-        raise UserError("monostl looks at labelled objects that cameras show: it needs annotations, and BEVDepth")
+        raise UserError(
+            "monostl looks at labelled objects that cameras show: it needs annotations, and BEVDepth or BEVDet"
+        )
     geometries = [ground_geometry(m) for m in maps]
     extents = {g.extent for g in geometries}
     if len(extents) != 1:

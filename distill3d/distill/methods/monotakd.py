@@ -12,13 +12,15 @@ P alone learns from features.  The mask m is 1, or weighs cells by whether A has
 
 On surround views, BEVDepth as student and assistant, nothing was released but numbers, so all of it is inferred here:
 T is a CenterPoint's map (``teacher_tap``) of as many channels as the student collapses its frames to, the assistant
-lifts by the LiDAR's depth in each camera, and responses are CMKD's for centre heads (``CENTRE_RESPONSE``).
+lifts by the LiDAR's depth in each camera, and responses are CMKD's for centre heads (``CENTRE_RESPONSE``).  With
+BEVFormer as student the assistant is such a BEVDepth, too, whose map on the student's cells is A; V, which a layer norm
+scales, meets A ``adapted``, and there are no responses, for queries have no map of answers (``QUERIES``).
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from jaxtyping import Bool, Float
@@ -33,7 +35,7 @@ from distill3d.distill.methods.cmkd import ResponseConfig, cell_weight, response
 from distill3d.distill.precision import full_precision
 from distill3d.distill.style import option
 from distill3d.distill.term import Term
-from distill3d.settings import Share, Weight
+from distill3d.settings import Share, Weight, added
 
 #: Smallest range that a map is divided by.
 RANGE_EPS = 1e-12
@@ -54,6 +56,7 @@ class MonoTAKDConfig(ResponseConfig):
     assistant: str = "assistant"  # its stage
     spatial_tap: str = "bev_spatial"  # P
     assistant_tap: str = "bev_assistant"  # A where the student computes it
+    assistant_map: str | None = added(None)  # A's tap in a network of its own; None: ``tap``
 
     imd_weight: Weight = option(released=1.0, intended=1.0, default=1.0)
     cmrd_weight: Weight = option(released=0.2, intended=1.0, default=0.2)
@@ -71,6 +74,10 @@ class MonoTAKDConfig(ResponseConfig):
     residual: ResidualMode = option(released="abs", intended="abs", default="abs")
     #: What becomes of residuals: 0 below the threshold; also 1 above it; all kept.
     residual_form: ResidualForm = option(released="zero_below", intended="zero_below", default="zero_below")
+
+
+#: The settings with a student of queries, whose assistant has another network.
+QUERIES: dict[str, Any] = {"compared": "adapted", "cls_weight": 0.0, "loc_weight": 0.0, "dir_weight": 0.0}
 
 
 def terms(config: MonoTAKDConfig, student_channels: dict[str, int], teacher_channels: dict[str, int]) -> list[Term]:
@@ -158,7 +165,8 @@ def with_assistant(context: Context, tap: str, config: MonoTAKDConfig) -> tuple[
     if config.shared_assistant:
         source, source_tap, who = context.student, config.assistant_tap, "student's own assistant"
     else:
-        source, source_tap, who = context.named(config.assistant), config.tap, "assistant"
+        source, source_tap = context.named(config.assistant), config.assistant_map or config.tap
+        who = "assistant"
     student, assistant = comparable(tap, context.student, source, source_tap, who)
     return student.tensor, assistant.tensor.detach()
 

@@ -15,11 +15,12 @@ convolution for training only; H the labels' heat maps, p heat logits and r box 
               those without an object reading cell 0, divided by their number, and of the yaw's sine the sine of the
               difference
 
-The student's branches belong to the detector: its taps ``camera_tap``, ``simulated_tap`` and ``fused_tap``.  The
-simulated branch is compensated (layers/ground/geometry_compensation.py), at test time too.  As released, both branches
-call one view transform on one feature and so begin alike, and that transform reads a depth image made from the LiDAR's
-points, AT TEST TIME TOO: no such student is a camera's, and none is here.  The released teacher's fuser is trained by
-L_MMD-F on the side; teachers here are frozen.
+The student's branches belong to the detector: its taps ``camera_tap``, ``simulated_tap`` and ``fused_tap``, as a
+BEVDepth with ``simulated`` has them (layers/ground/simulated_lift.py); the teacher is a BEVFusion.  The simulated
+branch is compensated (layers/ground/geometry_compensation.py), at test time too.  As released, both branches call one
+view transform on one feature and so begin alike, and that transform reads a depth image made from the LiDAR's points,
+AT TEST TIME TOO: no such student is a camera's, and only ``SimulatedBranchConfig.styled("released")`` builds it.  The
+released teacher's fuser is trained by L_MMD-F on the side; teachers here are frozen.
 
 A term of weight 0 is left out, so that a student with one branch may learn by L_CMD, L_class and L_box alone, from a
 teacher with LiDAR alone.
@@ -64,11 +65,11 @@ class SimDistillConfig(StyledConfig):
     #: Of the student.
     camera_tap: str = "bev_camera"
     simulated_tap: str = "bev_simulated"
-    fused_tap: str = "bev_fused"
+    fused_tap: str = "bev"
     #: Of the teacher.
     teacher_camera_tap: str = "bev_camera"
     teacher_lidar_tap: str = "bev_lidar"
-    teacher_fused_tap: str = "bev_fused"
+    teacher_fused_tap: str = "bev"
     #: Maps in front of the heads, whose grids are to be one.
     head_tap: str = "bev_neck"
     teacher_head_tap: str = "bev_neck"

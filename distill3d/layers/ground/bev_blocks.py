@@ -1,8 +1,8 @@
 """Blocks that turn a lifted volume into bird's-eye-view maps and bring those nearer to a LiDAR's.
 
-Sources: Cc-Hy/CMKD (pcdet/models/backbones_2d/map_to_bev/conv2d_collapse.py, .../domain_adaptation/scnet.py) and
-hoiliu-0801/MonoTAKD (conv2d_collapse_TAKD.py, model_utils/GCnet.py, ASPP.py, basic_block_2d.py).  Parameters are named
-as in their released weights.
+Sources: Cc-Hy/CMKD (pcdet/models/backbones_2d/map_to_bev/conv2d_collapse.py, .../domain_adaptation/scnet.py),
+hoiliu-0801/MonoTAKD (conv2d_collapse_TAKD.py, model_utils/GCnet.py, ASPP.py, basic_block_2d.py) and
+ViTAE-Transformer/SimDistill (mmdet3d/models/fusers/conv.py).  Parameters are named as in their released weights.
 """
 
 from __future__ import annotations
@@ -50,6 +50,12 @@ class PointwiseBlock(nn.Module):
 
     def forward(self, x: Float[Tensor, "b c y x"]) -> Float[Tensor, "b k y x"]:
         return self.bn(self.conv(x)).relu()
+
+
+def conv_fuser(channels_in: int, channels: int) -> nn.Sequential:
+    """What makes one map of several on the same cells, stacked along the channels."""
+    conv = nn.Conv2d(channels_in, channels, 3, padding=1, bias=False)
+    return nn.Sequential(conv, nn.BatchNorm2d(channels), nn.ReLU(inplace=True))
 
 
 class HeightCollapse(nn.Module):

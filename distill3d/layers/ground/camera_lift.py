@@ -138,13 +138,17 @@ class CameraLift(nn.Module):
         self, images: Float[Tensor, "n 3 height width"], camera: Float[Tensor, "n 27"]
     ) -> tuple[Float[Tensor, "n d h w"] | None, Float[Tensor, "n c h w"]]:
         """Depth logits, None where the depth is given, and context features at ``STRIDE``."""
-        return self.depth_net(self.img_neck(self.img_backbone(images)), camera)
+        return self.depth_net(self.image_features(images), camera)
+
+    def image_features(self, images: Float[Tensor, "n 3 height width"]) -> Float[Tensor, "n c h w"]:
+        """What the depth network is shown of each image, at ``STRIDE``."""
+        return self.img_neck(self.img_backbone(images))
 
     def on_ground(
         self, batch: SurroundBatch, images: Float[Tensor, "b s n 3 height width"], frame: int = 0, told: int = 0,
         depth: Float[Tensor, "bn d h w"] | None = None,
-    ) -> tuple[Float[Tensor, "b c y x"], Float[Tensor, "bn d h w"] | None]:  # fmt: skip
-        """A frame's map on the ground, and its depth logits.
+    ) -> tuple[Float[Tensor, "b c y x"], Float[Tensor, "bn d h w"] | None, Float[Tensor, "bn k h w"]]:  # fmt: skip
+        """A frame's map on the ground, its depth logits and its image features.
 
         Args:
             images: as ``normalised_frames`` gives them.
@@ -155,12 +159,14 @@ class CameraLift(nn.Module):
             batch.intrinsics[:, told], batch.image_affine, batch.bev_affine, batch.camera_to_ego[:, told]
         )
         pixels = images[:, frame].flatten(0, 1).contiguous(memory_format=torch.channels_last)
-        logits, context = self(pixels, camera.to(pixels))
+        features = self.image_features(pixels)
+        logits, context = self.depth_net(features, camera.to(pixels))
         if logits is not None:
             depth = depth_distribution(logits)
         assert depth is not None
         x, y, _ = self.config.grid.shape
-        return self.to_ground(context, depth, lifted_cells(batch, self.config, frame), (y, x)), logits
+        ground = self.to_ground(context, depth, lifted_cells(batch, self.config, frame), (y, x))
+        return ground, logits, features
 
     def to_ground(
         self, context: Float[Tensor, "bn c h w"], depth: Float[Tensor, "bn d h w"], cells: Int[Tensor, "b n d h w"],

@@ -57,6 +57,20 @@ class TopDownNeck(nn.Module):
         return self.fpn_conv(lower + F.interpolate(upper, lower.shape[-2:]))
 
 
+class FeatureLift(nn.Module):
+    """One 1x1 convolution to features, for images whose depth is given."""
+
+    def __init__(self, channels_in: int, context: int) -> None:
+        super().__init__()
+        self.featnet = nn.Conv2d(channels_in, context, 1)
+
+    def forward(
+        self, x: Float[Tensor, "n c h w"], camera: Float[Tensor, "n 33"]
+    ) -> tuple[None, Float[Tensor, "n k h w"]]:
+        """No depth, and features; ``camera`` is not looked at."""
+        return None, self.featnet(x)
+
+
 class PlainLift(nn.Module):
     """One 1x1 convolution to depth logits and features, which knows nothing of the camera.
 

@@ -51,6 +51,20 @@ def canvas_pixels(placement: ImagePlacement) -> torch.Tensor:
     return torch.stack(torch.meshgrid(u, v, indexing="xy"), -1)
 
 
+@given(placements, seeds)
+def test_a_mask_lands_where_its_picture_does(placement: ImagePlacement, seed: int) -> None:
+    """Of blocks of whole numbers, beyond 8 bits, nothing but these numbers is on the canvas, each in its place."""
+    numbers = np.random.default_rng(seed).integers(1, 10_000, (5, 6))
+    width, height = placement.source
+    mask = np.kron(numbers, np.ones((height // 5, width // 6 + 1), int))[:height, :width].astype(np.uint16)
+    placed = placement.apply_mask(Image.fromarray(mask)).numpy()
+    u, v = (canvas_pixels(placement) - placement.matrix[:2, 3]).matmul(placement.matrix[:2, :2].inverse().T).unbind(-1)
+    inside = (u >= 0) & (u < width) & (v >= 0) & (v < height)
+    column, row = (x.floor().clamp(0, n - 1).long().numpy() for x, n in ((u, width), (v, height)))
+    assert set(np.unique(placed)) <= {0, *numbers.ravel().tolist()}
+    assert (placed == np.where(inside.numpy(), mask[row, column], 0)).mean() > 0.9
+
+
 @given(placements, st.floats(24, 116), st.floats(24, 46))
 def test_a_mark_lands_where_the_matrix_says(placement: ImagePlacement, across: float, down: float) -> None:
     # A bright disc on black: its centre of brightness on the canvas is found to a fraction of a pixel.

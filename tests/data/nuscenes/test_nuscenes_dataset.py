@@ -41,6 +41,7 @@ from distill3d.data.nuscenes.tables import pose_matrices
 from distill3d.data.sample import Dataset
 from distill3d.data.surround import SurroundBatch, SurroundSample
 from distill3d.errors import UserError
+from distill3d.instances import FOLDER, STEP, mask_file
 from distill3d.settings import check_settings
 
 SIZE = (160, 90)  # px of the made-up pictures
@@ -438,6 +439,32 @@ def test_pictures_are_rgb_by_frame_and_camera(made: Path) -> None:
     for s, frame in enumerate((2, 1, 1)):
         for n in range(6):
             assert seen[s, n].tolist() == [40 + 20 * frame, 40 * n, 255]
+
+
+def test_masks_of_single_things(tmp_path: Path) -> None:
+    """In the data set's own classes, whatever their order; what is absent or faulty is told with its file."""
+    root, asked = make(tmp_path).root, {"instances": True, "classes": ("pedestrian", "car"), "images": False}
+    with pytest.raises(UserError, match="instances: no such folder.*segmentation_weight must be 0"):
+        configured(root, **asked)
+    (root / FOLDER).mkdir()
+    data = configured(root, **asked)
+    with pytest.raises(UserError, match=r"instances.*\.png: .*of sample 0103-0"):
+        data.get(0)
+    car, pedestrian, truck = STEP + 5, 9 * STEP + 6, 2 * STEP + 7
+    for path, (width, height) in ((mask_file(root, data.tables.file(row)), data._picture_size(row))
+                                  for row in data._key_data(data._samples[0], CAMERAS)):  # fmt: skip
+        columns = np.repeat([car, pedestrian, truck, 0], -(-width // 4))[:width]
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(np.tile(columns, (height, 1)).astype(np.uint16)).save(path)
+    masks = data.get(0).instances
+    assert masks is not None and tuple(masks.shape) == (6, 48, 96) and masks.dtype == torch.int64
+    assert masks[:, 20, [12, 36, 60, 84]].tolist() == [[2 * STEP + 5, STEP + 6, 0, 0]] * 6
+    Image.new("RGB", (8, 8)).save(path)
+    with pytest.raises(UserError, match="is 8 x 8 px in mode RGB, expected .* in grey of 16 bits .*of sample 0103-0"):
+        data.get(0)
+    Image.fromarray(np.full((height, width), 11 * STEP, np.uint16)).save(path)
+    with pytest.raises(UserError, match="holds the value 11000, of a class 11 of 10"):
+        data.get(0)
 
 
 def test_scans_of_all_moments_meet_in_the_key_ego_frame(made: Path) -> None:
