@@ -131,9 +131,13 @@ class MonoConConfig(MonoDLEConfig):
         return cls(**{**rows, **fields})
 
 
+#: After a few hundred steps a network is unsure of depths by metres, and the published threshold keeps next to nothing.
+TINY_THRESHOLD = 0.02
+
+
 def tiny(**fields: Any) -> MonoConConfig:
     """The small configuration, about 2.5 million parameters; its heads start from PyTorch's default weights."""
-    return MonoConConfig(**{"trunk": TINY_TRUNK, "head_std": None, **fields})
+    return MonoConConfig(**{"trunk": TINY_TRUNK, "head_std": None, "score_threshold": TINY_THRESHOLD, **fields})
 
 
 @dataclass(frozen=True)
@@ -222,7 +226,7 @@ class MonoCon(MonoDLE):
     """
 
     name = "monocon"
-    config: MonoConConfig
+    config: Any  # a MonoConConfig
 
     def make_map_heads(self, channels: int) -> None:
         hidden = self.config.head_channels
@@ -380,7 +384,7 @@ def released_form(config: MonoConConfig) -> ReleasedForm:
     }  # fmt: skip
     unused = {name: shape for name, shape in unused_in_released(config.trunk).items() if ".project." in name}
     order = (CLASS_ORDER, 1.0)
-    reordered = {f"heatmap.3.{part}": order for part in ("weight", "bias")} if len(config.vocabulary) == 3 else {}
+    reordered = {f"heatmap.3.{part}": order for part in ("weight", "bias")} if config.vocabulary == HEAT_CLASSES else {}
     return ReleasedForm(renamed=renamed, dropped=dict.fromkeys(unused, NEVER_USED), unused=unused, reordered=reordered)
 
 

@@ -32,10 +32,11 @@ class AttentiveNorm(nn.Module):
     def __init__(self, channels: int) -> None:
         super().__init__()
         self.norm = nn.BatchNorm2d(channels, NORM_EPSILON, NORM_MOMENTUM, affine=False)
-        self.attention = nn.Sequential(nn.Conv2d(channels, MIXED, 1, bias=False), PooledBatchNorm(MIXED))
+        scores = nn.Conv2d(channels, MIXED, 1, bias=False)
+        nn.init.kaiming_normal_(scores.weight, mode="fan_out", nonlinearity="relu")
+        self.attention = nn.Sequential(scores, PooledBatchNorm(MIXED))
         self.weight = nn.Parameter(1 + START_DEVIATION * torch.randn(MIXED, channels))
         self.bias = nn.Parameter(START_DEVIATION * torch.randn(MIXED, channels))
-        nn.init.kaiming_normal_(self.attention[0].weight, mode="fan_out", nonlinearity="relu")
 
     def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h w"]:
         with torch.autocast(x.device.type, enabled=False):
