@@ -4,11 +4,13 @@ from dataclasses import replace
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from made_up import CAMERA, CANVAS, SIZE, cars, make_batch
 from torch import Tensor
 
 from distill3d.boxes import wrap_angle
-from distill3d.camera import Camera, ImageAffine
+from distill3d.camera import Camera, Divide, ImageAffine
 from distill3d.data.augment.image import place_objects
 from distill3d.data.sample import Batch, ObjectBatch, Objects
 from distill3d.detectors import build_detector, monocon
@@ -16,6 +18,7 @@ from distill3d.detectors.base import Outputs
 from distill3d.detectors.monocon import AUXILIARY, KEYPOINTS, MonoConConfig, MonoConTargets
 from distill3d.detectors.monodle import HEADING_BINS, HEAT_CLASSES, STRIDE, depth_logit
 from distill3d.layers.image.attentive_norm import AttentiveNorm
+from distill3d.layers.image.heatmap import gaussian_radius
 
 #: A camera whose third row ends in a number, as KITTI's does, and which stands 6 cm beside the first.
 SHIFTED = Camera(torch.cat((CAMERA.projection[:, :3], torch.tensor([[44.9], [0.2], [0.003]]).double()), 1))
@@ -276,3 +279,25 @@ def test_released_initial_weights() -> None:
     )
     assert float(model.direction[1].attention[0].weight.detach().std()) == pytest.approx(0.001, rel=0.1)
     assert model.keypoint_heatmap[0].weight.std() > 0.01
+
+
+# ------------------------------------------------------------------------------------------------- what it shares
+
+
+@given(height=st.floats(1, 60), width=st.floats(1, 60), overlap=st.floats(0.1, 0.9))
+def test_the_exact_radius_keeps_the_overlap(height: float, width: float, overlap: float) -> None:
+    """Of boxes whose corners are moved by it: both one way, both inwards, both outwards; one of them just so."""
+    h, w = (torch.tensor([value], dtype=torch.float64) for value in (height, width))
+    r = gaussian_radius(h, w, overlap, "exact")
+    shared = (h - r) * (w - r)
+    kept = torch.cat((shared / (2 * h * w - shared), (h - 2 * r) * (w - 2 * r) / (h * w),
+                      h * w / ((h + 2 * r) * (w + 2 * r))))  # fmt: skip
+    assert r >= 0 and float(kept.min()) == pytest.approx(overlap)
+
+
+@pytest.mark.parametrize("divide", ["rect_z", "homogeneous"])
+def test_back_projection_undoes_projection(divide: Divide) -> None:
+    points = torch.rand(7, 3, dtype=torch.float64) * 20 + torch.tensor([-10.0, -10.0, 3.0])
+    uv, z = SHIFTED.project(points, divide)
+    depth = z if divide == "rect_z" else points[:, 2] + SHIFTED.projection[2, 3]
+    torch.testing.assert_close(SHIFTED.back_project(uv, depth, divide), points)
