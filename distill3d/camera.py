@@ -48,12 +48,21 @@ class Camera:
         divisor = points[..., 2] if divide == "rect_z" else homogeneous[..., 2]
         return homogeneous[..., :2] / divisor[..., None], depth
 
-    def back_project(self, uv: Float[Tensor, "*b n 2"], depth: Float[Tensor, "*b n"]) -> Float[Tensor, "*b n 3"]:
-        """Pixels (..., n, 2) at depths (..., n) in m as points (..., n, 3): inverts ``project(..., "rect_z")``."""
+    def back_project(
+        self, uv: Float[Tensor, "*b n 2"], depth: Float[Tensor, "*b n"], divide: Divide = "rect_z"
+    ) -> Float[Tensor, "*b n 3"]:
+        """Pixels (..., n, 2) at depths (..., n) in m as points (..., n, 3): inverts ``project(..., divide)``, but with
+        ``homogeneous`` ``depth`` is what is divided by: the matrix's third row, its last number included."""
         p = self.projection
-        x = (uv[..., 0] - p[..., 0, 2, None]) * depth / p[..., 0, 0, None] - (p[..., 0, 3] / p[..., 0, 0])[..., None]
-        y = (uv[..., 1] - p[..., 1, 2, None]) * depth / p[..., 1, 1, None] - (p[..., 1, 3] / p[..., 1, 1])[..., None]
-        return torch.stack((x, y, depth), dim=-1)
+        z = depth if divide == "rect_z" else depth - p[..., 2, 3, None]
+        x, y = (
+            (uv[..., i] * depth - p[..., i, 2, None] * z - p[..., i, 3, None]) / p[..., i, i, None]
+            if divide == "homogeneous"
+            else (uv[..., i] - p[..., i, 2, None]) * depth / p[..., i, i, None]
+            - (p[..., i, 3] / p[..., i, i])[..., None]
+            for i in (0, 1)
+        )
+        return torch.stack((x, y, z), dim=-1)
 
     def mirrored(self, width: float | Tensor) -> Camera:
         """The camera that sees the mirrored world (x -> -x) in the mirrored image (u -> width - u)."""

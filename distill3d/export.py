@@ -102,6 +102,13 @@ RAW = {
         "size_3d": "height, width, length, m (less the class's mean where trained so)",
         "heading": HEADING,
     },
+    "monocon": MAPS
+    | {
+        "depth": "logit x of the depth 1 / (sigmoid(x) + 1e-12) - 1 m, and the log of its scale",
+        "offset_3d": "projected 3D centre less the cell of the 2D centre, cells",
+        "size_3d": "height, width, length, m",
+        "heading": HEADING,
+    },
     "gupnet": MAPS
     | ROIS
     | {

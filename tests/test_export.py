@@ -20,7 +20,7 @@ from streets import TRUNK
 import distill3d
 import distill3d.export as ex
 from distill3d.cli import main
-from distill3d.detectors import bevdepth, build_detector, caddn, did_m3d, gupnet, monodetr, monodle, second
+from distill3d.detectors import bevdepth, build_detector, caddn, did_m3d, gupnet, monocon, monodetr, monodle, second
 from distill3d.detectors.base import Detector
 from distill3d.errors import UserError
 from distill3d.files import RECORD
@@ -60,6 +60,7 @@ STUDENTS = {
     "gupnet": gupnet.tiny(**ALL),
     "did_m3d": did_m3d.tiny(**ALL),
     "monodetr": monodetr.tiny(**ALL),
+    "monocon": monocon.tiny(**ALL, trunk=TRUNK, head_channels=8),
     "caddn of monotakd": all_anchors(spatial_alignment=True, fusion="ffm"),
     "bevdepth of monotakd": bevdepth.tiny(
         **GROUND,
@@ -133,6 +134,8 @@ def test_onnx_runtime_answers_as_pytorch(name: str, tmp_path: Path) -> None:
     examples = [ex.example_inputs(detector, card, seed) for seed in (0, 1)]
     result = ex.export_detector(detector, tmp_path / "student.onnx", examples, card)
     assert result.compared >= 20
+    weights = [tensor.name for tensor in pytest.importorskip("onnx").load(result.path).graph.initializer]
+    assert weights and not any(name in weight for weight in weights for name in monocon.AUXILIARY)  # for training alone
     assert max(d.relative for d in result.differences.values()) <= ex.TOLERANCE
     assert set(result.shapes) >= {"centre", "size", "yaw", "label", "score", "kept"}
 

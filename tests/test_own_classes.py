@@ -107,7 +107,7 @@ def test_labels_are_numbered_in_the_order_of_the_classes(fleet: Path) -> None:
         read_labels(path)
 
 
-@pytest.mark.parametrize("base", ["monodle", "gupnet", "did_m3d", "monodetr"])
+@pytest.mark.parametrize("base", ["monodle", "gupnet", "did_m3d", "monodetr", "monocon"])
 def test_every_camera_detector_learns_them(base: str, fleet: Path) -> None:
     """Heads have as many classes, sizes are the labels' means, and the true class has the lowest loss."""
     recipe = with_classes(small_preset(base, fleet))

@@ -50,6 +50,8 @@ FEW_LABELS, ALL_LABELS = "few_labels", "all_labels"
 LONG_STEPS, WARM_UP = 2500, 0.2
 #: Groups of the sweep are called so, with their number of frames.
 SWEEP = "frames_"
+#: Bases whose groups are trained only where they are named.
+NAMED_BASES = ("monocon",)
 #: What a row's gain is measured against, where nothing else is said.
 BASELINE = "baseline"
 #: The baseline trained twice as long, and its rows: what trains twice as long, too, or goes on from what is trained.
@@ -106,6 +108,7 @@ def groups(size: Size) -> dict[str, Group]:
             seeds,
             size.seeds if base == CONFIRMED_IN else other,
             against=dict.fromkeys(AGAINST_LONGER, LONGER) if base == CONFIRMED_IN else {},
+            when_named=base in NAMED_BASES,
             curves={name: (name, longer) for name, longer in TWICE.items()} if base == CONFIRMED_IN else {},
         )
         for base, about in BASES.items()

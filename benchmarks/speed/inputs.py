@@ -49,6 +49,7 @@ PAPER = Size(
         "gupnet": ("gupnet", "baseline"),
         "did_m3d": ("did_m3d", "baseline"),
         "monodetr": ("monodetr", "baseline"),
+        "monocon": ("monocon", "baseline"),
         "caddn": ("caddn", "baseline"),
         "bevdepth": ("bevdepth", "baseline"),
         "bevdet": ("distillbev", "baseline"),
@@ -77,7 +78,7 @@ PAPER = Size(
 )  # fmt: skip
 SMOKE = Size(
     detectors={
-        **{name: (f"tiny_{name}", "baseline") for name in ("monodle", "gupnet", "did_m3d", "monodetr")},
+        **{name: (f"tiny_{name}", "baseline") for name in ("monodle", "gupnet", "did_m3d", "monodetr", "monocon")},
         "caddn": ("tiny_bev", "baseline"),
         "bevdepth": ("tiny_labeldistill", "baseline"),
         "bevdet": ("tiny_bevdet", "baseline"),

@@ -16,6 +16,7 @@ from distill3d.detectors.centerpoint import CenterPoint, CenterPointConfig
 from distill3d.detectors.did_m3d import DIDM3D, DIDM3DConfig
 from distill3d.detectors.gupnet import GUPNet, GUPNetConfig
 from distill3d.detectors.label_encoder import LabelEncoder, LabelEncoderConfig
+from distill3d.detectors.monocon import MonoCon, MonoConConfig
 from distill3d.detectors.monodetr import MonoDETR, MonoDETRConfig
 from distill3d.detectors.monodle import MonoDLE, MonoDLEConfig
 from distill3d.detectors.pointpillars import PointPillars, PointPillarsConfig
@@ -38,6 +39,7 @@ DETECTORS = {
     MonoDLE.name: DetectorEntry(MonoDLEConfig, MonoDLE),
     GUPNet.name: DetectorEntry(GUPNetConfig, GUPNet),
     DIDM3D.name: DetectorEntry(DIDM3DConfig, DIDM3D),
+    MonoCon.name: DetectorEntry(MonoConConfig, MonoCon),
     MonoDETR.name: DetectorEntry(MonoDETRConfig, MonoDETR),
     SECOND.name: DetectorEntry(SECONDConfig, SECOND),
     PointPillars.name: DetectorEntry(PointPillarsConfig, PointPillars),
@@ -54,6 +56,7 @@ DetectorConfig = (
     MonoDLEConfig
     | GUPNetConfig
     | DIDM3DConfig
+    | MonoConConfig
     | MonoDETRConfig
     | SECONDConfig
     | PointPillarsConfig

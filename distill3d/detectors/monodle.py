@@ -17,7 +17,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from distill3d.boxes import IGNORE, KITTI_CLASSES, Boxes3D, BoxSlots, kitti_rows, label_names, wrap_angle
-from distill3d.camera import Camera
+from distill3d.camera import Camera, Divide
 from distill3d.data.sample import UNKNOWN, Batch
 from distill3d.detectors.base import Detector, FeatureMap, ImageGeometry, Outputs, Style
 from distill3d.detectors.released import NEVER_USED, ReleasedForm
@@ -158,14 +158,14 @@ def decode_heading(bins: Int[Tensor, "*n"], residual: Float[Tensor, "*n"]) -> Fl
     return torch.where(angle > math.pi, angle - 2 * math.pi, angle)
 
 
-def decode_depth(logit: Tensor) -> Tensor:
-    """Depth (m) of the raw head: 1 / (sigmoid + 1e-6) - 1."""
-    return 1 / (torch.sigmoid(logit) + DEPTH_EPSILON) - 1
+def decode_depth(logit: Tensor, epsilon: float = DEPTH_EPSILON) -> Tensor:
+    """Depth (m) of the raw head: 1 / (sigmoid + epsilon) - 1."""
+    return 1 / (torch.sigmoid(logit) + epsilon) - 1
 
 
-def depth_logit(depth: Tensor) -> Tensor:
+def depth_logit(depth: Tensor, epsilon: float = DEPTH_EPSILON) -> Tensor:
     """The raw head's value that ``decode_depth`` reads as a depth (m, 0 or more)."""
-    return torch.logit(1 / (depth + 1) - DEPTH_EPSILON, eps=DEPTH_EPSILON)
+    return torch.logit(1 / (depth + 1) - epsilon, eps=epsilon)
 
 
 def laplace_loss(prediction: Tensor, target: Tensor, log_scale: Tensor) -> Tensor:
@@ -184,7 +184,7 @@ def dimension_aware_l1(
     error = (prediction - target).abs()
     relative = error / dimension.detach()
     sums = across_processes(torch.stack((error.sum(), relative.sum())))
-    return relative * torch.where(sums[1] > 0, sums[0] / sums[1], torch.ones_like(sums[0]))
+    return relative * torch.where(sums[1] != 0, sums[0] / sums[1], torch.ones_like(sums[0]))
 
 
 def detection_losses(
@@ -240,7 +240,7 @@ class Peaks:
     size_3d: Float[Tensor, "b k 3"]  # (height, width, length), raw
 
 
-def read_peaks(predictions: dict[str, Tensor], top_k: int) -> Peaks:
+def read_peaks(predictions: dict[str, Tensor], top_k: int, depth_epsilon: float = DEPTH_EPSILON) -> Peaks:
     """Peaks of the heat map (3 x 3 maxima) and the other maps' values there."""
     score, label, index = find_peaks(clamped_sigmoid(predictions["heatmap"]), top_k)
     width = predictions["heatmap"].shape[-1]
@@ -248,15 +248,17 @@ def read_peaks(predictions: dict[str, Tensor], top_k: int) -> Peaks:
     at = {head: gather_cells(predictions[head], index) for head in HEADS if head != "heatmap"}
     return Peaks(
         score, label, cell + at["offset_2d"], at["size_2d"], cell + at["offset_3d"],
-        decode_depth(at["depth"][..., 0]), torch.exp(-at["depth"][..., 1]), at["heading"], at["size_3d"],
+        decode_depth(at["depth"][..., 0], depth_epsilon), torch.exp(-at["depth"][..., 1]), at["heading"], at["size_3d"],
     )  # fmt: skip
 
 
-def peaks_to_boxes(peaks: Peaks, batch: Batch, config: MonoDLEConfig, map_size: tuple[int, int]) -> BoxSlots:
+def peaks_to_boxes(
+    peaks: Peaks, batch: Batch, config: MonoDLEConfig, map_size: tuple[int, int], divide: Divide = "rect_z"
+) -> BoxSlots:
     """Boxes of each image in the camera frame of its file, in order of heat-map score.
 
     Peaks below the score threshold, and of classes that are not trained, are not kept; the final score is the heat-map
-    score times the depth confidence, which can exceed 1.
+    score times the depth confidence, which can exceed 1.  ``divide``: which depth the peaks' is.
     """
     camera = batch.source_camera
     affine = batch.affine
@@ -271,7 +273,7 @@ def peaks_to_boxes(peaks: Peaks, batch: Batch, config: MonoDLEConfig, map_size: 
     # a mirrored image swaps left and right
     box2d = torch.cat((torch.minimum(*corners), torch.maximum(*corners)), dim=-1)
     depth = peaks.depth / affine.zoom.to(peaks.depth)[:, None]
-    centre = Camera(camera.projection.to(depth)).back_project(uv, depth)
+    centre = Camera(camera.projection.to(depth)).back_project(uv, depth, divide)
 
     bins = peaks.heading[..., :HEADING_BINS].argmax(-1)
     residual = peaks.heading[..., HEADING_BINS:].gather(-1, bins[..., None])[..., 0]
@@ -315,9 +317,16 @@ class MonoDLE(Detector):
         channels = config.trunk.channels[2:]
         self.backbone = dla_trunk(config.trunk)
         self.neck = DLAUp(channels)
+        self.make_map_heads(channels[0])
+        self.tap_channels = {f"backbone_{s}": c for s, c in zip(NECK_STRIDES, channels, strict=True)}
+        self.tap_channels |= {f"neck_{s}": c for s, c in zip(NECK_STRIDES[:3], channels, strict=False)}
+
+    def make_map_heads(self, channels: int) -> None:
+        """Sets the heads on a map of ``channels``."""
+        config = self.config
         for head, width in self.map_heads.items():
             layers = (
-                nn.Conv2d(channels[0], config.head_channels, 3, padding=1),
+                nn.Conv2d(channels, config.head_channels, 3, padding=1),
                 Readout(config.head_channels, len(config.vocabulary) if head == "heatmap" else width, 1),
             )
             if head == "heatmap":
@@ -327,8 +336,10 @@ class MonoDLE(Detector):
                     nn.init.normal_(layer.weight, std=config.head_std)
                     nn.init.zeros_(_bias(layer))
             setattr(self, head, nn.Sequential(layers[0], nn.ReLU(inplace=True), layers[1]))
-        self.tap_channels = {f"backbone_{s}": c for s, c in zip(NECK_STRIDES, channels, strict=True)}
-        self.tap_channels |= {f"neck_{s}": c for s, c in zip(NECK_STRIDES[:3], channels, strict=False)}
+
+    def read_map_heads(self, neck: Float[Tensor, "b c h w"]) -> dict[str, Tensor]:
+        """What the heads say of the neck's map at stride 4."""
+        return {head: getattr(self, head)(neck) for head in self.map_heads}
 
     def input_image(self, batch: Batch) -> Float[Tensor, "b 3 h w"]:
         """The three channels that the trunk sees."""
@@ -343,7 +354,7 @@ class MonoDLE(Detector):
         neck = self.neck(trunk)
         features = {f"backbone_{s}": FeatureMap(m, ImageGeometry(s)) for s, m in zip(NECK_STRIDES, trunk, strict=True)}
         features |= {f"neck_{s}": FeatureMap(m, ImageGeometry(s)) for s, m in neck.items()}
-        return Outputs(features, {head: getattr(self, head)(neck[STRIDE]) for head in self.map_heads})
+        return Outputs(features, self.read_map_heads(neck[STRIDE]))
 
     @torch.no_grad()
     def encode(self, batch: Batch) -> MonoDLETargets:
@@ -425,10 +436,14 @@ class MonoDLE(Detector):
         if "Car" in names:
             channel = torch.where(channel < len(names), channel, names.index("Car"))
         size = size_2d[image, slot]
-        radius = gaussian_radius(size[:, 1], size[:, 0]).trunc().clamp(min=0).long()
+        radius = self.peak_radius(size)
         maps = size_2d.new_zeros(shown.shape[0] * len(names), height, width)
         drawn = draw_gaussians(maps, image * len(names) + channel, cell[image, slot], radius)
         return drawn.view(shown.shape[0], len(names), height, width).to(next(self.parameters()).dtype)
+
+    def peak_radius(self, size_2d: Float[Tensor, "n 2"]) -> Int[Tensor, "n"]:
+        """Radius of the peaks (cells) of 2D boxes of these widths and heights (cells)."""
+        return gaussian_radius(size_2d[:, 1], size_2d[:, 0]).trunc().clamp(min=0).long()
 
     def loss(self, outputs: Outputs, batch: Batch, targets: MonoDLETargets | None = None) -> dict[str, Tensor]:
         with torch.autocast(batch.image.device.type, enabled=False):

@@ -73,7 +73,9 @@ class WholeBatchNorm(nn.BatchNorm2d):
                 unbiased = variance * count / (count - 1).clamp(min=1)
                 self.running_var.lerp_(unbiased.to(self.running_var), self.momentum or 0.0)
         out = centred * torch.rsqrt(variance + self.eps)[:, None, None]
-        return (out * self.weight[:, None, None] + self.bias[:, None, None]).to(input.dtype)
+        if self.affine:
+            out = out * self.weight[:, None, None] + self.bias[:, None, None]
+        return out.to(input.dtype)
 
 
 def share_batch_norm(module: nn.Module) -> nn.Module:

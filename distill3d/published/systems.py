@@ -17,6 +17,7 @@ from distill3d.detectors import (
     centerpoint,
     gupnet,
     label_encoder,
+    monocon,
     monodetr,
     monodle,
     pointpillars,
@@ -172,6 +173,12 @@ SYSTEMS: dict[str, System] = {
         {"student": Part("monodetr", "baseline", monodetr.released_form,
                          "28.79 / 20.83 / 17.47, 29.36 / 20.64 / 17.30 and 27.58 / 20.14 / 16.98 (three files)",
                          settings=_decoding_as_released)},
+    ),
+    "monocon": System(
+        "MonoCon", "Xianpeng919/MonoCon",
+        {"student": Part("monocon", "baseline", monocon.released_form,
+                         "26.33 / 19.03 / 16.00; 2gunsu/monocon-pytorch's best 26.03 / 19.02 / 15.92")},
+        state="state_dict",
     ),
     "cmkd": System(
         "CMKD", "Cc-Hy/CMKD",

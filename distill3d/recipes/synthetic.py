@@ -8,7 +8,7 @@ from dataclasses import replace
 from typing import Any
 
 from distill3d.data.augment.lidar import LidarAugmentConfig
-from distill3d.detectors import DetectorConfig, caddn, did_m3d, gupnet, monodetr, monodle, pointpillars, second
+from distill3d.detectors import DetectorConfig, caddn, did_m3d, gupnet, monocon, monodetr, monodle, pointpillars, second
 from distill3d.distill.methods.cmkd import CMKDConfig
 from distill3d.distill.methods.monodistill import MonoDistillConfig
 from distill3d.distill.methods.monoskd import MonoSKDConfig
@@ -25,6 +25,7 @@ TINY: dict[str, DetectorConfig] = {
     "gupnet": gupnet.tiny(classes=CARS),
     "did_m3d": did_m3d.tiny(classes=CARS),
     "monodetr": monodetr.tiny(),
+    "monocon": monocon.tiny(classes=CARS),
 }
 #: A transformer's peak learning rate in these short trainings.
 TRANSFORMER_LR = 5e-4

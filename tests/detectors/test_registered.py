@@ -10,7 +10,17 @@ from distill3d.boxes import Boxes3D, wrap_angle
 from distill3d.camera import Camera, ImageAffine
 from distill3d.data.augment.image import place_objects
 from distill3d.data.sample import ObjectBatch
-from distill3d.detectors import DETECTORS, build_detector, caddn, did_m3d, gupnet, monodetr, pointpillars, second
+from distill3d.detectors import (
+    DETECTORS,
+    build_detector,
+    caddn,
+    did_m3d,
+    gupnet,
+    monocon,
+    monodetr,
+    pointpillars,
+    second,
+)
 from distill3d.detectors.base import Outputs
 from distill3d.detectors.monodle import HEADING_BINS, HEADS, STRIDE, MonoDLE, MonoDLETargets, tiny
 
@@ -20,6 +30,7 @@ SMALL = {
     "monodle": [tiny(), *(tiny(input="depth", depth_encoding=e) for e in ENCODINGS)],
     "gupnet": [gupnet.tiny(), gupnet.tiny(input="depth")],
     "did_m3d": [did_m3d.tiny(), did_m3d.tiny(input="depth")],
+    "monocon": [monocon.tiny(), monocon.tiny(input="depth")],
     "monodetr": [monodetr.tiny(), monodetr.tiny(input="depth", depth_encoding="log")],
     "second": [second.tiny()],
     "pointpillars": [pointpillars.tiny(), pointpillars.tiny(norm_slots="filled")],

@@ -109,7 +109,8 @@ HEAT_MAP_REACH = {
 #: Where deformable attention looks does not depend on positions before training: its weights start at 0.
 MONODETR_NECK = {"backbone", "encoder", "project"}
 REACH = {
-    **{(base, *key): parts for base in ("monodle", "gupnet", "did_m3d") for key, parts in HEAT_MAP_REACH.items()},
+    **{(base, *key): parts for base in ("monodle", "gupnet", "did_m3d", "monocon")
+       for key, parts in HEAT_MAP_REACH.items()},
     **{("monodetr", *key): MONODETR_NECK if parts is WITH_NECK else parts for key, parts in HEAT_MAP_REACH.items()},
     **{("monodle", method, "response"): {"backbone", "neck", "offset_2d", "size_2d", "offset_3d", "size_3d", "depth",
                                          "heading"} for method in METHODS},
@@ -117,6 +118,8 @@ REACH = {
                                         "heading"} for method in METHODS},
     **{("did_m3d", method, "response"): {"backbone", "neck", "offset_2d", "size_2d", "offset_3d", "size_3d",
                                          "vis_depth", "att_depth", "heading"} for method in METHODS},
+    **{("monocon", method, "response"): {"backbone", "neck", "offset_2d", "size_2d", "keypoints", "size_3d", "depth",
+                                         "direction", "heading_bin", "heading_residual"} for method in METHODS},
 }  # fmt: skip
 
 
@@ -203,6 +206,11 @@ MONODETRS = AugmentConfig(
     zoom_deviation=0.05, zoom_range=(0.95, 1.05), shift=0.05, photometric=False, style="intended",
     distortion=DistortionConfig(0.5, 32.0, (0.5, 1.5), (0.5, 1.5), 18.0),
 )  # fmt: skip
+#: MonoCon's pictures are moved by whole pixels.
+MONOCONS = AugmentConfig(
+    photometric=False, style="intended", distortion=DistortionConfig(0.5, 32.0, (0.5, 1.5), (0.5, 1.5), 18.0), move=32
+)
+OWN = {"monodetr": MONODETRS, "monocon": MONOCONS}
 SHIFTED = AugmentConfig(shift=0.1, photometric=True)
 WAYS = {"monodistill": AugmentConfig(shift=0.0), "monoskd": SHIFTED, "monostl": AugmentConfig(shift=0.0)}
 
@@ -210,9 +218,9 @@ WAYS = {"monodistill": AugmentConfig(shift=0.0), "monoskd": SHIFTED, "monostl": 
 @pytest.mark.parametrize("base", sorted(BASES))
 @pytest.mark.parametrize("method", sorted(METHODS))
 def test_all_stages_are_augmented_alike(method: str, base: str) -> None:
-    """Teacher, baseline and student see the same pictures: as the method's code makes them, or as MonoDETR's own."""
-    own = MONODETRS if base == "monodetr" else AugmentConfig(photometric=False)
-    expected = own if base == "monodetr" else WAYS[method]
+    """Teacher, baseline and student see the same pictures: as the method's code makes them, or as the base's own."""
+    own = OWN.get(base, AugmentConfig(photometric=False))
+    expected = OWN.get(base, WAYS[method])
     if (method, base) == ("monodistill", "did_m3d"):
         expected = SHIFTED  # its published number is from MonoSKD's code
     assert get_recipe(base).stages[0].augment == own
@@ -227,6 +235,7 @@ def test_all_stages_are_augmented_alike(method: str, base: str) -> None:
         ("monoskd_did_m3d", (160, 16, 1e-3), (150, 16, 1e-3)),
         ("monostl_monodle", (140, 24, 1.25e-3), (200, 12, 1.25e-3)),
         ("monostl_monodetr", (195, 16, 2e-4), (195, 16, 2e-4)),
+        ("monostl_monocon", (200, 8, 2.25e-3), (200, 8, 2.25e-3)),
     ],
 )
 def test_schedules_are_the_papers(name: str, alone: tuple, student: tuple) -> None:

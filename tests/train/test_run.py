@@ -316,7 +316,8 @@ def test_two_processes_give_the_gradients_of_one(streets: Path, tmp_path: Path) 
     for world in (1, 2):
         out = tmp_path / f"{world}.pt"
         launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(world)] if world > 1 else []
-        command = [sys.executable, *launcher, str(script), str(streets), str(out), str(world), "monodle", "gupnet"]
+        bases = ("monodle", "gupnet", "monocon")
+        command = [sys.executable, *launcher, str(script), str(streets), str(out), str(world), *bases]
         done = subprocess.run(command, env=environment, check=False, capture_output=True, text=True)
         assert done.returncode == 0, done.stderr
         gradients.append(torch.load(out, weights_only=True))

@@ -78,6 +78,8 @@ class AugmentConfig:
     photometric: bool = True  # colour jitter and lighting noise, on the canvas
     style: Style = "released"
     distortion: DistortionConfig | None = added(None)  # of the picture as its file has it; independent of the jitter
+    #: In place of a crop, images in the canvas's corner are moved by this many px at most, across and down.
+    move: Annotated[int, Between(0, 1000)] = added(0)
 
 
 def frame_generator(seed: int, epoch: int, index: int) -> torch.Generator:
@@ -104,18 +106,28 @@ def draw_affine(
 ) -> ImageAffine:
     """A random flip and crop window for an image of ``source_size`` (width, height) px (monodle, kitti_dataset.py).
 
-    Images that are placed in the ``corner`` are not cropped.
+    Images that are placed in the ``corner`` are not cropped, but with ``move`` moved as often, by whole px, all of them
+    as likely.
 
     The same numbers are drawn whether used or not, so changing one probability leaves the other draws alone.
     """
     flip, crop = torch.rand(2, generator=generator, dtype=torch.float64).tolist()
     zoom, *shift = torch.randn(3, generator=generator, dtype=torch.float64).tolist()
     if crop >= config.crop or placement == "corner":
-        return place(source_size, canvas_size, placement, flip < config.flip)
+        placed = place(source_size, canvas_size, placement, flip < config.flip)
+        return _moved(placed, config.move, shift) if crop < config.crop and placement == "corner" else placed
     low, high = config.zoom_range
     zoom = min(max(1 + config.zoom_deviation * zoom, low), high)
     across, down = (config.shift * min(max(s, -SHIFT_LIMIT), SHIFT_LIMIT) for s in shift)
     return ImageAffine.crop(source_size, canvas_size, zoom, (across, down), flip < config.flip)
+
+
+def _moved(affine: ImageAffine, most: int, normal: list[float]) -> ImageAffine:
+    """The affine with whole px added, from two normal draws: evenly from -``most`` to ``most``."""
+    shares = [(1 + math.erf(value / math.sqrt(2))) / 2 for value in normal]
+    moved = affine.matrix.clone()
+    moved[:, 2] += torch.tensor([min(int((2 * most + 1) * share), 2 * most) - most for share in shares])
+    return replace(affine, matrix=moved)
 
 
 def jitter(

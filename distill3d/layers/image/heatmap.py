@@ -5,6 +5,8 @@ Source: xingyizhou/CenterNet (arXiv:1904.07850) as used by xinzhuma/monodle lib/
 
 from __future__ import annotations
 
+from typing import Literal
+
 import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
@@ -17,12 +19,14 @@ PROBABILITY_MARGIN = 1e-4
 
 
 def gaussian_radius(
-    height: Float[Tensor, "*n"], width: Float[Tensor, "*n"], overlap: float = 0.7
-) -> Float[Tensor, "*n"]:
+    height: Float[Tensor, "*n"], width: Float[Tensor, "*n"], overlap: float = 0.7,
+    form: Literal["cornernet", "exact"] = "cornernet",
+) -> Float[Tensor, "*n"]:  # fmt: skip
     """Radius (cells, not truncated) within which a shifted box keeps ``overlap`` IoU with the true one.
 
     Minimum of three quadratics' roots, each as CornerNet's code writes it: (b + sqrt(b^2 - 4ac)) / 2, without dividing
-    by a.  The field's targets depend on that form.
+    by a.  The field's targets depend on that form.  ``exact``: the smaller root of the first two and the larger one of
+    the third, divided by 2a, which do what is said above (mmdet3d's, of which MonoCon has them).
     """
     total, area = height + width, height * width
     cases = (
@@ -30,7 +34,11 @@ def gaussian_radius(
         (4.0, 2 * total, area * (1 - overlap)),
         (4.0 * overlap, -2 * overlap * total, area * (overlap - 1)),
     )
-    roots = [(b + torch.sqrt(b * b - 4 * a * c)) / 2 for a, b, c in cases]
+    if form == "exact":
+        signs = (-1, -1, 1)
+        roots = [(b + s * torch.sqrt(b * b - 4 * a * c)) / (2 * a) for (a, b, c), s in zip(cases, signs, strict=True)]
+    else:
+        roots = [(b + torch.sqrt(b * b - 4 * a * c)) / 2 for a, b, c in cases]
     return torch.stack(roots).amin(0)
 
 

@@ -2,6 +2,7 @@
 
 import colorsys
 import math
+from collections import Counter
 from dataclasses import replace
 from typing import Any
 
@@ -383,3 +384,17 @@ def test_released_values_come_in_again_at_the_other_end() -> None:
 def test_answers_to_recoloured_pictures_are_not_kept(augment: AugmentConfig, kept: bool) -> None:
     assert is_repeatable(augment, "rgb") is kept
     assert is_repeatable(augment, "depth")
+
+
+def test_pictures_in_the_corner_are_moved_by_whole_pixels() -> None:
+    """As often as others are cropped, evenly up to ``move`` px either way; without it they stay."""
+    generator = torch.Generator().manual_seed(0)
+    config = AugmentConfig(flip=0.5, crop=0.5, move=3)
+    moves = [draw_affine((40, 20), (48, 24), config, generator, "corner").matrix[:, 2].tolist() for _ in range(4000)]
+    still = sum(move == [0, 0] for move in moves) / len(moves)
+    assert 0.5 < still < 0.56  # half, and one in 49 of the others
+    for axis in (0, 1):
+        counts = Counter(move[axis] for move in moves if move != [0, 0])
+        assert set(counts) == {-3, -2, -1, 0, 1, 2, 3} and max(counts.values()) < 1.5 * min(counts.values())
+    plain = draw_affine((40, 20), (48, 24), replace(config, move=0), generator, "corner")
+    assert torch.equal(plain.matrix, torch.eye(2, 3, dtype=torch.float64))
