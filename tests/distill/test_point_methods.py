@@ -26,9 +26,9 @@ from distill3d.distill.box_points import (
     labelled_footprints,
     on_map,
     positions,
-    read_at,
 )
 from distill3d.distill.context import Context, detached
+from distill3d.distill.map_reading import read_at
 from distill3d.distill.methods import build_terms
 from distill3d.distill.methods.tig_bev import (
     TiGBEVConfig,

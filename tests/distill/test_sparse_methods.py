@@ -17,8 +17,9 @@ from distill3d.data.surround import SurroundBatch
 from distill3d.detectors.base import BevGeometry, Detector, FeatureMap, Outputs
 from distill3d.detectors.bevdepth import BEVDepth
 from distill3d.detectors.centerpoint import CenterPoint
-from distill3d.distill.centre_points import class_order, of_peaks, of_queries, sample_at
+from distill3d.distill.centre_points import class_order, of_peaks, of_queries
 from distill3d.distill.context import Context, detached
+from distill3d.distill.map_reading import cells_of, read_at
 from distill3d.distill.methods import build_terms, method_name
 from distill3d.distill.methods.bevdistill import (
     BEVDistillConfig,
@@ -168,6 +169,11 @@ METHODS: dict[str, tuple[StyledConfig, str, set[str]]] = {
 def teacher() -> Detector:
     torch.manual_seed(1)
     return FusingTeacher().eval().requires_grad_(False)
+
+
+def sample_at(maps: Tensor, place: Tensor) -> Tensor:
+    """At places from 0 to 1."""
+    return read_at(maps, cells_of(place, maps))
 
 
 def said(method: str, batch: SurroundBatch, teacher: Detector) -> tuple[Context, list[Term]]:

@@ -15,7 +15,8 @@ from torch import Tensor
 
 from distill3d.camera import DepthBins
 from distill3d.detectors.base import BevGeometry
-from distill3d.distill.box_points import Footprints, Rows, box_points, grid_shares, positions
+from distill3d.distill.box_points import Footprints, box_points, grid_shares, positions
+from distill3d.distill.map_reading import Rows
 from distill3d.distill.methods.tig_bev import (
     ChannelTerm,
     TiGBEVConfig,

@@ -39,9 +39,10 @@ from torch import Tensor, nn
 from distill3d.boxes import NUSCENES_CLASSES
 from distill3d.detectors.base import BevGeometry, FeatureMap
 from distill3d.distill.adapters import in_dtype_of
-from distill3d.distill.centre_points import class_order, detections, places_on, sample_at
+from distill3d.distill.centre_points import class_order, detections, places_on
 from distill3d.distill.context import Context, refuse_absent_taps, tapped
 from distill3d.distill.distances import Empty, weighted_mean
+from distill3d.distill.map_reading import cells_of, read_at
 from distill3d.distill.masks import ground_geometry
 from distill3d.distill.precision import full_precision
 from distill3d.distill.relations import resized
@@ -271,7 +272,7 @@ def point_loss(
     student: Float[Tensor, "b c y x"], teacher: Float[Tensor, "b c y x"], place: Float[Tensor, "b n 2"]
 ) -> Float[Tensor, ""]:
     """(S - T)^2 at places (0..1 over the map), mean over samples, places and channels."""
-    return F.mse_loss(sample_at(student, place), sample_at(teacher, place))
+    return F.mse_loss(*(read_at(maps, cells_of(place, maps)) for maps in (student, teacher)))
 
 
 # ------------------------------------------------------------------------------------------------------------ the boxes
@@ -417,7 +418,8 @@ class ContrastiveTerm(Term):
         rows, layers = [], found.code.shape[1]
         for m, project in ((student, self.student), (teacher, self.teacher)):
             place = places_on(found.code[..., :2].detach(), ground_geometry(m)).flatten(1, 2)
-            read = sample_at(m.tensor if m is student else m.tensor.detach(), place).flatten(0, 1)
+            maps = m.tensor if m is student else m.tensor.detach()
+            read = read_at(maps, cells_of(place, maps)).flatten(0, 1)
             if len(read) < LEAST_ROWS:
                 return read.sum().float() * 0
             rows.append(project(read))
