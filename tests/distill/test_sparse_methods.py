@@ -520,6 +520,15 @@ def test_what_bevdistill_refuses(teacher: Detector) -> None:
     assert found["contrastive"](bare).isfinite() and found["instance"](bare).isfinite()
 
 
+def test_the_shared_convolution_runs_once_a_step(teacher: Detector) -> None:
+    context, terms = said("bevdistill", scene(3, 2), teacher)
+    (norm,) = {m for t in terms if t.name == "dense" for m in t.modules() if isinstance(m, torch.nn.BatchNorm2d)}
+    for steps in (1, 2):
+        again = replace(context)
+        assert all(term(again).isfinite() for term in terms)
+        assert int(norm.num_batches_tracked) == steps  # pyright: ignore[reportArgumentType]
+
+
 def test_one_place_is_too_few_for_a_contrast(teacher: Detector) -> None:
     context, terms = said("bevdistill", scene(2), teacher)
     only = {name: value[:, :1, :1] for name, value in context.student.predictions.items()}
