@@ -4,7 +4,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
 from distill3d.camera import DepthBins
+from distill3d.data.collate import batches
 from distill3d.data.nuscenes.dataset import SweepConfig
 from distill3d.detectors import DetectorConfig
 from distill3d.detectors.bevdepth import BEVDepthConfig
@@ -20,7 +24,9 @@ from distill3d.layers.points.voxels import VoxelGrid
 from distill3d.recipes import get_recipe
 from distill3d.synth.nuscenes_writer import write_nuscenes
 from distill3d.synth.settings import SurroundStreetConfig
+from distill3d.train.checkpoint import load_detector
 from distill3d.train.recipe import Recipe
+from distill3d.train.sources import source_of
 
 CANVAS = (64, 32)
 KEY_FRAMES = 4
@@ -96,3 +102,13 @@ def small_surround_preset(name: str, root: Path) -> Recipe:
     )  # fmt: skip
     dataset = replace(recipe.dataset, root=root, canvas=CANVAS, sweeps=SweepConfig(past=1, future=0, scans=2))
     return replace(recipe, stages=stages, dataset=dataset, precision="fp32")
+
+
+def work_of(recipe: Recipe, folder: Path, name: str) -> int:
+    """Operations of a trained stage's network for one frame of the evaluation."""
+    detector = load_detector(folder / name)[0].requires_grad_(False)  # the counter asks where gradients come from
+    data = source_of(recipe).evaluation(recipe.stage(name), recipe.dataset.eval_split)
+    (batch,) = batches(data, [0], 1, None, 0)
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        detector(batch)
+    return counter.get_total_flops()

@@ -3,6 +3,8 @@
 import json
 import math
 import os
+import re
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -122,9 +124,16 @@ def _uniform(count: int, tensor: int, seed: int) -> np.ndarray:
     return h.astype(np.float64) / 2**32
 
 
+def by_number(names: Iterable[str]) -> list[str]:
+    """Names in the order of the numbers in them: ``boxes10`` comes after ``boxes2``."""
+    return sorted(
+        names, key=lambda name: [int(part) if part.isdecimal() else part for part in re.split(r"(\d+)", name)]
+    )
+
+
 def recorded_objects(g: dict[str, Tensor]) -> SurroundObjectBatch:
     """``in.boxes0``, ``in.labels0``, ... as a batch."""
-    samples = sorted(name.removeprefix("in.boxes") for name in g if name.startswith("in.boxes"))
+    samples = by_number(name.removeprefix("in.boxes") for name in g if name.startswith("in.boxes"))
     boxes = pad_sequence([g[f"in.boxes{i}"] for i in samples], batch_first=True)
     label = pad_sequence([g[f"in.labels{i}"] for i in samples], batch_first=True, padding_value=IGNORE)
     counted = torch.zeros_like(label)

@@ -20,7 +20,7 @@ Beside detectors/bevdepth.py, which is the official BEVDepth: no stem on the gro
 levels, another depth network, and earlier maps that are moved instead of lifted to today's ground.
 
 As everywhere here the ground is the vehicle's frame, where the released code has the LiDAR's.  Its head suppresses
-boxes by the overlap of turned boxes scaled by class; here ``head.nms`` says how.
+boxes by the overlap of turned boxes scaled by class: ``head.nms`` "scaled", which the recipes set.
 """
 
 from __future__ import annotations

@@ -11,13 +11,12 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from distill3d.detectors.base import BevGeometry
 from distill3d.distill.context import Context
 from distill3d.distill.ground_regions import labelled_objects
-from distill3d.layers.ground.lift import read_cells, surrounding_cells
 
 #: Nine points of a box as shares of its length and width: the corners one after the other, the centre, and the middles
 #: of the edges between corners 0 and 1, 1 and 2, 2 and 3, 0 and 3 (UniDistill, FeatureDistillLoss).
@@ -36,8 +35,6 @@ EmptySample = Literal["skipped", "phantom"]
 Reading = Literal["centred", "exchanged", "stretched"]
 #: ``cosine``: inner products of unit vectors.  ``rows``: inner products, each row of the matrix then made unit.
 GramForm = Literal["cosine", "rows"]
-#: Sample and row of each of N boxes, as ``nonzero`` of a mask gives them.
-Rows = tuple[Int[Tensor, "k"], Int[Tensor, "k"]]
 
 
 @dataclass(frozen=True)
@@ -122,18 +119,6 @@ def positions(
     if clamp:
         column, row = column.clamp(0, across), row.clamp(0, along)
     return torch.stack((column, row), dim=-1) - 0.5
-
-
-def read_at(
-    maps: Float[Tensor, "b c y x"], at: Float[Tensor, "b m p 2"], rows: Rows | None = None
-) -> Float[Tensor, "*n p c"]:
-    """Maps read bilinearly at (column, row), 0 outside: (B, M, P, C), or (N, P, C) of the boxes ``rows`` alone."""
-    index, weight = surrounding_cells(at.flatten(1, 2), maps.shape[2], maps.shape[3])
-    index, weight = (v.unflatten(0, at.shape[:3]) for v in (index, weight.to(maps)))
-    if rows is not None:
-        index, weight = index[rows], weight[rows]
-    read = read_cells(maps, index.flatten(0, -2), weight.flatten(0, -2))
-    return read.unflatten(0, index.shape[:-1])
 
 
 def gram(rows: Float[Tensor, "*n p c"], form: GramForm = "cosine", added: float = 0.0) -> Float[Tensor, "*n p p"]:

@@ -1,4 +1,4 @@
-"""Where detectors see objects around the vehicle, and what maps of the ground hold at these places.
+"""Where detectors see objects around the vehicle, and where these places lie on maps of the ground.
 
 Detections are as many in every sample: the queries of each decoder layer of a DETR-like detector, or the best peaks of
 a centre head, which has one layer.  A peak is a cell whose best class is at least as probable as those of the eight
@@ -11,7 +11,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from torch import Tensor
 
@@ -26,8 +25,6 @@ QUERY_LOGITS, QUERY_CODES = "logits", "codes"
 #: Where the numbers of ``Detections.code`` stand in such a box code (BEVFormer's): x, y, log width, log length, z, log
 #: height, sine and cosine of the yaw, velocity.
 IN_QUERY_CODE = (0, 1, 4, 3, 2, 5, 6, 7, 8, 9)
-#: Places further outside than this (in sides of the map) are as far outside as this: they still fit an integer.
-FAR_OUTSIDE = 1.0
 
 
 @dataclass(frozen=True)
@@ -111,24 +108,13 @@ def object_places(batch: SurroundBatch) -> Places:
     return Places(batch.objects.centre[:, None], batch.objects.present)
 
 
-# ------------------------------------------------------------------------------------------------------ reading of maps
+# ------------------------------------------------------------------------------------------------------ places on maps
 
 
 def places_on(centre: Float[Tensor, "*s d"], geometry: BevGeometry) -> Float[Tensor, "*s 2"]:
     """Where points (m) lie on a map whose rows run along y: (x, y), each from 0 to 1 over the map."""
     low, high = centre.new_tensor(geometry.extent).view(2, 2)
     return (centre[..., :2] - low) / (high - low)
-
-
-def sample_at(maps: Float[Tensor, "b c *cells"], place: Float[Tensor, "b n d"]) -> Float[Tensor, "b n c"]:
-    """What maps (B, C, Y, X) hold at places (x, y), or volumes (B, C, Z, Y, X) at places (x, y, z), each from 0 to 1
-    over the map: linear between the cells' centres, 0 outside; in float32 or better.  No gradient to the places."""
-    dtype = torch.promote_types(maps.dtype, torch.float32)
-    grid = 2 * place.detach().to(dtype).clamp(-FAR_OUTSIDE, 1 + FAR_OUTSIDE) - 1
-    grid = grid.view(*grid.shape[:2], *(1,) * (grid.shape[-1] - 1), grid.shape[-1])  # (b, n, 1, 2) or (b, n, 1, 1, 3)
-    with torch.autocast(maps.device.type, enabled=False):
-        found = F.grid_sample(maps.to(dtype), grid, align_corners=False)
-    return found.flatten(2).transpose(1, 2)
 
 
 def class_order(classes: tuple[str, ...], given: tuple[str, ...], who: str) -> list[int]:

@@ -46,7 +46,7 @@ def centre_predictions(
     ``instead``: what a user without centre heads is advised to do.
 
     Raises:
-        UserError: one of them has no centre head, or their maps differ in shape.
+        UserError: one of them has no centre head, or their heads differ in tasks or their maps in shape.
         ValueError: the student's ``tap`` and the teacher's ``teacher_tap`` lie on different grids.
     """
     source = context.named(teacher)
@@ -54,6 +54,13 @@ def centre_predictions(
     head = getattr(getattr(context.student_detector, "config", None), "head", None)
     if not isinstance(head, CentreHeadConfig):
         raise UserError(f"to compare centre heads the student needs one: {instead}")
+    of_teacher = getattr(getattr(context.detector_named(teacher), "config", None), "head", None)
+    if isinstance(of_teacher, CentreHeadConfig) and of_teacher.tasks != head.tasks:
+        tasks = (" | ".join(map(", ".join, tasks)) for tasks in (head.tasks, of_teacher.tasks))
+        raise UserError(
+            "the tasks of the centre head are {} in the student and {} in the teacher: give both the same, in one "
+            "order".format(*tasks)
+        )
     sides = (context.student.predictions, source.predictions)
     for name in CENTRE_MAPS:
         found = [tuple(side[name].shape) if name in side else None for side in sides]

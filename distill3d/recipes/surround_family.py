@@ -173,7 +173,7 @@ FROM_CAMERA = UniDistillConfig(
 
 def distillbev() -> Recipe:
     """DistillBEV on BEVDepth4D: CenterPoint on pillars, baseline and student, whose head begins as the teacher's."""
-    student = bevdet.bevdepth4d(trunk=TRUNK, bev_neck_norm=True)
+    student = _scaled(bevdet.bevdepth4d(trunk=TRUNK, bev_neck_norm=True))
     teacher = _teacher(centerpoint.with_pillars())
     baseline = StageConfig("baseline", "baseline", student, BEVDET, **IMAGES, class_balanced=True)
     taught = replace(_taught(baseline, DistillBEVConfig()), inherit=("teacher",), inherit_parts=("head",))
@@ -182,7 +182,7 @@ def distillbev() -> Recipe:
 
 def bevdet_alone() -> Recipe:
     """BEVDet with one frame and no depth supervision, on nuScenes."""
-    baseline = StageConfig("baseline", "baseline", bevdet.BEVDetConfig(trunk=TRUNK), BEVDET, **IMAGES,
+    baseline = StageConfig("baseline", "baseline", _scaled(bevdet.BEVDetConfig(trunk=TRUNK)), BEVDET, **IMAGES,
                            class_balanced=True)  # fmt: skip
     return Recipe("bevdet", (baseline,), SurroundDatasetConfig(), note=PUBLISHED_BEVDET)
 
@@ -229,7 +229,7 @@ def _on_bevformer(name: str, method: MethodConfig, note: str) -> Recipe:
 
 def tig_bev() -> Recipe:
     """TiG-BEV on BEVDepth4D: CenterPoint on voxels, baseline and student, on nuScenes."""
-    baseline = StageConfig("baseline", "baseline", bevdet.bevdepth4d(trunk=TRUNK), TIG_BEV, **IMAGES)
+    baseline = StageConfig("baseline", "baseline", _scaled(bevdet.bevdepth4d(trunk=TRUNK)), TIG_BEV, **IMAGES)
     taught = _taught(baseline, TiGBEVConfig(channel_weight=20.0))
     return Recipe("tig_bev", (_teacher(), baseline, taught), BEVDEPTH_DATA, note=PUBLISHED_TIG_BEV)
 
@@ -306,6 +306,11 @@ def vcd() -> Recipe:
     expert = StageConfig("teacher", "teacher", replace(BEVDEPTH, input="rgb+gt_depth", frames=1), AVERAGED, **IMAGES)
     baseline = StageConfig("baseline", "baseline", BEVDEPTH, AVERAGED, **IMAGES)
     return Recipe("vcd", (expert, baseline, _taught(baseline, VCDConfig())), BEVDEPTH_DATA, note=PUBLISHED_VCD)
+
+
+def _scaled(detector: bevdet.BEVDetConfig) -> bevdet.BEVDetConfig:
+    """With BEVDet's own suppression of boxes, scale-NMS."""
+    return replace(detector, head=replace(detector.head, nms="scaled"))
 
 
 def _on_bevdepth(name: str, method: MethodConfig, note: str, teacher: StageConfig | None = None) -> Recipe:

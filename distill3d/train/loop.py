@@ -102,6 +102,11 @@ class TrainingStep(nn.Module):
         # In a tuple, which hides them from parameters() and state_dict().
         self._teachers = tuple((teachers or {}).items())
 
+    @property
+    def teachers(self) -> dict[str, Detector]:
+        """By the names of their stages."""
+        return dict(self._teachers)
+
     def forward(self, batch: Batch | SurroundBatch, targets: Any, answers: dict[str, Outputs]) -> dict[str, Tensor]:
         """
         Raises:
@@ -109,9 +114,7 @@ class TrainingStep(nn.Module):
         """
         outputs = self.student.forward_at(batch, targets)
         losses = supervised_losses(self.student, outputs, batch, targets)
-        context = Context(
-            outputs, answers, batch, targets, self.student, dict(self._teachers), dict(losses), self.progress
-        )
+        context = Context(outputs, answers, batch, targets, self.student, self.teachers, dict(losses), self.progress)
         for term in self.terms:
             assert isinstance(term, Term)
             if term.name in losses:

@@ -13,7 +13,7 @@ import os
 import sys
 import zipfile
 from collections.abc import Iterator, Sequence
-from dataclasses import fields
+from dataclasses import fields, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -40,7 +40,6 @@ from distill3d.detectors.monodetr import MonoDETRConfig
 from distill3d.detectors.monodle import MonoDLEConfig
 from distill3d.distill.context import detached
 from distill3d.distill.methods import build_terms
-from distill3d.distill.term import Term
 from distill3d.errors import UserError
 from distill3d.evaluate.kitti import Annotations, rules_of
 from distill3d.evaluate.nuscenes import ground_truth
@@ -65,6 +64,10 @@ RANKS = ("RANK", "LOCAL_RANK", "SLURM_PROCID")
 GREATEST_CUT = 0.2
 #: Processes on the CPU for each of its cores.
 PER_CORE = 4
+#: What terms raise where teachers do not fit the student.
+REFUSALS = (
+    UserError, ArithmeticError, AssertionError, AttributeError, LookupError, RuntimeError, TypeError, ValueError,
+)  # fmt: skip
 
 
 def check_recipe(recipe: Recipe, stages: Sequence[StageConfig], options: RunOptions) -> None:
@@ -98,8 +101,11 @@ def check_recipe(recipe: Recipe, stages: Sequence[StageConfig], options: RunOpti
         looked.training(data)
         for split in _evaluated(recipe):
             looked.evaluation(source.evaluation(stage, split), split)
-    _check_networks(recipe, stages)
+    taught = _check_networks(recipe, stages)
     looked.refuse_problems(recipe)
+    with torch.random.fork_rng(devices=[]):
+        for stage in taught:
+            _try_one_frame(recipe, stage)
     for stage in stages:
         _tell_counts(recipe, stage, source, told)
     _warn_of_cuts(recipe, looked)
@@ -131,25 +137,33 @@ def _check_devices(options: RunOptions) -> None:
         )
 
 
-def _check_networks(recipe: Recipe, stages: Sequence[StageConfig]) -> None:
-    """Builds what stages train, without weights from elsewhere; leaves the global random numbers alone."""
+def _check_networks(recipe: Recipe, stages: Sequence[StageConfig]) -> list[StageConfig]:
+    """Builds what stages train, without weights from elsewhere; leaves the global random numbers alone.  Returns the
+    stages that teachers teach."""
     with torch.random.fork_rng(devices=[]):
         for stage in stages:
             _refuse_without_weights(stage)
-            student = _untrained(stage)
             _refuse_other_classes(recipe, stage)
-            teachers = [_untrained(recipe.stage(name)) for name in stage.teachers[:1]]
-            terms: list[Term] = []
-            if stage.method is not None:
-                taught_by = teachers[0].tap_channels if teachers else {}
-                try:
-                    terms = build_terms(stage.method, student.tap_channels, taught_by)
-                except ValueError as error:
-                    raise UserError(f"the method of stage {stage.name!r} does not fit its detectors: {error}") from None
-            build_optimiser(TrainingStep(student, terms), stage.schedule)
-            taken = [name for name in stage.teachers if recipe.stage(name).taken_from is not None]
-            if taken:
-                _try_one_frame(recipe, stage, student, terms, taken)
+            build_optimiser(_untrained_step(recipe, stage), stage.schedule)
+    return [stage for stage in stages if stage.method is not None and stage.teachers]
+
+
+def _untrained_step(recipe: Recipe, stage: StageConfig) -> TrainingStep:
+    """The student of a stage, the terms of its method and its teachers.
+
+    Raises:
+        UserError: settings do not fit together, or taps are missing.
+    """
+    student = _untrained(stage)
+    if stage.method is None:
+        return TrainingStep(student, [])
+    teachers = {name: _untrained(recipe.stage(name)).eval() for name in stage.teachers}
+    taught_by = teachers[stage.teachers[0]].tap_channels if teachers else {}
+    try:
+        terms = build_terms(stage.method, student.tap_channels, taught_by)
+    except ValueError as error:
+        raise UserError(f"the method of stage {stage.name!r} does not fit its detectors: {error}") from None
+    return TrainingStep(student, terms, teachers)
 
 
 def _refuse_without_weights(stage: StageConfig) -> None:
@@ -178,25 +192,26 @@ def _refuse_other_classes(recipe: Recipe, stage: StageConfig) -> None:
         )
 
 
-def _try_one_frame(recipe: Recipe, stage: StageConfig, student: Detector, terms: list[Term], taken: list[str]) -> None:
-    """A step's losses on one frame, for teachers from elsewhere may be any detectors.
+def _try_one_frame(recipe: Recipe, stage: StageConfig) -> None:
+    """A step's losses on one frame, of networks without weights: what a method compares may lie on other cells, or be
+    of other classes, which only maps and predictions tell.  Teachers would be trained for hours before.
 
     Raises:
-        UserError: the method cannot learn from them.
+        UserError: the method cannot learn from its teachers.
     """
-    (batch,) = batches(source_of(recipe).training(stage), [0], 1, None, 0)
-    detectors = {name: _untrained(recipe.stage(name)).eval() for name in stage.teachers}
-    losses = TrainingStep(student, terms, detectors)
+    plain = replace(stage, lidar_augment=None)  # objects to add to scans are gathered from all frames
+    (batch,) = batches(source_of(recipe).frames(plain), [0], 1, None, 0)
+    step = _untrained_step(recipe, stage)
     try:
         with torch.no_grad():
-            targets = student.encode(batch)
-            losses(batch, targets, {name: detached(d.forward_at(batch, targets)) for name, d in detectors.items()})
-    except (ArithmeticError, AssertionError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
-        named = ", ".join(f"{name} ({detector_name(recipe.stage(name).detector)})" for name in taken)
-        raise UserError(
-            f"stage {stage.name!r} cannot learn from what stands in place of its teachers {named}: "
-            f"{type(error).__name__}: {error}"
-        ) from error
+            targets = step.student.encode(batch)
+            step(batch, targets, {name: detached(d.forward_at(batch, targets)) for name, d in step.teachers.items()})
+    except REFUSALS as error:
+        taken = [name for name in stage.teachers if recipe.stage(name).taken_from is not None]
+        named = ", ".join(f"{n} ({detector_name(recipe.stage(n).detector)})" for n in taken or stage.teachers)
+        who = "what stands in place of its teachers" if taken else "its teachers"
+        said = error if type(error) in (UserError, ValueError) else f"{type(error).__name__}: {error}"
+        raise UserError(f"stage {stage.name!r} cannot learn from {who} {named}: {said}") from error
 
 
 def _untrained(stage: StageConfig) -> Detector:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from golden import constants, golden_file
+from golden import by_number, constants, golden_file
 from test_gupnet_golden import group
 from test_monodle_golden import close, load
 from torch import Tensor, nn
@@ -164,7 +164,7 @@ def test_ego_motion(path: Path) -> None:
     settled = near[0] == near[1]  # others lie between two cells
     assert torch.equal(rotated[settled], g["out.previous_rotated"][settled]) and settled.float().mean() > 0.9
 
-    channels, features = maps.shape[1], [g[name] for name in sorted(g) if name.startswith("in.feature")]
+    channels, features = maps.shape[1], [g[name] for name in by_number(g) if name.startswith("in.feature")]
     encoder = GroundEncoder(
         BEVFormerConfig(
             strides=STRIDES[-len(features) :], channels=channels, attention_heads=1, encoder_layers=1,
@@ -183,7 +183,7 @@ def test_ego_motion(path: Path) -> None:
 
 def recorded_targets(g: dict[str, Tensor], extent: tuple[float, ...], classes: int) -> BEVFormerTargets:
     """``in.boxes0``, ``in.labels0``, ... in our convention."""
-    names = sorted(name.removeprefix("in.boxes") for name in g if name.startswith("in.boxes"))
+    names = by_number(name.removeprefix("in.boxes") for name in g if name.startswith("in.boxes"))
     boxes = pad_sequence([g[f"in.boxes{i}"] for i in names], batch_first=True)
     label = pad_sequence([g[f"in.labels{i}"] for i in names], batch_first=True, padding_value=IGNORE)
     bottom, (width, length, height) = boxes[..., :3], boxes[..., 3:6].split(1, dim=-1)

@@ -14,7 +14,8 @@ from torchvision.ops import sigmoid_focal_loss
 from distill3d.boxes import NUSCENES_CLASSES
 from distill3d.data.surround import SurroundObjectBatch
 from distill3d.detectors.base import BevGeometry
-from distill3d.distill.centre_points import IN_QUERY_CODE, sample_at
+from distill3d.distill.centre_points import IN_QUERY_CODE
+from distill3d.distill.map_reading import cells_of, read_at
 from distill3d.distill.methods.bevdistill import (
     AuxiliaryHead,
     BEVDistillConfig,
@@ -164,7 +165,7 @@ def contrastive(
 ) -> Tensor:
     """Of maps (B, C, Y, X); the recorded places reach from -1 to 1."""
     place = (g["in.points"].transpose(0, 1) + 1) / 2
-    rows = [built[who](sample_at(maps[who], place.flatten(1, 2)).flatten(0, 1)) for who in ("student", "teacher")]
+    rows = [built[who](read_at(maps[who], cells_of(place, maps[who])).flatten(0, 2)) for who in ("student", "teacher")]
     config = BEVDistillConfig.styled("released", temperature=temperature)
     return contrastive_loss(rows[0], rows[1], place.shape[1], len(place), config)
 

@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from golden import constants, golden_file
+from golden import by_number, constants, golden_file
 from torch import Tensor
 
 from distill3d.detectors.base import BevGeometry, FeatureMap, Outputs
@@ -64,7 +64,7 @@ def test_channel_partition(path: Path) -> None:
 @golden_file("labeldistill/feature_loss_b1", "labeldistill/feature_loss_b2")
 def test_feature_loss(path: Path) -> None:
     g = load(path)
-    heatmap = torch.cat([v for k, v in sorted(g.items()) if k.startswith("in.heatmap")], dim=1)
+    heatmap = torch.cat([g[k] for k in by_number(g) if k.startswith("in.heatmap")], dim=1)
     taught = [g["in.teacher0"], g["in.teacher1"]]
     sizes = [t.shape[-2:] for t in taught]
     for i, mask in enumerate(object_masks(heatmap, sizes, binary=False)):
@@ -83,7 +83,7 @@ def test_feature_loss(path: Path) -> None:
 @golden_file("labeldistill/detection_and_response_loss")
 def test_detection_and_response(path: Path) -> None:
     g, stated = load(path), constants(path)
-    tasks = sorted({k.split(".")[1] for k in g if k.startswith("in.task")})
+    tasks = by_number({k.split(".")[1] for k in g if k.startswith("in.task")})
     classes = [g[f"in.{task}.target_heatmap"].shape[1] for task in tasks]
     size, reach = stated["size"], stated["range"]
     head = CentreHeadConfig(

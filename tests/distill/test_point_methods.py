@@ -12,7 +12,6 @@ from test_surround_methods import CELL, HEAD, LIDAR, REACH, STUDENT, WIDE, build
 from torch import Tensor
 
 from distill3d.boxes import Boxes3D
-from distill3d.data.batching import picked
 from distill3d.data.surround import SurroundBatch, SurroundObjectBatch, SurroundObjects
 from distill3d.detectors.base import BevGeometry, Detector, FeatureMap, Outputs
 from distill3d.detectors.bevdepth import BEVDepth
@@ -27,10 +26,10 @@ from distill3d.distill.box_points import (
     labelled_footprints,
     on_map,
     positions,
-    read_at,
 )
 from distill3d.distill.context import Context, detached
-from distill3d.distill.methods import build_terms, tig_bev, unidistill
+from distill3d.distill.map_reading import read_at
+from distill3d.distill.methods import build_terms
 from distill3d.distill.methods.tig_bev import (
     TiGBEVConfig,
     box_numbers,
@@ -241,55 +240,6 @@ def test_a_sample_without_boxes_as_released(teacher: Detector) -> None:
     assert phantom.counted.tolist() == [[True, False, False], [True, True, True]]
     assert skipped.counted.tolist() == [[False] * 3, [True] * 3]
     assert not phantom.centre[0].any() and not phantom.size[0].any() and not phantom.yaw[0].any()
-
-
-def as_one_of_two(term: Term, context: Context, means: list[Tensor] | None) -> tuple[Tensor, list[Tensor]]:
-    """What a term says in a process whose divisors ``means`` holds, and what this process counts; without means the
-    process is alone."""
-    counted: list[Tensor] = []
-
-    def mean(count: Tensor) -> Tensor:
-        counted.append(count.detach())
-        return counted[-1] if means is None else means[len(counted) - 1]
-
-    with pytest.MonkeyPatch.context() as patch:
-        for module in (tig_bev, unidistill):
-            patch.setattr(module, "across_processes", mean)
-        patch.setattr(tig_bev, "world_size", lambda: 1 if means is None else 2)
-        return term(context), counted
-
-
-@pytest.mark.parametrize("method", METHODS)
-def test_two_processes_with_a_sample_each_equal_one_with_both(method: str, teacher: Detector) -> None:
-    """What a term divides by is the mean over processes; UniDistill adds a small number to it."""
-    context, terms = said(METHODS[method], with_points_inside(scene(6, 2)), teacher)
-    maps = {tap: f.tensor.detach().requires_grad_() for tap, f in context.student.features.items()}
-    heads = {name: p.detach().requires_grad_() for name, p in context.student.predictions.items()}
-    leaves = [*maps.values(), *heads.values()]
-
-    def part(rows: list[int]) -> Context:
-        outputs = Outputs(
-            {tap: FeatureMap(m[rows], context.student.features[tap].geometry) for tap, m in maps.items()},
-            {"heatmap": heads["heatmap"][rows], "box": heads["box"][rows],
-             "depth": heads["depth"].unflatten(0, (len(context.batch), -1))[rows].flatten(0, 1)},
-        )  # fmt: skip
-        taught = {"teacher": context.teacher.of_images(rows)}
-        return replace(context, student=outputs, teachers=taught, batch=picked(context.batch, rows))
-
-    def gradients(loss: Tensor) -> list[Tensor]:
-        found = torch.autograd.grad(loss, leaves, retain_graph=True, allow_unused=True)
-        return [torch.zeros_like(p) if g is None else g for p, g in zip(leaves, found, strict=True)]
-
-    whole, halves = part([0, 1]), [part([0]), part([1])]
-    for term in terms.values():
-        counts = [as_one_of_two(term, half, None)[1] for half in halves]
-        assert bool(counts[0]) == term.couples_batch
-        means = [(a + b) / 2 for a, b in zip(*counts, strict=True)]
-        shares = [as_one_of_two(term, half, means)[0] / 2 for half in halves]
-        one = term(whole)
-        torch.testing.assert_close(shares[0] + shares[1], one, rtol=1e-4, atol=1e-7)
-        for of_one, a, b in zip(gradients(one), *map(gradients, shares), strict=True):
-            torch.testing.assert_close(a + b, of_one, rtol=1e-3, atol=1e-3 * float(of_one.abs().max()) + 1e-12)
 
 
 # ------------------------------------------------------------------------------------------------------ points and maps

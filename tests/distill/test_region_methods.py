@@ -186,46 +186,6 @@ def test_the_student_holds_nothing_of_the_method(method: str, teachers: dict[str
     assert not any(id(p) in owned for p in learning)
 
 
-def part(context: Context, row: int) -> Context:
-    """One moment of a context alone."""
-    batch, targets = context.batch, context.targets
-    objects = SurroundObjectBatch(**{k: v[row : row + 1] for k, v in vars(batch.objects).items()})
-    centres = replace(targets.centres, **{k: v[row : row + 1] for k, v in vars(targets.centres).items()})
-    alone = replace(
-        batch, frame_ids=[batch.frame_ids[row]], objects=objects, images=batch.images[row : row + 1],
-        points=[batch.points[row]], depth=None, **{k: getattr(batch, k)[row : row + 1] for k in (
-            "intrinsics", "camera_to_ego", "image_affine", "bev_affine", "ego_to_global")},
-    )  # fmt: skip
-    return replace(
-        context, student=context.student.of_images([row]), batch=alone, targets=replace(targets, centres=centres),
-        teachers={k: v.of_images([row]) for k, v in context.teachers.items()},
-    )  # fmt: skip
-
-
-@pytest.mark.parametrize(
-    "method", ["distillbev alone", "distillbev, boxes", "distillbev, bevformer", "x3kd, mean square"]
-)
-def test_moments_in_processes_of_their_own_give_the_gradients_of_all(
-    method: str, teachers: dict[str, Detector]
-) -> None:
-    """Gradients averaged over two processes with a moment each are those of one process with both."""
-    context, terms = said(METHODS[method][0], scene(5, 2), teachers)
-    assert not any(term.couples_batch for term in terms)
-    leaves = [f.tensor for f in context.student.features.values()] + [p for term in terms for p in term.parameters()]
-
-    def gradients(loss: Tensor) -> list[Tensor | None]:
-        return list(torch.autograd.grad(loss, leaves, retain_graph=True, allow_unused=True))
-
-    halves = torch.stack([total(part(context, row), terms) for row in range(2)]).mean()
-    compared = 0
-    for one, two in zip(gradients(total(context, terms)), gradients(halves), strict=True):
-        assert (one is None) == (two is None)
-        if one is not None and two is not None:
-            torch.testing.assert_close(two, one, rtol=1e-4, atol=1e-5 * float(one.abs().max()))
-            compared += 1
-    assert compared > len(list(terms[0].parameters()))
-
-
 # ------------------------------------------------------------------------------------------------------ what is refused
 
 

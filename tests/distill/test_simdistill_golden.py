@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from golden import constants, golden_file
+from golden import by_number, constants, golden_file
 from test_bevdistill_golden import objects_of
 from test_labeldistill_golden import load
 from torch import Tensor, nn
@@ -177,7 +177,7 @@ def test_whole_step(path: Path) -> None:
 
 def targets_agree(g: dict[str, Tensor], recorded: CentreTargets, head: CentreHeadConfig) -> None:
     """Ours of the recorded boxes, turned: their rows run along x, sizes are width first, yaws clockwise from -y."""
-    samples = sorted(k for k in g if k.startswith("in.boxes"))
+    samples = by_number(k for k in g if k.startswith("in.boxes"))
     objects = objects_of([g[k] for k in samples], [g[k.replace("boxes", "labels")] for k in samples])
     if objects.present.shape[1] == 0:
         assert not recorded.mask.any() and not recorded.heatmap.any()

@@ -17,8 +17,9 @@ from distill3d.data.surround import SurroundBatch
 from distill3d.detectors.base import BevGeometry, Detector, FeatureMap, Outputs
 from distill3d.detectors.bevdepth import BEVDepth
 from distill3d.detectors.centerpoint import CenterPoint
-from distill3d.distill.centre_points import class_order, of_peaks, of_queries, sample_at
+from distill3d.distill.centre_points import class_order, of_peaks, of_queries
 from distill3d.distill.context import Context, detached
+from distill3d.distill.map_reading import cells_of, read_at
 from distill3d.distill.methods import build_terms, method_name
 from distill3d.distill.methods.bevdistill import (
     BEVDistillConfig,
@@ -148,6 +149,11 @@ METHODS: dict[str, tuple[StyledConfig, str, set[str]]] = {
 def teacher() -> Detector:
     torch.manual_seed(1)
     return FusingTeacher().eval().requires_grad_(False)
+
+
+def sample_at(maps: Tensor, place: Tensor) -> Tensor:
+    """At places from 0 to 1."""
+    return read_at(maps, cells_of(place, maps))
 
 
 def said(method: str, batch: SurroundBatch, teacher: Detector) -> tuple[Context, list[Term]]:
@@ -492,6 +498,15 @@ def test_what_bevdistill_refuses(teacher: Detector) -> None:
     with pytest.raises(UserError, match="the teacher must predict boxes"):
         found["instance"](replace(context, teacher_detectors={}))
     assert found["contrastive"](bare).isfinite() and found["instance"](bare).isfinite()
+
+
+def test_the_shared_convolution_runs_once_a_step(teacher: Detector) -> None:
+    context, terms = said("bevdistill", scene(3, 2), teacher)
+    (norm,) = {m for t in terms if t.name == "dense" for m in t.modules() if isinstance(m, torch.nn.BatchNorm2d)}
+    for steps in (1, 2):
+        again = replace(context)
+        assert all(term(again).isfinite() for term in terms)
+        assert int(norm.num_batches_tracked) == steps  # pyright: ignore[reportArgumentType]
 
 
 def test_one_place_is_too_few_for_a_contrast(teacher: Detector) -> None:

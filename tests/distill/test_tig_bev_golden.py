@@ -8,14 +8,15 @@ from typing import Any
 
 import pytest
 import torch
-from golden import constants, golden_file, recorded_objects
+from golden import by_number, constants, golden_file, recorded_objects
 from test_cmkd_mv_golden import head_of, label_losses
 from test_labeldistill_golden import load
 from torch import Tensor
 
 from distill3d.camera import DepthBins
 from distill3d.detectors.base import BevGeometry
-from distill3d.distill.box_points import Footprints, Rows, box_points, grid_shares, positions
+from distill3d.distill.box_points import Footprints, box_points, grid_shares, positions
+from distill3d.distill.map_reading import Rows
 from distill3d.distill.methods.tig_bev import (
     ChannelTerm,
     TiGBEVConfig,
@@ -53,7 +54,7 @@ def lifted(matrix: Tensor, shift: Tensor) -> Tensor:
 def footprints(g: dict[str, Tensor]) -> Footprints:
     """Old LiDAR boxes as ours: they give the width before the length and turn clockwise; at yaw 0 their width lies
     along x, and our length along -y."""
-    rows = [g[name] for name in sorted(g) if name.startswith("in.boxes")]
+    rows = [g[name] for name in by_number(g) if name.startswith("in.boxes")]
     boxes = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True)
     present = torch.nn.utils.rnn.pad_sequence([torch.ones(len(r), dtype=torch.bool) for r in rows], batch_first=True)
     return Footprints.of(boxes[..., :2], boxes[..., [4, 3]], -boxes[..., 6] - math.pi / 2, present)

@@ -5,7 +5,7 @@ from typing import Any, get_args
 
 import pytest
 import torch
-from golden import constants, golden_file
+from golden import by_number, constants, golden_file
 from test_labeldistill_golden import load
 from torch import Tensor
 
@@ -47,7 +47,7 @@ def footprints(rows: Tensor, present: Tensor) -> Footprints:
 def stacked(g: dict[str, Tensor], who: str) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
     """Heat maps (B, K, Y, X) and box numbers (B, T, 11, Y, X) of a side, and the leaves they come from."""
     leaves = {k.removeprefix("in."): v.clone().requires_grad_() for k, v in g.items() if k.startswith(f"in.{who}.task")}
-    tasks = sorted({k.split(".")[1] for k in leaves})
+    tasks = by_number({k.split(".")[1] for k in leaves})
     heat = torch.cat([leaves[f"{who}.{task}.hm"] for task in tasks], dim=1)
     box = [torch.cat([leaves[f"{who}.{task}.{branch}"] for branch in BRANCHES], dim=1) for task in tasks]
     return heat, torch.stack(box, dim=1), leaves

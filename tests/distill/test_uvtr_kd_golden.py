@@ -9,7 +9,8 @@ from golden import constants, golden_file
 from test_labeldistill_golden import load
 from torch import Tensor, nn
 
-from distill3d.distill.centre_points import places_on, sample_at
+from distill3d.distill.centre_points import places_on
+from distill3d.distill.map_reading import cells_of, read_at
 from distill3d.distill.methods.uvtr_kd import UVTRKDConfig, connector, point_losses
 from distill3d.layers.ground.voxel_space import (
     VoxelAttention,
@@ -61,7 +62,7 @@ def test_points(path: Path) -> None:
 
     pairs = []
     for i, (s, t) in enumerate(zip(student, taught, strict=True)):
-        said, there = (sample_at(v, place.flatten(1, 2)).unflatten(1, place.shape[1:3]) for v in (s, t))
+        said, there = (read_at(v, cells_of(place, v)) for v in (s, t))
         pairs.append((connect(said), there))
         for layer in range(stated["layers"]):
             if config.connector == "none" and not config.channel_norm:

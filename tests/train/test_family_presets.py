@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from drives import small_surround_preset, write_drives
+from drives import small_surround_preset, work_of, write_drives
 
 from distill3d.distill.methods import method_name
 from distill3d.recipes import get_recipe
@@ -54,6 +54,15 @@ def test_students_begin_as_the_baseline_ended_and_have_its_parameters(trained: t
         found = {name: value.shape for name, value in load_weights(folder / stage.name)[0].items()}
         added = stage.name == "monotakd"  # whose student has a map of the ground beside
         assert found.items() > shapes.items() if added else found == shapes, stage.name
+
+
+def test_students_do_the_work_of_the_baseline(trained: tuple[Recipe, Path]) -> None:
+    """For the answers to a frame, as trained: distillation costs nothing afterwards."""
+    recipe, folder = trained
+    baseline = work_of(recipe, folder, "baseline")
+    students = [stage.name for stage in recipe.stages if stage.role == "student"]
+    assert students and baseline > 0
+    assert {name: work_of(recipe, folder, name) for name in students} == dict.fromkeys(students, baseline)
 
 
 def test_every_method_of_the_family_has_a_row() -> None:

@@ -11,11 +11,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from drives import KEY_FRAMES, small_surround_detector, small_surround_preset, write_drives
+from drives import KEY_FRAMES, small_surround_detector, small_surround_preset, work_of, write_drives
 
 from distill3d.data.collate import batches
 from distill3d.data.surround import SurroundBatch
 from distill3d.detectors import bevdet, build_detector
+from distill3d.distill.methods import method_name
 from distill3d.errors import UserError
 from distill3d.evaluate.nuscenes import evaluate, ground_truth
 from distill3d.evaluate.nuscenes_submission import read_submission
@@ -93,6 +94,28 @@ def test_the_label_encoder_keeps_the_teachers_neck_and_head(trained: Path) -> No
 def test_a_student_has_the_baselines_parameters(trained: Path) -> None:
     shapes = [{k: v.shape for k, v in load_weights(trained / name)[0].items()} for name in ("baseline", "labeldistill")]
     assert shapes[0] == shapes[1]
+
+
+def test_a_student_does_the_baselines_work(trained: Path, drives: Path) -> None:
+    recipe = small_surround_preset(PRESET, drives)
+    work = [work_of(recipe, trained, name) for name in ("baseline", "lidar", "label", "labeldistill")]
+    assert work[0] > 0 and len(set(work)) == 1
+
+
+#: Methods that change the student's network, which its settings say.
+ALTERING = {"monotakd"}
+
+
+@pytest.mark.parametrize("name", SURROUND)
+def test_students_of_paper_size_are_the_baselines_network(name: str) -> None:
+    recipe = get_recipe(name)
+    baselines = [stage.detector for stage in recipe.stages if stage.role == "baseline"]
+    for stage in recipe.stages:
+        if stage.role != "student":
+            continue
+        assert stage.method is not None and len(baselines) == 1
+        altered = method_name(stage.method) in ALTERING
+        assert (stage.detector == baselines[0]) != altered, stage.name
 
 
 def test_the_submission_scores_as_recorded(trained: Path, drives: Path) -> None:

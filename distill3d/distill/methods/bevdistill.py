@@ -38,10 +38,11 @@ from torch import Tensor, nn
 
 from distill3d.boxes import NUSCENES_CLASSES
 from distill3d.detectors.base import BevGeometry, FeatureMap
-from distill3d.distill.adapters import in_dtype_of
-from distill3d.distill.centre_points import class_order, detections, places_on, sample_at
+from distill3d.distill.adapters import AdaptedOnce, in_dtype_of
+from distill3d.distill.centre_points import class_order, detections, places_on
 from distill3d.distill.context import Context, refuse_absent_taps, tapped
 from distill3d.distill.distances import Empty, weighted_mean
+from distill3d.distill.map_reading import cells_of, read_at
 from distill3d.distill.masks import ground_geometry
 from distill3d.distill.precision import full_precision
 from distill3d.distill.relations import resized
@@ -134,7 +135,8 @@ def terms(config: BEVDistillConfig, student_channels: dict[str, int], teacher_ch
         refuse_absent_taps("bevdistill", (config.tap,), (config.teacher_tap,), student_channels, teacher_channels)
         widths = student_channels[config.tap], teacher_channels[config.teacher_tap]
         head = AuxiliaryHead(*widths, config.heat_channels, len(config.classes), config.heat_bias)
-        parts += [HeatTerm(config, head), DenseTerm(config, head.shared), ContrastiveTerm(config, *widths)]
+        shared = SharedMap(config.tap, head.shared)
+        parts += [HeatTerm(config, head, shared), DenseTerm(config, shared), ContrastiveTerm(config, *widths)]
     parts.insert(2, InstanceTerm(config))
     return [term for term in parts if term.weight != 0]
 
@@ -158,6 +160,18 @@ class AuxiliaryHead(nn.Module):
         return self.heatmap(self.shared(maps))
 
 
+class SharedMap(AdaptedOnce[Tensor]):
+    """The student's map ``tap`` behind the auxiliary head's first convolution, which two terms look at."""
+
+    def __init__(self, tap: str, layers: nn.Module) -> None:
+        super().__init__()
+        self.tap, self.layers = tap, layers
+
+    def adapt(self, context: Context) -> list[Tensor]:
+        student = tapped(self.tap, context.student, "student")
+        return [self.layers(in_dtype_of(student.tensor, self.layers))]
+
+
 def _conv_norm(channels_in: int, channels: int) -> nn.Sequential:
     conv = nn.Conv2d(channels_in, channels, 3, padding=1, bias=False)
     return nn.Sequential(conv, nn.BatchNorm2d(channels), nn.ReLU(inplace=True))
@@ -168,15 +182,17 @@ class HeatTerm(Term):
 
     couples_batch: ClassVar[bool] = True
 
-    def __init__(self, config: BEVDistillConfig, head: AuxiliaryHead) -> None:
+    def __init__(self, config: BEVDistillConfig, head: AuxiliaryHead, shared: SharedMap) -> None:
         super().__init__("auxiliary_heat", config.heat_weight)
         self.config = config
         self.head = head
+        self.shared = shared
 
     def forward(self, context: Context) -> Tensor:
         student = tapped(self.config.tap, context.student, "student")
         head, target = labelled_heatmap(context, student, self.config)
-        return auxiliary_loss(self.head(in_dtype_of(student.tensor, self.head)), target, head).float()
+        (said,) = self.shared(context)
+        return auxiliary_loss(self.head.heatmap(said), target, head).float()
 
 
 class DenseTerm(Term):
@@ -185,7 +201,7 @@ class DenseTerm(Term):
 
     couples_batch: ClassVar[bool] = True
 
-    def __init__(self, config: BEVDistillConfig, shared: nn.Module) -> None:
+    def __init__(self, config: BEVDistillConfig, shared: SharedMap) -> None:
         super().__init__("dense", config.dense_weight)
         self.config = config
         self.shared = shared
@@ -200,8 +216,8 @@ class DenseTerm(Term):
                 f"bevdistill compares maps of one part of the ground: {config.tap!r} covers {geometry.extent} m in the "
                 f"student and {config.teacher_tap!r} {ground_geometry(teacher).extent} m in the teacher"
             )
-        said, taught = self.shared(in_dtype_of(student.tensor, self.shared)), teacher.tensor.detach()
-        taught = resized(taught, (said.shape[-2], said.shape[-1]))
+        (said,) = self.shared(context)
+        taught = resized(teacher.tensor.detach(), (said.shape[-2], said.shape[-1]))
         if config.weighting == "points":
             found = detections(context.student, context.student_detector, config.peaks, "student")
             place = places_on(found.code[..., :2].detach(), geometry)
@@ -271,7 +287,8 @@ def point_loss(
     student: Float[Tensor, "b c y x"], teacher: Float[Tensor, "b c y x"], place: Float[Tensor, "b n 2"]
 ) -> Float[Tensor, ""]:
     """(S - T)^2 at places (0..1 over the map), mean over samples, places and channels."""
-    return F.mse_loss(sample_at(student, place), sample_at(teacher, place))
+    said, taught = (read_at(maps, cells_of(place, maps)) for maps in (student, teacher))
+    return F.mse_loss(said, taught)
 
 
 # ------------------------------------------------------------------------------------------------------------ the boxes
@@ -417,7 +434,8 @@ class ContrastiveTerm(Term):
         rows, layers = [], found.code.shape[1]
         for m, project in ((student, self.student), (teacher, self.teacher)):
             place = places_on(found.code[..., :2].detach(), ground_geometry(m)).flatten(1, 2)
-            read = sample_at(m.tensor if m is student else m.tensor.detach(), place).flatten(0, 1)
+            maps = m.tensor if m is student else m.tensor.detach()
+            read = read_at(maps, cells_of(place, maps)).flatten(0, 1)
             if len(read) < LEAST_ROWS:
                 return read.sum().float() * 0
             rows.append(project(read))

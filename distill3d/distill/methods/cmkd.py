@@ -25,7 +25,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from distill3d.detectors.base import BevGeometry, Outputs
+from distill3d.detectors.base import BevGeometry, Detector, Outputs
 from distill3d.distill.centre_responses import (
     BoxMean,
     BoxWeight,
@@ -43,6 +43,7 @@ from distill3d.distill.precision import full_precision
 from distill3d.distill.style import UnlabelledUse, option
 from distill3d.distill.term import Term
 from distill3d.errors import UserError
+from distill3d.layers.heads.anchor_head import AnchorHeadConfig
 from distill3d.layers.heads.anchors import quality_focal, sine_difference, smooth_l1
 from distill3d.layers.heads.centre_head import CentreHeadConfig
 from distill3d.settings import Share, Weight, added
@@ -251,7 +252,7 @@ def anchor_rows(context: Context, config: ResponseConfig) -> tuple[dict[str, Ten
     """``ANCHOR_MAPS`` of student and detached teacher, (B, Y, X, A k) as (B, Y X A, k).
 
     Raises:
-        UserError: one of them has no anchor maps, or theirs differ in shape.
+        UserError: one of them has no anchor maps, or theirs differ in shape or classes.
         ValueError: their BEV maps lie on different grids.
     """
     sides = {"student": context.student, "teacher": context.named(config.teacher)}
@@ -270,7 +271,21 @@ def anchor_rows(context: Context, config: ResponseConfig) -> tuple[dict[str, Ten
                 f"the anchor map {name!r} is {shapes[0]} in the student and {shapes[1]} in the teacher: give both the "
                 "same classes and anchors"
             )
+    anchors = [_anchors(d) for d in (context.student_detector, context.detector_named(config.teacher))]
+    if None not in anchors and anchors[0] != anchors[1]:
+        raise UserError(
+            "the anchors (class, length x width x height and z of the bottom, m) are {} in the student and {} in the "
+            "teacher: give both the same, in one order".format(*anchors)
+        )
     return _rows(student), {name: rows.detach() for name, rows in _rows(teacher).items()}
+
+
+def _anchors(detector: Detector | None) -> str | None:
+    """What a detector's anchors are, in words; None where that is not known."""
+    head = getattr(getattr(detector, "config", None), "head", None)
+    if not isinstance(head, AnchorHeadConfig):
+        return None
+    return ", ".join(f"{a.name} {' x '.join(map(str, a.size))} at {a.bottom}" for a in head.classes)
 
 
 def _rows(outputs: Outputs) -> dict[str, Tensor]:

@@ -33,16 +33,15 @@ from distill3d.data.surround import SurroundBatch, SurroundObjectBatch
 from distill3d.distill.adapters import in_dtype_of
 from distill3d.distill.box_points import (
     GramForm,
-    Rows,
     box_points,
     gram,
     grid_shares,
     labelled_footprints,
     on_map,
     positions,
-    read_at,
 )
 from distill3d.distill.context import Context, refuse_absent_taps, same_grid
+from distill3d.distill.map_reading import Rows, read_at
 from distill3d.distill.masks import ground_geometry
 from distill3d.distill.precision import full_precision
 from distill3d.distill.style import StyledConfig, option

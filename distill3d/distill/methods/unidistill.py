@@ -39,10 +39,10 @@ from distill3d.distill.box_points import (
     gram,
     labelled_footprints,
     positions,
-    read_at,
 )
 from distill3d.distill.centre_responses import centre_predictions
 from distill3d.distill.context import Context, refuse_absent_taps, same_grid
+from distill3d.distill.map_reading import read_at
 from distill3d.distill.masks import ground_geometry
 from distill3d.distill.precision import full_precision
 from distill3d.distill.style import StyledConfig, option

@@ -31,8 +31,9 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from distill3d.distill.centre_points import Places, detections, object_places, places_on, sample_at
+from distill3d.distill.centre_points import Places, detections, object_places, places_on
 from distill3d.distill.context import Context, refuse_absent_taps, tapped
+from distill3d.distill.map_reading import cells_of, read_at
 from distill3d.distill.masks import ground_geometry
 from distill3d.distill.precision import full_precision
 from distill3d.distill.style import StyledConfig, option
@@ -127,9 +128,7 @@ class PointFeatureTerm(Term):
         for tap, teacher_tap, connect in zip(config.taps, config.teacher_taps, self.connectors, strict=True):
             student, teacher = tapped(tap, context.student, "student"), tapped(teacher_tap, source, "teacher")
             said, taught = (
-                sample_at(m.tensor, places_on(places.centre.flatten(1, 2), ground_geometry(m))).unflatten(
-                    1, places.centre.shape[1:3]
-                )
+                read_at(m.tensor, cells_of(places_on(places.centre, ground_geometry(m)), m.tensor))
                 for m in (student, teacher)
             )
             stages.append((connect(said), taught.detach()))

@@ -24,7 +24,7 @@ from distill3d.boxes import Boxes3D, BoxSlots
 from distill3d.data.surround import SurroundObjectBatch
 from distill3d.errors import UserError
 from distill3d.layers.distributed import across_processes, world_size
-from distill3d.layers.heads.centre_nms import circles_near, first_kept, footprints_near
+from distill3d.layers.heads.centre_nms import circles_near, first_kept, footprints_near, scaled_near
 from distill3d.layers.image.heatmap import (
     PROBABILITY_MARGIN,
     draw_gaussians,
@@ -33,7 +33,7 @@ from distill3d.layers.image.heatmap import (
     gaussian_radius,
     top_cells,
 )
-from distill3d.settings import Between, Channels, Coordinate, Count, Number, Share, Side, Weight, is_in_range
+from distill3d.settings import Between, Channels, Coordinate, Count, Number, Share, Side, Weight, added, is_in_range
 
 #: The six tasks for nuScenes: classes of one task are alike in size.
 NUSCENES_TASKS = (
@@ -46,6 +46,15 @@ TINY_TASKS = (("car",), ("truck",), ("bicycle",), ("pedestrian",))
 CIRCLE_THRESHOLDS = dict(zip(NUSCENES_TASKS, (4.0, 12.0, 10.0, 1.0, 0.85, 0.175), strict=True))
 #: How wide the boxes' axis-aligned footprints are taken in size-aware suppression.
 FOOTPRINT_SCALE = 1.0
+#: BEVDet's scale-NMS (HuangJunJie2017/BEVDet configs/bevdet/bevdet-r50.py, nms_rescale_factor, nms_thr, nms_type): by
+#: how much a class's footprints are enlarged before their overlap is asked, the IoU that is too much, of the task of
+#: pedestrians another, and the task that goes by circles instead.
+SCALE_FACTORS = {
+    "car": 1.0, "truck": 0.7, "construction_vehicle": 0.7, "bus": 0.4, "trailer": 0.55, "barrier": 1.1,
+    "motorcycle": 1.0, "bicycle": 1.0, "pedestrian": 4.5, "traffic_cone": 9.0,
+}  # fmt: skip
+SCALED_OVERLAP, PEDESTRIAN_OVERLAP = 0.2, 0.5
+CIRCLED = ("barrier",)
 #: Branches of a task beside the heat map: numbers that each gives, in the order of the box code.
 BOX_BRANCHES = {"reg": 2, "height": 1, "dim": 3, "rot": 2, "vel": 2}
 CODE = sum(BOX_BRANCHES.values())
@@ -68,11 +77,13 @@ class CentreHeadConfig:
 
     ``nms_thresholds``, one per task: with ``circle`` a box is dropped when the SQUARED distance (m^2) of its centre to
     that of a better box of its task is at most the threshold; with ``size_aware`` when the axis-aligned footprints,
-    scaled by the threshold, touch.  None: ``CIRCLE_THRESHOLDS`` by each task's first class, or ``FOOTPRINT_SCALE``.
+    scaled by the threshold, touch; with ``scaled`` when the IoU of the turned footprints, their length and width first
+    multiplied by ``nms_factors``, one per class, is above it, but the task ``CIRCLED`` goes by ``circle``.  None:
+    ``CIRCLE_THRESHOLDS`` by each task's first class, ``FOOTPRINT_SCALE``, or BEVDet's.
 
     Raises:
         UserError: a class occurs twice, a number per task or per box value is missing, the extent holds no whole
-            number of cells, or thresholds of unknown classes are left open.
+            number of cells, or thresholds or factors of unknown classes are left open.
     """
 
     tasks: tuple[tuple[str, ...], ...] = NUSCENES_TASKS
@@ -104,9 +115,10 @@ class CentreHeadConfig:
         61.2,
         10.0,
     )  # m
-    nms: Literal["circle", "size_aware"] = "circle"
+    nms: Literal["circle", "size_aware", "scaled"] = "circle"
     nms_thresholds: tuple[Annotated[float, Between(0, 1e6)], ...] | None = None
     max_per_task: Number = 83
+    nms_factors: tuple[Annotated[float, Between(0, 1e3, above=True)], ...] | None = added(None)
 
     def __post_init__(self) -> None:
         if not is_in_range(self):
@@ -117,6 +129,8 @@ class CentreHeadConfig:
             raise UserError(f"a box has {CODE} values, got {len(self.code_weights)} code weights")
         if len(self.thresholds) != len(self.tasks):
             raise UserError(f"{len(self.tasks)} tasks need as many nms_thresholds, got {len(self.thresholds)}")
+        if self.nms == "scaled" and len(self.factors) != len(self.classes):
+            raise UserError(f"{len(self.classes)} classes need as many nms_factors, got {len(self.factors)}")
         x0, y0, x1, y1 = self.extent
         for low, high, count in ((y0, y1, self.cells[0]), (x0, x1, self.cells[1])):
             if abs(count * self.cell - (high - low)) > 1e-6 * self.cell or count < 1:
@@ -145,11 +159,25 @@ class CentreHeadConfig:
             return self.nms_thresholds
         if self.nms == "size_aware":
             return (FOOTPRINT_SCALE,) * len(self.tasks)
+        if self.nms == "scaled":
+            return tuple(
+                CIRCLE_THRESHOLDS[CIRCLED] if task == CIRCLED
+                else PEDESTRIAN_OVERLAP if "pedestrian" in task else SCALED_OVERLAP for task in self.tasks
+            )  # fmt: skip
         by_class = {name: value for task, value in CIRCLE_THRESHOLDS.items() for name in task}
         unknown = [task[0] for task in self.tasks if task[0] not in by_class]
         if unknown:
             raise UserError(f"no released threshold is known for {', '.join(unknown)}: give nms_thresholds")
         return tuple(by_class[task[0]] for task in self.tasks)
+
+    @property
+    def factors(self) -> tuple[float, ...]:
+        """``nms_factors``, or what None stands for."""
+        if self.nms_factors is not None:
+            return self.nms_factors
+        if unknown := [name for name in self.classes if name not in SCALE_FACTORS]:
+            raise UserError(f"no released factor is known for {', '.join(unknown)}: give nms_factors")
+        return tuple(SCALE_FACTORS[name] for name in self.classes)
 
 
 def tiny_head(**fields: Any) -> CentreHeadConfig:
@@ -392,13 +420,16 @@ def centre_slots(
     """
     label = torch.tensor([classes.index(name) for name in config.classes], device=bev_affine.device)
     probability = predictions["heatmap"].sigmoid().split([len(task) for task in config.tasks], dim=1)
-    parts = zip(probability, predictions["box"].unbind(1), config.thresholds, strict=True)
+    parts = zip(probability, predictions["box"].unbind(1), config.thresholds, config.tasks, strict=True)
     score, kind, rows, kept = [], [], [], []
     first = 0
-    for of_task, box, threshold in parts:
+    for of_task, box, threshold, task in parts:
         found = task_candidates(of_task, box, config)
-        if config.nms == "circle":
+        if config.nms == "circle" or (config.nms == "scaled" and task == CIRCLED):
             near = circles_near(found.rows[..., :2], threshold)
+        elif config.nms == "scaled":
+            factor = found.rows.new_tensor(config.factors)[found.kind + first]
+            near = scaled_near(found.rows, factor, threshold)
         else:
             near = footprints_near(found.rows[..., :2], found.rows[..., 3:5], found.rows[..., 6], threshold)
         score.append(found.score)

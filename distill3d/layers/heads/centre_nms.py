@@ -1,7 +1,8 @@
 """Suppression of boxes whose centres stand close together, without a loop over boxes.
 
 Sources: open-mmlab/mmdetection3d mmdet3d/models/layers/box3d_nms.py, circle_nms; sanmin0312/LabelDistill
-labeldistill/layers/heads/kd_head.py, size_aware_circle_nms.
+labeldistill/layers/heads/kd_head.py, size_aware_circle_nms; HuangJunJie2017/BEVDet mmdet3d/models/dense_heads/
+centerpoint_head.py, get_task_detections.
 """
 
 from __future__ import annotations
@@ -9,6 +10,8 @@ from __future__ import annotations
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
+
+from distill3d.layers.ground.rotated import bev_iou_table
 
 
 def circles_near(centre: Float[Tensor, "*b n 2"], threshold: float) -> Bool[Tensor, "*b n n"]:
@@ -24,6 +27,16 @@ def footprints_near(
     extent = footprint_extent(size, yaw)
     reach = scale * (extent[..., :, None, :] + extent[..., None, :, :]) / 2
     return ((centre[..., :, None, :] - centre[..., None, :, :]).abs() <= reach).all(-1)
+
+
+def scaled_near(
+    rows: Float[Tensor, "*b n _"], factor: Float[Tensor, "*b n"], threshold: float
+) -> Bool[Tensor, "*b n n"]:
+    """Which footprints of boxes (x, y, z, length, width, height, yaw, ...), their sides times ``factor``, overlap by an
+    IoU above ``threshold``."""
+    one = torch.ones_like(factor)
+    scaled = rows[..., :7] * torch.stack((one, one, one, factor, factor, one, one), dim=-1)
+    return bev_iou_table(scaled) > threshold
 
 
 def footprint_extent(size: Float[Tensor, "*b n 2"], yaw: Float[Tensor, "*b n"]) -> Float[Tensor, "*b n 2"]:

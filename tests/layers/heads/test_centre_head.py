@@ -2,8 +2,11 @@
 
 import math
 from dataclasses import replace
+from typing import Any
 
 import pytest
+import shapely
+import shapely.affinity
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
@@ -24,7 +27,7 @@ from distill3d.layers.heads.centre_head import (
     centre_targets,
     tiny_head,
 )
-from distill3d.layers.heads.centre_nms import circles_near, first_kept, footprints_near
+from distill3d.layers.heads.centre_nms import circles_near, first_kept, footprints_near, scaled_near
 from distill3d.layers.image.heatmap import gaussian_radius
 
 #: Three tasks on 12 x 16 cells; the data set has another order, and one class more.
@@ -424,3 +427,49 @@ def test_footprints(other: tuple[float, float], yaw: tuple[float, float], scale:
     centre, size = torch.tensor([(0.0, 0.0), other]), torch.tensor([[4.0, 2.0]] * 2)
     pairs = footprints_near(centre, size, torch.tensor(yaw), scale)
     assert bool(pairs[0, 1]) == near == bool(pairs[1, 0])
+
+
+def test_scaled_suppression_pair_by_pair() -> None:
+    """By shapely, of footprints whose sides are multiplied first; heights and places are not looked at."""
+    generator = torch.Generator().manual_seed(0)
+    values = torch.rand(9, 9, generator=generator)
+    rows = torch.cat((4 * values[:, :3], 0.5 + 3 * values[:, 3:6], 6 * values[:, 6:7], values[:, 7:]), dim=1)
+    factor = 0.4 + 2 * torch.rand(9, generator=generator)
+
+    def footprint(i: int) -> Any:
+        length, width = (float(side * factor[i]) / 2 for side in rows[i, 3:5])
+        box = shapely.box(-length, -width, length, width)
+        turned = shapely.affinity.rotate(box, float(rows[i, 6]), origin=(0, 0), use_radians=True)
+        return shapely.affinity.translate(turned, float(rows[i, 0]), float(rows[i, 1]))
+
+    found = scaled_near(rows, factor, 0.2)
+    shapes = [footprint(i) for i in range(len(rows))]
+    overlaps = [[a.intersection(b).area / a.union(b).area for b in shapes] for a in shapes]
+    assert found.tolist() == [[overlap > 0.2 for overlap in row] for row in overlaps]
+    assert 9 < int(found.sum()) < 81 and not torch.equal(found, scaled_near(rows, torch.ones(9), 0.2))
+
+
+def test_published_factors_of_scaled_suppression() -> None:
+    config = CentreHeadConfig(nms="scaled")
+    assert config.factors == (1.0, 0.7, 0.7, 0.4, 0.55, 1.1, 1.0, 1.0, 4.5, 9.0)
+    assert config.thresholds == (0.2, 0.2, 0.2, 1.0, 0.2, 0.5)
+    with pytest.raises(UserError, match="no released factor is known for tram: give nms_factors"):
+        tiny_head(tasks=(("tram",),), nms="scaled")
+    with pytest.raises(UserError, match="4 classes need as many nms_factors, got 1"):
+        tiny_head(nms="scaled", nms_factors=(1.0,))
+
+
+@pytest.mark.parametrize(("kind", "apart", "kept"), [("pedestrian", 1.0, 1), ("pedestrian", 3.5, 2), ("truck", 1.8, 2)])
+def test_scaled_suppression_drops_small_objects_that_stand_close(kind: str, apart: float, kept: int) -> None:
+    """Two footprints of 0.8 m (pedestrian) or 2 m beside each other: people's are enlarged, those of trucks shrunk."""
+    head = tiny_head(tasks=(("truck",), ("pedestrian",)), nms="scaled", cell=0.8)
+    side = 0.8 if kind == "pedestrian" else 2.0
+    rows, columns = head.cells
+    task = head.classes.index(kind)
+    heatmap = torch.full((1, 2, rows, columns), -9.0)
+    box = torch.zeros(1, 2, 10, rows, columns)
+    box[:, :, 3:6], box[:, :, 7] = math.log(side), 1.0
+    heatmap[0, task, 10, 10], heatmap[0, task, 10, 20] = 2.0, 1.0
+    box[0, task, 0, 10, 20] = apart / head.cell - 10  # of the second, moved beside the first
+    found = centre_detections({"heatmap": heatmap, "box": box}, torch.eye(4).double()[None], head.classes, head)[0]
+    assert len(found) == kept
