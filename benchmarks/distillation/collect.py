@@ -40,7 +40,7 @@ APS = {"3D loose": ("3d", "loose"), "3D strict": ("3d", "strict"), "BEV loose": 
 #: By which rows are compared, of streets and of drives.
 HEADLINE = {False: "car 3D loose", True: "NDS"}
 #: What of a group's record is not asked for but found.
-FOUND = ("machine", "hash", "rows")
+FOUND = ("machine", "settings", "hash", "rows")
 #: Of car, on each half of the test frames.
 HALVES = {"familiar": worlds.FAMILIAR, "unfamiliar": worlds.UNFAMILIAR}
 #: What exchanged fields are told of: the place in space and its two parts, the rest, all.  Image boxes change nothing.
@@ -50,11 +50,10 @@ EXCHANGED: dict[str, tuple[Field, ...]] = {
 
 
 def collect(size: Size, out: Path, chosen: Sequence[Group], data: dict[str, Any]) -> dict[str, Any]:
-    """The record of what is finished: settings, data, and by group its machine with its files' hash, and by row the
-    values of every seed."""
+    """The record of what is finished: the size, splits, and by group its machine, how its data were made and their
+    files' hash, and by row the values of every seed."""
     found, latencies, machine = {}, read_latencies(out), describe_machine()
-    hashes = {kind: about["hash"] for kind, about in data.items()}
-    made = {kind: {what: value for what, value in about.items() if what != "hash"} for kind, about in data.items()}
+    splits = {kind: about["splits"] for kind, about in data.items()}
     for group in chosen:
         recipes = {seed: group.recipe(size, seed, out) for seed in group.seeds}
         stages = recipes[group.seeds[0]].stages
@@ -73,9 +72,10 @@ def collect(size: Size, out: Path, chosen: Sequence[Group], data: dict[str, Any]
                 }
         found[group.name] = {"title": group.title, "surround": group.surround, "headline": HEADLINE[group.surround],
                              "seeds": group.asked, "stages": [stage.name for stage in stages],
-                             "machine": machine, "hash": hashes[worlds.KINDS[group.surround]],
-                             "rows": rows}  # fmt: skip
-    return {"size": to_plain(size), "data": made, "groups": found}
+                             "machine": machine, "rows": rows,
+                             **{what: data[worlds.KINDS[group.surround]][what] for what in ("settings", "hash")},
+                             }  # fmt: skip
+    return {"size": to_plain(size), "splits": splits, "groups": found}
 
 
 def with_others(record: dict[str, Any], earlier: dict[str, Any]) -> dict[str, Any]:
@@ -85,10 +85,10 @@ def with_others(record: dict[str, Any], earlier: dict[str, Any]) -> dict[str, An
     record, earlier: as ``collect`` makes them.
 
     Raises:
-        ValueError: the earlier record is of another size or of other data.
+        ValueError: the earlier record is of another size or of other splits.
     """
-    if any(record[what] != earlier[what] for what in ("size", "data")):
-        raise ValueError("holds the numbers of another size or of other data")
+    if any(record[what] != earlier[what] for what in ("size", "splits")):
+        raise ValueError("holds the numbers of another size or of other splits")
     groups = {}
     for name, group in record["groups"].items():
         kept = earlier["groups"].get(name, group)

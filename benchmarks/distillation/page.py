@@ -434,11 +434,10 @@ def conditions(name: str, record: dict[str, Any]) -> list[Block]:
     groups = record["groups"]
     table = sum(hours(group) for key, group in groups.items() if key != SEARCH)
     search = f", the search {hours(groups[SEARCH]):.1f}" if SEARCH in groups else ""
-    made = "; ".join(f"{kind}, settings {about['settings'][:16]}" for kind, about in record["data"].items())
     return [
         Heading(f"Size {name}: how it was measured"),
         Paragraph(
-            f"One generated data set for all rows ({made}). Each seed has its own training frames and its own "
+            "One generated data set for all rows of a group. Each seed has its own training frames and its own "
             "initial weights; all are judged on the same test frames, half of which show car bodies that no training "
             "frame holds, in thicker haze and dimmer light. All rows of a group train for the same number of steps "
             f"unless the table says otherwise. Training the table took {table:.1f} hours{search}, summed over "
@@ -447,7 +446,8 @@ def conditions(name: str, record: dict[str, Any]) -> list[Block]:
         Command(COMMAND.format(size=name)),
         Paragraph(
             "Each group was trained on one machine; processors round differently, so that the same frames differ in "
-            "the last bits there, and the files' sums with them."
+            "the last bits there, and the files' sums with them. Groups whose settings have the same sum saw the same "
+            "streets or drives; others were made by a later generator, and only rows of one group are compared."
         ),
         machines(groups),
     ]
@@ -466,8 +466,8 @@ def machines(groups: dict[str, dict[str, Any]]) -> Table:
         if precisions:
             machine = ", ".join(f"{what} {value}" for what, value in group["machine"].items())
             data = f"{KINDS[group['surround']]} {group['hash'][:16]}"
-            rows.append([short_title(group), data, " and ".join(precisions), machine])
-    return Table(["group", "data, sha256", "precision", "machine"], rows)
+            rows.append([short_title(group), group["settings"][:16], data, " and ".join(precisions), machine])
+    return Table(["group", "settings, sha256", "data, sha256", "precision", "machine"], rows)
 
 
 def hours(group: dict[str, Any]) -> float:

@@ -167,11 +167,10 @@ def made_up_record(gains: dict[str, list[float]]) -> dict[str, Any]:
     rows = {"baseline": row("baseline", base)}
     rows |= {name: row("student", [b + g for b, g in zip(base, more, strict=True)]) for name, more in gains.items()}
     group = {"title": "MonoDLE, 400 training frames", "surround": False, "headline": "car 3D loose", "seeds": 3,
-             "stages": [*rows, "never_run"], "machine": {"cpu": "some"}, "hash": "a" * 64,
-             "rows": rows}  # fmt: skip
+             "stages": [*rows, "never_run"], "machine": {"cpu": "some"},
+             "settings": "b" * 64, "hash": "a" * 64, "rows": rows}  # fmt: skip
     size = {"seeds": 3, "other_seeds": 2, "frames": 400}
-    data = {"streets": {"settings": "b" * 64}}
-    return {"size": size, "data": data, "groups": {"monodle": group}}
+    return {"size": size, "splits": {"streets": {"val": 150}}, "groups": {"monodle": group}}
 
 
 def lines_of(record: dict[str, Any]) -> list[str]:
@@ -269,17 +268,17 @@ def test_a_group_trained_anew_leaves_the_others_as_they_were() -> None:
         one["groups"]["gupnet"] = {**again, "title": "GUPNet, 400 training frames"}
         one["groups"]["monodetr"] = {**again, "rows": {}}
         for group in one["groups"].values():
-            group["machine"], group["hash"] = {"cpu": cpu}, 64 * cpu[0]
+            group["machine"], group["settings"], group["hash"] = {"cpu": cpu}, 64 * cpu[1], 64 * cpu[0]
     record["groups"]["monodle"] = {**record["groups"]["monodle"], "rows": {}}
     merged = with_others(record, earlier)
     assert merged["groups"]["monodle"] == earlier["groups"]["monodle"]
     assert merged["groups"]["gupnet"] == record["groups"]["gupnet"]
     assert not merged["groups"]["monodetr"]["rows"]
     text = document.markdown(page.TITLE, page.render({"cpu": merged}))
-    assert f"| MonoDLE | streets {16 * 'o'} | bf16 | cpu old |" in text
-    assert f"| GUPNet | streets {16 * 'n'} | bf16 | cpu new |" in text
-    with pytest.raises(ValueError, match="other data"):
-        with_others(record, earlier | {"data": {"streets": {"settings": "c" * 64}}})
+    assert f"| MonoDLE | {16 * 'l'} | streets {16 * 'o'} | bf16 | cpu old |" in text
+    assert f"| GUPNet | {16 * 'e'} | streets {16 * 'n'} | bf16 | cpu new |" in text
+    with pytest.raises(ValueError, match="other splits"):
+        with_others(record, earlier | {"splits": {"streets": {"val": 151}}})
 
 
 def test_gains_over_what_hardly_learned_are_grey() -> None:

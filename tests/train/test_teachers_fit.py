@@ -37,6 +37,7 @@ ANY_TASKS = {"distillbev", "tig_bev", "bevdistill", "uvtr_kd", "vcd", "monostl"}
 #: Taps that are not looked at here: of terms whose weight is 0, and of an assistant inside the student.
 NOT_ASKED = {
     "simdistill": {"camera_tap", "teacher_camera_tap", "fused_tap", "teacher_fused_tap"}, "monotakd": {"assistant_tap"},
+    "x3kd": {"image_tap"},
 }  # fmt: skip
 
 
