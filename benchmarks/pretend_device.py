@@ -1,15 +1,16 @@
 """A pretend accelerator: tensors that say they lie on a device, and hold their values on the CPU.
 
-``with pretended() as log:`` gives the device ``log.device``.  What lies there and what lies on the CPU do not mix, as with
-CUDA; and ``log`` counts every place where the host would wait for an accelerator until it has done all that it was asked:
+``with pretended() as log:`` gives the device ``log.device``.  What lies there and what lies on the CPU do not mix, as
+with CUDA; and ``log`` counts every place where the host would wait for an accelerator until it has done all that it was
+asked:
 
 - ``values``: the host reads a number (``item``, ``bool``, ``tolist``);
 - ``shapes``: an operator whose result's shape depends on values (``nonzero``, indexing by a mask);
 - ``copies``: a copy between host and device that is not asked to go on by itself (``non_blocking``).
 
-Under autocast, operators get the types that CUDA would choose (PyTorch's documentation of ``torch.amp``, op reference).
-One process can have one such device, and it must be its first besides the CPU: PyTorch makes the threads of its backward
-passes once.  So tests start a process for it.
+Under autocast, operators get the types that CUDA would choose (PyTorch's documentation of ``torch.amp``).  One process
+can have one such device, and it must be its first besides the CPU: PyTorch makes the threads of its backward passes
+once.  So tests start a process for it.
 """
 
 from __future__ import annotations
@@ -105,6 +106,9 @@ class Pretended(Tensor):
 
     def __deepcopy__(self, memo: dict) -> Tensor:
         return self.detach().clone().requires_grad_(self.requires_grad)
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        return self.held.__reduce_ex__(protocol)  # files are read onto the CPU
 
     # PyTorch turns what follows into operators where no dispatch sees them.
 
@@ -225,16 +229,16 @@ class _Mode(TorchDispatchMode):
         return run(func, args, kwargs or {})
 
 
-# ------------------------------------------------------------------------------------------------ the device and autocast
+# ---------------------------------------------------------------------------------------------- the device and autocast
 
 #: What CUDA computes in the lower type, in float32, and in the widest type among its inputs.
 LOWER = ("conv1d", "conv2d", "conv3d", "conv_transpose1d", "conv_transpose2d", "conv_transpose3d", "convolution",
          "addmm", "addmv", "addr", "matmul", "einsum", "mm", "mv", "linear", "addbmm", "baddbmm", "bmm", "prelu",
          "scaled_dot_product_attention")  # fmt: skip
 WIDE = ("acos", "asin", "cosh", "exp", "expm1", "log", "log10", "log2", "log1p", "reciprocal", "rsqrt", "sinh", "tan",
-        "pow", "softplus", "layer_norm", "group_norm", "cosine_similarity", "nll_loss", "nll_loss2d", "kl_div", "l1_loss",
-        "smooth_l1_loss", "huber_loss", "mse_loss", "binary_cross_entropy_with_logits", "dist", "cdist", "renorm",
-        "logsumexp", "prod", "softmax", "log_softmax", "cumprod", "cumsum", "linalg_vector_norm", "sum",
+        "pow", "softplus", "layer_norm", "group_norm", "cosine_similarity", "nll_loss", "nll_loss2d", "kl_div",
+        "l1_loss", "smooth_l1_loss", "huber_loss", "mse_loss", "binary_cross_entropy_with_logits", "dist", "cdist",
+        "renorm", "logsumexp", "prod", "softmax", "log_softmax", "cumprod", "cumsum", "linalg_vector_norm", "sum",
         "upsample_nearest2d", "upsample_bilinear2d", "upsample_bicubic2d")  # fmt: skip
 WIDEST = ("addcdiv", "addcmul", "atan2", "bilinear", "dot", "grid_sampler", "index_put", "tensordot", "scatter_add")
 

@@ -708,9 +708,8 @@ class MonoDETR(Detector):
             found = places(*(matched != UNMATCHED).unbind(1))  # of all layers by one wait
             for layer in reversed(range(matched.shape[1])):
                 suffix = "" if layer == matched.shape[1] - 1 else f"_{layer}"
-                of_layer = set_losses(
-                    {h: p[:, layer] for h, p in predictions.items()}, targets, matched[:, layer], found[layer]
-                )
+                said = {head: values[:, layer] for head, values in predictions.items()}
+                of_layer = set_losses(said, targets, matched[:, layer], found[layer])
                 losses |= {f"{name}{suffix}": WEIGHTS[name] * value for name, value in of_layer.items()}
             losses["depth_map"] = self._depth_map_loss(logits, batch, targets)
         return losses

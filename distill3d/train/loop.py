@@ -380,6 +380,7 @@ class _Run:
                     if stop:
                         self.end(stop)
             if self.step_in_epoch > before:
+                self.read_losses()  # what is timed has been done by then
                 cost = self.stopwatch.read(self.step_in_epoch - before)
                 self.log({"kind": "cost", "step": self.global_step, "epoch": self.epoch, **cost},
                          {"cost/seconds": cost["seconds"]})  # fmt: skip

@@ -175,10 +175,9 @@ def depth_at_points(
     if batch.points is None or batch.images is None:
         raise UserError(f"tig_bev looks at LiDAR points in the images, and the data set gives none: {instead}")
     # Points of earlier scans lie nowhere: to leave them out would be to wait for their number.
-    key = [
-        scan[:, TIME : TIME + 1] == 0 if scans == "key" else scan.new_ones(1, dtype=torch.bool) for scan in batch.points
-    ]
-    kept = [torch.where(now, scan[:, :3], torch.nan) for now, scan in zip(key, batch.points, strict=True)]
+    kept = [scan[:, :3] for scan in batch.points]
+    if scans == "key":
+        kept = [torch.where(scan[:, TIME : TIME + 1] == 0, scan[:, :3], torch.nan) for scan in batch.points]
     points = pad_sequence(kept, batch_first=True, padding_value=torch.nan)
     width = batch.images.shape[-1]
     found = nearest_points(
