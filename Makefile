@@ -48,12 +48,13 @@ faults: $(READY)
 	OMP_NUM_THREADS=1 $(PYTHON) -m tests.faults --kills $(KILLS)
 
 # All that measures speed and memory.  What takes hours (seeds, shipped, distillation) or needs real frames is asked for.
-ASKED_FOR := $(addprefix benchmarks/,seeds.py shipped.py real_frames.py machine.py processes.py)
+ASKED_FOR := $(addprefix benchmarks/,seeds.py shipped.py real_frames.py machine.py processes.py waits.py pretend_device.py)
 MEASUREMENTS := $(filter-out $(ASKED_FOR),$(wildcard benchmarks/*.py))
 
 bench: $(READY)
 	for file in $(MEASUREMENTS); do $(PYTHON) $$file || exit 1; done
 	$(PYTHON) -m benchmarks.speed
+	$(PYTHON) -m benchmarks.waits
 
 # Inputs of all kinds for every command, so many seconds; docs/robustness.md.
 SECONDS := 3600

@@ -24,6 +24,8 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from distill3d.transfers import constant, fetched
+
 Frame = Literal["camera", "lidar", "ego", "global"]
 FRAMES: tuple[Frame, ...] = ("camera", "lidar", "ego", "global")
 
@@ -86,14 +88,17 @@ class Boxes3D:
             value = getattr(self, name)
             if value is not None and tuple(value.shape) != shape:
                 raise ValueError(f"{name} has shape {tuple(value.shape)}, expected {shape}")
-        real = self.label != IGNORE
-        for name in ("centre", "size", "yaw"):
-            if not torch.isfinite(getattr(self, name)[real]).all():
-                raise ValueError(f"{name} holds a value that is not finite")
-        if not (self.size[real] > 0).all():
-            raise ValueError("a box has a size that is not positive")
-        if self.score is not None and not torch.isfinite(self.score).all():
-            raise ValueError("score holds a value that is not finite")
+        unreal = self.label == IGNORE
+        looked_at = {name: getattr(self, name).isfinite() for name in ("centre", "size", "yaw")}
+        right = {
+            f"{name} holds a value that is not finite": _of_each(said) | unreal for name, said in looked_at.items()
+        }
+        right["a box has a size that is not positive"] = _of_each(self.size > 0) | unreal
+        if self.score is not None:
+            right["score holds a value that is not finite"] = self.score.isfinite()
+        for reason, fits in zip(right, torch.stack(list(right.values())).all(1).tolist(), strict=True):
+            if not fits:
+                raise ValueError(reason)
 
     def __len__(self) -> int:
         return self.centre.shape[0]
@@ -119,21 +124,12 @@ class Boxes3D:
 
     def heading(self) -> Float[Tensor, "n 3"]:
         """Unit vectors (n, 3) along the length of each box."""
-        c, s, zero = self.yaw.cos(), self.yaw.sin(), torch.zeros_like(self.yaw)
-        return torch.stack((c, zero, s) if self.frame == "camera" else (c, s, zero), dim=-1)
+        return box_headings(self.yaw, self.frame)
 
     def corners(self) -> Float[Tensor, "n 8 3"]:
         """Corners (n, 8, 3) in m: the bottom four counter-clockwise seen from above (front left, rear left, rear right,
         front right), then the top four in the same order."""
-        along = self.heading()
-        up = along.new_tensor((0.0, -1.0, 0.0) if self.frame == "camera" else (0.0, 0.0, 1.0))
-        left = torch.linalg.cross(up.expand_as(along), along, dim=-1)
-        signs = along.new_tensor(
-            [(1, 1, -1), (-1, 1, -1), (-1, -1, -1), (1, -1, -1), (1, 1, 1), (-1, 1, 1), (-1, -1, 1), (1, -1, 1)]
-        )
-        half = self.size[:, None, :] / 2 * signs  # (n, 8, 3): along, left, up
-        axes = torch.stack((along, left, up.expand_as(along)), dim=1)  # (n, 3, 3)
-        return self.centre[:, None, :] + half @ axes
+        return box_corners(self.centre, self.size, self.yaw, self.frame)
 
     def contains(self, points: Float[Tensor, "m 3"], margin: float = 0.0) -> Tensor:
         """Which points (m, 3) of the same frame lie inside which box: bool (n, m).
@@ -141,10 +137,36 @@ class Boxes3D:
         ``margin`` (m) enlarges each face.
         """
         along = self.heading()
-        up = along.new_tensor((0.0, -1.0, 0.0) if self.frame == "camera" else (0.0, 0.0, 1.0)).expand_as(along)
+        up = constant((0.0, -1.0, 0.0) if self.frame == "camera" else (0.0, 0.0, 1.0), along).expand_as(along)
         axes = torch.stack((along, torch.linalg.cross(up, along, dim=-1), up), dim=1)  # (n, 3, 3)
         local = (points[None] - self.centre[:, None]) @ axes.transpose(1, 2)  # (n, m, 3)
         return (local.abs() <= self.size[:, None] / 2 + margin).all(-1)
+
+
+def box_headings(yaw: Float[Tensor, "n"], frame: Frame) -> Float[Tensor, "n 3"]:
+    """``Boxes3D.heading`` of the yaws alone."""
+    c, s, zero = yaw.cos(), yaw.sin(), torch.zeros_like(yaw)
+    return torch.stack((c, zero, s) if frame == "camera" else (c, s, zero), dim=-1)
+
+
+def box_corners(
+    centre: Float[Tensor, "n 3"], size: Float[Tensor, "n 3"], yaw: Float[Tensor, "n"], frame: Frame
+) -> Float[Tensor, "n 8 3"]:
+    """``Boxes3D.corners`` of the geometry alone, of which nothing is tested."""
+    along = box_headings(yaw, frame)
+    up = constant((0.0, -1.0, 0.0) if frame == "camera" else (0.0, 0.0, 1.0), along)
+    left = torch.linalg.cross(up.expand_as(along), along, dim=-1)
+    signs = constant(
+        [(1, 1, -1), (-1, 1, -1), (-1, -1, -1), (1, -1, -1), (1, 1, 1), (-1, 1, 1), (-1, -1, 1), (1, -1, 1)], along
+    )
+    half = size[:, None, :] / 2 * signs  # (n, 8, 3): along, left, up
+    axes = torch.stack((along, left, up.expand_as(along)), dim=1)  # (n, 3, 3)
+    return centre[:, None, :] + half @ axes
+
+
+def _of_each(said: Bool[Tensor, "n *s"]) -> Bool[Tensor, "n"]:
+    """Whether it is said of all that belongs to a box."""
+    return said if said.dim() == 1 else said.all(-1)
 
 
 def _devices(args: tuple) -> list:
@@ -172,8 +194,9 @@ class BoxSlots:
         return {f.name: value for f in fields(self) if isinstance(value := getattr(self, f.name), Tensor)}
 
     def boxes(self) -> list[Boxes3D]:
-        """The detections of each sample, in the order of their slots."""
-        rows = self.tensors()
+        """The detections of each sample, in the order of their slots, on the CPU: there nobody waits for what is
+        tested of each."""
+        rows = fetched(self.tensors())
         kept = rows.pop("kept")
         return [
             Boxes3D(frame=self.frame, **{name: value[i][use] for name, value in rows.items()})

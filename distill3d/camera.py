@@ -12,6 +12,7 @@ from torch import Tensor
 
 from distill3d.errors import UserError
 from distill3d.settings import Between, Length, is_in_range
+from distill3d.transfers import inverse
 
 #: ``rect_z`` divides by the point's own z, as MonoDLE and OpenPCDet do; ``homogeneous`` divides by the third row of the
 #: projection, which is exact.  They differ by P[2, 3] / z (KITTI: about 0.003 m / z).
@@ -146,7 +147,7 @@ class ImageAffine:
     def invert(self, uv: Float[Tensor, "*b n 2"]) -> Float[Tensor, "*b n 2"]:
         """Canvas pixels as source pixels: the exact inverse of ``apply``."""
         m = self.matrix.to(uv.dtype)
-        source = (uv - m[..., None, :, 2]) @ torch.linalg.inv(m[..., :2]).transpose(-1, -2)
+        source = (uv - m[..., None, :, 2]) @ inverse(m[..., :2]).transpose(-1, -2)
         u = torch.where(self.flip[..., None], self.source_size[..., :1].to(uv.dtype) - source[..., 0], source[..., 0])
         return torch.stack((u, source[..., 1]), -1)
 

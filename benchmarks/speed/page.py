@@ -30,6 +30,15 @@ READING = (
     "they look each row up many times. Look-ups in tables, sampling and element-wise arithmetic are not counted as "
     "arithmetic."
 )
+WAITING = (
+    "While the host waits for an accelerator, it prepares nothing, and then the accelerator waits for it. Counted are "
+    "the values that the host reads, the shapes that depend on values and the copies that wait, for a training step "
+    "and for decoding a batch, on a device that is pretended on the CPU: no times. Teachers that keep their answers "
+    "compute them in the first epoch, frame by frame. Every ten steps, and before anything is logged or saved, one "
+    "wait more reads the losses. The matching of queries and objects, of MonoDETR and BEVFormer, is done by the host. "
+    "Soft ranks of what is no single block, which MonoSKD's published strength never makes of feature maps, wait in "
+    "every round."
+)
 
 Row = dict[str, Any]
 
@@ -254,7 +263,24 @@ def elsewhere(folder: Path = RECORDS) -> list[Block]:
         lines.append(["nuScenes", size, duration(nuscenes["seconds"]), "nuscenes_eval.py"])
     if lines:
         blocks += [Heading("Evaluation"), Table(["metric", "size", "time", "benchmark"], lines)]
+    if (waits := read(folder / "waits.json")) is not None:
+        blocks += waits_of_the_host(waits["stages"], (read(folder / "waits_before.json") or {"stages": []})["stages"])
     return blocks
+
+
+def waits_of_the_host(rows: Sequence[Row], before: Sequence[Row]) -> list[Block]:
+    """How often each stage waits for the device, beside what it was."""
+    was = {(row["recipe"], row["stage"]): row for row in before}
+    lines = []
+    for row in rows:
+        old = was.get((row["recipe"], row["stage"]), {"step": "", "decode": ""})
+        taught = f"{row['detector']}, {row['method']}" if row["method"] else row["detector"]
+        numbers = (old["step"], row["first_epoch"], row["step"], old["decode"], row["decode"])
+        lines.append([row["recipe"], row["stage"], taught, *map(str, numbers)])
+    head = ["recipe", "stage", "detector", "a step, before", "a step, first epoch", "a step", "decoding, before",
+            "decoding"]  # fmt: skip
+    heading, command = Heading("Waits of the host for an accelerator"), Command("python -m benchmarks.waits")
+    return [heading, command, Paragraph(WAITING), Table(head, lines)]
 
 
 def read(path: Path) -> dict[str, Any] | None:

@@ -11,6 +11,7 @@ from jaxtyping import Shaped
 from torch import Tensor
 
 from distill3d.errors import UserError
+from distill3d.transfers import constant
 
 T = TypeVar("T")
 
@@ -40,7 +41,7 @@ def picked(value: T, rows: list[int]) -> T:
     """The samples ``rows`` of a batch, or of whatever else goes with one: a dataclass, its nested ones included, or a
     dict of tensors (B, ...) and lists of length B; what is neither is left as it is."""
     if isinstance(value, Tensor):
-        return value[rows]  # pyright: ignore[reportReturnType]
+        return value[constant(rows, value, torch.int64)]  # pyright: ignore[reportReturnType]
     if isinstance(value, list):
         return [value[row] for row in rows]  # pyright: ignore[reportReturnType]
     if isinstance(value, dict):

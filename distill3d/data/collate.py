@@ -52,6 +52,7 @@ def collate(samples: list[Sample]) -> Batch:
         points=points,
         lidar_to_camera=None if lidar_to_camera is None else torch.stack(lidar_to_camera),
         labelled=torch.tensor([s.objects is not None for s in samples]) if some else None,
+        mirrored=[bool(s.affine.flip) for s in samples],
     )
 
 

@@ -15,6 +15,7 @@ from torch import Tensor
 from distill3d.boxes import IGNORE, Boxes3D
 from distill3d.camera import Camera, ImageAffine
 from distill3d.data.batching import moved_to, padded
+from distill3d.transfers import inverse
 
 #: KITTI's training difficulties as numbers; UNKNOWN objects are not trained on.
 EASY, MODERATE, HARD, UNKNOWN = 0, 1, 2, -1
@@ -161,6 +162,8 @@ class Batch:
     lidar_to_camera: Float[Tensor, "b 4 4"] | None = None
     #: Which images have labels, where some of the batch have none (None: all, or with ``objects`` None no image has).
     labelled: Bool[Tensor, "b"] | None = None
+    #: ``affine.flip`` for the host, which need not ask the device; None where nobody has told it.
+    mirrored: list[bool] | None = None
 
     def __len__(self) -> int:
         return len(self.frame_ids)
@@ -169,8 +172,8 @@ class Batch:
     def source_camera(self) -> Camera:
         """The cameras behind the (un-mirrored) image files, (B, 3, 4): where detections are reported."""
         p, m = self.camera.projection, self.affine.matrix.to(self.camera.projection)
-        inverse = torch.linalg.inv(m[..., :2])
-        back = torch.cat((inverse, -inverse @ m[..., 2:]), -1)
+        undone = inverse(m[..., :2])
+        back = torch.cat((undone, -undone @ m[..., 2:]), -1)
         flipped = Camera(p).warped(back)
         width = self.affine.source_size[..., 0, None].to(p)
         return Camera(torch.where(self.affine.flip[..., None, None], flipped.mirrored(width).projection,

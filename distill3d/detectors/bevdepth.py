@@ -68,6 +68,7 @@ from distill3d.layers.image.depth_net import (
 from distill3d.layers.image.resnet import ResNetConfig
 from distill3d.layers.points.voxels import VoxelGrid
 from distill3d.settings import Between, Channels, Layers, added, check_settings
+from distill3d.transfers import constant
 
 #: Cells of the ground per cell of the maps that the head's neck joins: what is lifted, then the stages behind it.
 BEV_STRIDES = (1, *MAP_STRIDES)
@@ -377,7 +378,7 @@ def best_view(batch: SurroundBatch, positions: PixelPositions) -> Int[Tensor, "b
     pixel, depth = camera_pixels(
         batch.objects.centre, batch.image_affine, batch.intrinsics[:, 0], batch.camera_to_ego[:, 0], batch.bev_affine
     )
-    size = pixel.new_tensor((width, height))
+    size = constant((width, height), pixel)
     shown = (depth > 0) & (pixel >= 0).all(-1) & (pixel < size).all(-1)  # (B, N, M)
     off_middle = torch.where(shown, (pixel - size / 2).norm(dim=-1), torch.inf)
     camera = off_middle.argmin(1, keepdim=True)

@@ -63,6 +63,7 @@ from distill3d.layers.points.voxels import VoxelGrid
 from distill3d.layers.readout import LinearReadout
 from distill3d.layers.transformer import FeedForward, Residual, xavier
 from distill3d.settings import Between, Channels, Coordinate, Layers, Number, Share, Weight, added
+from distill3d.transfers import constant, inverse, places
 
 #: Sides of images (px) are multiples of the trunk's coarsest stride.
 STRIDE = STRIDES[-1]
@@ -221,7 +222,7 @@ def pillars(grid: VoxelGrid, points: int, like: Tensor) -> Float[Tensor, "q p 3"
 
 def in_metres(shares: Float[Tensor, "*s 3"], grid: VoxelGrid) -> Float[Tensor, "*s 3"]:
     """x, y, z in m of shares of the ground's box."""
-    low, high = shares.new_tensor(grid.extent).view(2, 3)
+    low, high = constant(grid.extent, shares).view(2, 3)
     return low + shares * (high - low)
 
 
@@ -239,7 +240,7 @@ def seen_points(
         matrix = to_image.float()[:, :, None, None]
         seen = (matrix[..., :3, :3] @ points.float()[..., None])[..., 0] + matrix[..., :3, 3]
         depth = seen[..., 2:]
-        shares = seen[..., :2] / depth.clamp(min=NEAREST) / seen.new_tensor((size[1], size[0]))
+        shares = seen[..., :2] / depth.clamp(min=NEAREST) / constant((size[1], size[0]), seen)
         return shares, (depth[..., 0] > NEAREST) & ((shares > 0) & (shares < 1)).all(-1)
 
 
@@ -280,7 +281,7 @@ def ground_shift(
     distance = way.norm(dim=-1)
     forward, right = distance * angle.cos(), distance * angle.sin()
     shift = torch.stack((right, forward) if ahead == "y" else (forward, -right), dim=-1)
-    return shift / shift.new_tensor(length)
+    return shift / constant(length, shift)
 
 
 def turned(
@@ -293,7 +294,7 @@ def turned(
     Source: modules/transformer.py, get_bev_features.
     """
     size = (maps.shape[-2], maps.shape[-1])
-    extent, middle = degrees.new_tensor((size[1], size[0])), degrees.new_tensor(centre)
+    extent, middle = constant((size[1], size[0]), degrees), constant(centre, degrees)
     offset = cell_centres((size,), degrees) * extent - middle  # (Q, 2) cells
     cos, sin = degrees.deg2rad().cos()[:, None], degrees.deg2rad().sin()[:, None]
     x, y = offset.unbind(-1)
@@ -313,14 +314,14 @@ def vehicle_signals(batch: SurroundBatch) -> Float[Tensor, "b s 18"]:
     Earlier frames' poses follow from those of the cameras, which keep their places on the vehicle: the mean over
     cameras of pose times inverse of the key frame's.  An augmented ground moves as its augmentation says.
     """
-    poses = (batch.camera_to_ego @ batch.camera_to_ego[:, :1].inverse()).mean(2)  # (B, S, 4, 4) into the key frame
-    augment, back = batch.bev_affine[:, None], batch.bev_affine.inverse()[:, None]
+    poses = (batch.camera_to_ego @ inverse(batch.camera_to_ego[:, :1])).mean(2)  # (B, S, 4, 4) into the key frame
+    augment, back = batch.bev_affine[:, None], inverse(batch.bev_affine)[:, None]
     poses = augment @ poses @ back
     frame = (batch.ego_to_global[:, None] @ back @ poses)[..., :2, 0]
     heading = torch.atan2(frame[..., 1], frame[..., 0])
     signals = poses.new_zeros(*poses.shape[:2], SIGNALS)
     signals[..., HEADING] = heading
-    before = poses[:, :-1].inverse() @ poses[:, 1:]  # of the frame before, as seen from each
+    before = inverse(poses[:, :-1]) @ poses[:, 1:]  # of the frame before, as seen from each
     ahead, left = -before[..., 0, 3], -before[..., 1, 3]
     cos, sin = heading[:, :-1].cos(), heading[:, :-1].sin()
     signals[:, :-1, DRIVEN] = torch.stack((cos * ahead - sin * left, sin * ahead + cos * left), dim=-1)
@@ -335,7 +336,7 @@ def ground_to_image(batch: SurroundBatch, frame: int) -> Float[Tensor, "b n 4 4"
     """
     affine = batch.image_affine.clone()  # of (u, v, depth, 1): its moves count per depth
     affine[..., :2, 2], affine[..., :2, 3] = batch.image_affine[..., :2, 3], 0
-    camera = (batch.bev_affine[:, None] @ batch.camera_to_ego[:, 0]).inverse()
+    camera = inverse(batch.bev_affine[:, None] @ batch.camera_to_ego[:, 0])
     return affine @ batch.intrinsics[:, frame] @ camera
 
 
@@ -554,7 +555,7 @@ def box_targets(objects: SurroundObjectBatch, grid: VoxelGrid, classes: int) -> 
     """The codes of a batch's objects."""
     centre, size, yaw = objects.centre, objects.size, objects.yaw[..., None]
     x0, y0, _, x1, y1, _ = grid.extent
-    inside = (centre[..., :2] > centre.new_tensor((x0, y0))) & (centre[..., :2] < centre.new_tensor((x1, y1)))
+    inside = (centre[..., :2] > constant((x0, y0), centre)) & (centre[..., :2] < constant((x1, y1), centre))
     known = (objects.label >= 0) & (objects.label < classes)
     mask = objects.present & known & inside.all(-1) & (size > 0).all(-1)
     length, width, height = size.log().split(1, dim=-1)
@@ -586,28 +587,29 @@ def match(
 
 def layer_losses(
     logits: Float[Tensor, "b q k"], codes: Float[Tensor, "b q 10"], targets: BEVFormerTargets,
-    matched: Int[Tensor, "b m"], code_weights: tuple[float, ...],
+    matched: Int[Tensor, "b m"], code_weights: tuple[float, ...], found: tuple[Tensor, ...] | None = None,
 ) -> dict[str, Tensor]:  # fmt: skip
     """The losses ``class`` and ``box`` of one decoder layer.
 
     Reduction: 2 times the sum over the batch's queries and classes of the focal loss, and 0.25 times the sum over
     matched queries of the weighted L1 distance of codes, both divided by the number of matched objects: the mean over
     processes, at least 1 (of all processes together).  Velocities that are unknown are left out.
+    ``found``: sample and row of what is matched, where that is known.
 
     Source: dense_heads/bevformer_head.py, loss_single.
     """
     from torchvision.ops import sigmoid_focal_loss
 
-    sample, row = (matched != UNMATCHED).nonzero(as_tuple=True)
+    sample, row = found or (matched != UNMATCHED).nonzero(as_tuple=True)
     query = matched[sample, row]
     one_hot = torch.zeros_like(logits)
-    one_hot[sample, query, targets.label[sample, row]] = 1
+    one_hot[sample, query, targets.label[sample, row]] = one_hot.new_ones(())
     of_class = sigmoid_focal_loss(logits, one_hot, FOCAL_ALPHA, FOCAL_GAMMA, "sum")
     wanted = targets.code[sample, row]
     known = ~wanted.isnan()
     distance = torch.where(known, codes[sample, query] - wanted.where(known, 0), 0).abs()
-    of_box = (distance * distance.new_tensor(code_weights)).sum()
-    count = across_processes(distance.new_tensor(len(query))).clamp(min=1 / world_size())
+    of_box = (distance * constant(code_weights, distance)).sum()
+    count = across_processes(distance.new_full((), len(query))).clamp(min=1 / world_size())
     return {"class": CLASS_WEIGHT * of_class / count, "box": BOX_WEIGHT * of_box / count}
 
 
@@ -642,7 +644,7 @@ def best_boxes(
     kinds = logits.shape[-1]
     score, pair = logits.sigmoid().flatten(1).topk(min(top_k, logits[0].numel()), dim=1)
     rows = rows_of(codes.gather(1, (pair // kinds)[..., None].expand(-1, -1, CODE)))
-    low, high = rows.new_tensor(post_extent).view(2, 3)
+    low, high = constant(post_extent, rows).view(2, 3)
     within = ((rows[..., :3] >= low) & (rows[..., :3] <= high)).all(-1)
     real = rows.isfinite().all(-1) & (rows[..., 3:6] > 0).all(-1)
     return Best(score, pair % kinds, rows, (score >= score_threshold) & within & real)
@@ -739,7 +741,7 @@ class BEVFormer(Detector[SurroundBatch]):
             raise UserError(
                 f"bevformer sees images whose sides are multiples of {STRIDE} px, not {width} x {height} px"
             )
-        mean, std = (images.new_tensor(v)[:, None, None] for v in (RGB_MEAN, RGB_STD))
+        mean, std = (constant(v, images)[:, None, None] for v in (RGB_MEAN, RGB_STD))
         return (images - mean) / std
 
     def _ground(
@@ -791,10 +793,11 @@ class BEVFormer(Detector[SurroundBatch]):
         losses: dict[str, Tensor] = {}
         with torch.autocast(logits.device.type, enabled=False):
             matched = match(logits, codes, targets)
+            found = places(*(matched != UNMATCHED).unbind(1))  # of all layers by one wait
             for layer in reversed(range(matched.shape[1])):
                 suffix = "" if layer == matched.shape[1] - 1 else f"_{layer}"
                 predicted = (logits[:, layer], codes[:, layer])
-                of_layer = layer_losses(*predicted, targets, matched[:, layer], self.config.code_weights)
+                of_layer = layer_losses(*predicted, targets, matched[:, layer], self.config.code_weights, found[layer])
                 losses |= {f"{name}{suffix}": value for name, value in of_layer.items()}
         return losses
 

@@ -57,6 +57,7 @@ from distill3d.layers.image.resnet import ResNet, ResNetConfig
 from distill3d.layers.points.voxels import STUDENT_RANGE, VoxelGrid
 from distill3d.layers.readout import Readout
 from distill3d.settings import Between, Channels, Weight, added
+from distill3d.transfers import constant, places
 
 #: Pixels per cell of the map that is lifted, in CMKD's networks.
 STRIDE = 8
@@ -244,7 +245,7 @@ def inside_image(affine: ImageAffine, height: int, width: int) -> Bool[Tensor, "
 
 def input_image(batch: Batch) -> Float[Tensor, "b 3 h w"]:
     """Colours less ImageNet's mean, by its deviation; 0 where the canvas shows nothing of the image file."""
-    mean, std = (batch.image.new_tensor(v)[:, None, None] for v in (RGB_MEAN, RGB_STD))
+    mean, std = (constant(v, batch.image)[:, None, None] for v in (RGB_MEAN, RGB_STD))
     return torch.where(inside_image(batch.affine, *batch.image.shape[-2:]), (batch.image - mean) / std, 0)
 
 
@@ -265,7 +266,7 @@ def depth_focal_loss(
         exact = logits.to(torch.promote_types(logits.dtype, torch.float32))
         log_p = exact.log_softmax(dim=1).gather(1, target[:, None])[:, 0]
         loss = -FOCAL_ALPHA * (1 - log_p.exp()) ** FOCAL_GAMMA * log_p
-        return mean_over_processes(loss[known])
+        return mean_over_processes(loss[places(known)[0]])
 
 
 # ------------------------------------------------------------------------------------------------------------- detector

@@ -20,6 +20,7 @@ from distill3d.data.surround import SurroundBatch
 from distill3d.detectors.base import BevGeometry, Detector, FeatureMap, Outputs, bev_geometry
 from distill3d.detectors.pointpillars import PillarFeatures, picture
 from distill3d.detectors.released import ReleasedForm
+from distill3d.detectors.second import finite_or_nowhere
 from distill3d.errors import UserError
 from distill3d.layers.ground.bev_second import (
     SECONDFPN,
@@ -311,7 +312,7 @@ def check_head(
 
 
 def ego_scans(batch: SurroundBatch, intensity: Literal["raw", "unit"]) -> list[Float[Tensor, "_ 5"]]:
-    """The batch's points, those with a value that is not finite left out.
+    """The batch's points; those with a value that is not finite lie nowhere (NaN).
 
     Raises:
         ValueError: the batch has no points.
@@ -321,7 +322,7 @@ def ego_scans(batch: SurroundBatch, intensity: Literal["raw", "unit"]) -> list[F
     scale = batch.points[0].new_ones(POINT_VALUES)
     if intensity == "unit":
         scale[INTENSITY] = 1 / FULL_INTENSITY
-    return [scan[scan.isfinite().all(1)] * scale for scan in batch.points]
+    return [finite_or_nowhere(scan) * scale for scan in batch.points]
 
 
 # ------------------------------------------------------------------------------------------------------ authors' names

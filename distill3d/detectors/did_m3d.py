@@ -8,7 +8,7 @@ at dense depth images, whatever the input is.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from typing import Any, Literal
 
 import torch
@@ -29,6 +29,7 @@ from distill3d.detectors.gupnet import (
 )
 from distill3d.detectors.monodle import HEADING_BINS, STRIDE, TINY_TRUNK, MonoDLETargets, Peaks
 from distill3d.layers.image.roi import COORDINATE_CHANNELS, ROI_SIZE, RoIs, grid_head, pooled_head, sample_boxes
+from distill3d.transfers import places
 
 POOLED_HEADS = {"offset_3d": 2, "size_3d": 3, "heading": 2 * HEADING_BINS}
 GRID_HEADS = ("vis_depth", "att_depth", "vis_depth_uncer", "att_depth_uncer")
@@ -141,14 +142,15 @@ def detection_losses(trained: Trained, empty_depth_mask: Literal["zero", "nan"] 
     assert isinstance(t, DIDM3DTargets)
     surface = trained.of(t.surface)
     on_surface = replace(trained, empty=empty_depth_mask if len(surface) else "zero")
+    (shown,) = places(surface)
 
-    def likelihood(name: str, target: Float[Tensor, "m 7 7"], cells: Bool[Tensor, "m 7 7"] | None = None) -> Tensor:
+    def likelihood(name: str, target: Float[Tensor, "m 7 7"], cells: tuple[Tensor, ...] | None = None) -> Tensor:
         loss = laplace_of_variance(trained.roi(name), target, trained.roi(f"{name}_log_variance"))
         return trained.mean(loss) if cells is None else on_surface.mean(loss[cells])
 
     return shared_losses(trained) | {
-        "depth": likelihood("visual_depth", trained.of(t.visual_depth), surface)
-        + likelihood("attribute_depth", trained.of(t.attribute_depth), surface)
+        "depth": likelihood("visual_depth", trained.of(t.visual_depth), shown)
+        + likelihood("attribute_depth", trained.of(t.attribute_depth), shown)
         + likelihood("depth", trained.of(t.depth)[:, None, None].expand(-1, ROI_SIZE, ROI_SIZE)),
         "size_3d": trained.mean((trained.roi("size_3d") - trained.of(t.size_3d)).abs()),
     }
@@ -199,7 +201,7 @@ class DIDM3D(TwoStage):
         base = super().encode(batch)
         if batch.depth is None:
             raise ValueError("DID-M3D is trained on depth images; the data set gives none")
-        image, slot = base.mask_2d.nonzero(as_tuple=True)
+        image, slot = base.trained[0]
         box = base.box2d[image, slot] / STRIDE
         seen = surface_depth(batch.depth, box, image, self.config.depth_holes).to(base.depth)
         blank = seen.new_zeros(*base.mask_2d.shape, ROI_SIZE, ROI_SIZE)
@@ -207,7 +209,14 @@ class DIDM3D(TwoStage):
             blank.to(value.dtype).index_put((image, slot), value)
             for value in split_depth(base.depth[image, slot], seen)
         )
-        return DIDM3DTargets(**vars(base), visual_depth=visual, attribute_depth=attribute, surface=surface)
+        targets = DIDM3DTargets(
+            **{f.name: getattr(base, f.name) for f in fields(base)},
+            visual_depth=visual,
+            attribute_depth=attribute,
+            surface=surface,
+        )
+        vars(targets)["trained"] = base.trained  # known by now
+        return targets
 
     def loss(self, outputs: Outputs, batch: Batch, targets: Any = None) -> dict[str, Tensor]:
         with torch.autocast(batch.image.device.type, enabled=False):

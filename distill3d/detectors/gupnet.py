@@ -42,6 +42,7 @@ from distill3d.layers.image.dla import unused_in_released
 from distill3d.layers.image.heatmap import clamped_sigmoid, focal_heatmap_loss, gather_cells
 from distill3d.layers.image.roi import COORDINATE_CHANNELS, MapWindow, RoIs, RoISlots, look_at, pooled_head
 from distill3d.settings import Ascending, Length, Side
+from distill3d.transfers import constant, fetched, inverse
 
 #: Mean (height, width, length) in m of ``HEAT_CLASSES``, from which sizes are regressed.
 MEAN_SIZE = (
@@ -158,7 +159,7 @@ class Trained:
     @classmethod
     def select(cls, predictions: dict[str, Tensor], targets: MonoDLETargets, empty: Literal["zero", "nan"]) -> Trained:
         """The objects in ``targets.mask_2d``."""
-        return cls(predictions, targets, empty, *targets.mask_2d.nonzero(as_tuple=True))
+        return cls(predictions, targets, empty, *targets.trained[0])
 
     def map(self, head: str) -> Float[Tensor, "m c"]:
         return self.predictions[head].flatten(2)[self.image, :, self.of(self.targets.indices)]
@@ -230,12 +231,14 @@ def read_slots(
 def slots_to_boxes(peaks: Peaks, batch: Batch, config: TwoStageConfig, map_size: tuple[int, int]) -> list[Boxes3D]:
     """MonoDLE's boxes, with sizes added to the class means; those of negative size are left out, and the observation
     angle turns about the ray through the middle of the 2D box."""
-    found = peaks_to_boxes(_sized(peaks, config), batch, config, map_size).boxes()
-    return [_turned(boxes, p) for boxes, p in zip(found, batch.source_camera.projection, strict=True)]
+    slots, projection = peaks_to_boxes(_sized(peaks, config), batch, config, map_size), batch.source_camera.projection
+    found = fetched(slots.tensors() | {"projection": projection})
+    projection = found.pop("projection")
+    return [_turned(boxes, p) for boxes, p in zip(replace(slots, **found).boxes(), projection, strict=True)]
 
 
 def _sized(peaks: Peaks, config: TwoStageConfig) -> Peaks:
-    size = peaks.size_3d + peaks.size_3d.new_tensor(config.class_sizes)[peaks.label]
+    size = peaks.size_3d + constant(config.class_sizes, peaks.size_3d)[peaks.label]
     solid = (size >= 0).all(-1)
     return replace(peaks, score=torch.where(solid, peaks.score, -torch.inf), size_3d=size)
 
@@ -284,7 +287,9 @@ class TwoStage(MonoDLE):
     def forward_at(self, batch: Batch, targets: MonoDLETargets) -> Outputs:
         """Maps, and RoIs at the trained objects, in boxes that the network itself predicts there."""
         outputs = self.forward_image(self.input_image(batch))
-        return self._look(outputs, batch, RoISlots.at_targets(targets.indices, targets.label, targets.mask_2d))
+        return self._look(
+            outputs, batch, RoISlots.at_targets(targets.indices, targets.label, targets.mask_2d, targets.trained[0])
+        )
 
     def _look(self, outputs: Outputs, batch: Batch, slots: RoISlots) -> Outputs:
         maps, config = outputs.predictions, self.config
@@ -313,7 +318,7 @@ class TwoStage(MonoDLE):
         # MonoDLE's depth is times the zoom: here depth comes from heights in the image file, and is that of the world
         metric = replace(batch.affine, zoom=torch.ones_like(batch.affine.zoom))
         base = super().encode(replace(batch, objects=replace(objects, alpha=-objects.yaw - ray), affine=metric))
-        mean = base.size_3d.new_tensor(self.config.class_sizes)[base.label]
+        mean = constant(self.config.class_sizes, base.size_3d)[base.label]
         residual = torch.where(base.mask_2d[..., None], base.dimension - mean, 0)
         cell = torch.where(base.mask_2d, base.centre_cell, 0)
         return replace(base, size_3d=residual, mask_3d=base.mask_2d, on_map=base.mask_2d, centre_cell=cell)
@@ -343,8 +348,8 @@ class TwoStage(MonoDLE):
 def file_camera(batch: Batch) -> Camera:
     """The cameras behind the image files, mirrored where the image was, (B, 3, 4)."""
     matrix = batch.affine.matrix.to(batch.camera.projection)
-    inverse = torch.linalg.inv(matrix[..., :2])
-    return batch.camera.warped(torch.cat((inverse, -inverse @ matrix[..., 2:]), -1))
+    back = inverse(matrix[..., :2])
+    return batch.camera.warped(torch.cat((back, -back @ matrix[..., 2:]), -1))
 
 
 class GUPNet(TwoStage):
@@ -363,7 +368,7 @@ class GUPNet(TwoStage):
 
     def describe(self, rois: RoIs) -> dict[str, Tensor]:
         heads = {name: getattr(self, name) for name in ROI_HEADS}
-        return describe_rois(heads, rois, rois.box.new_tensor(self.config.class_sizes))
+        return describe_rois(heads, rois, constant(self.config.class_sizes, rois.box))
 
     def loss(self, outputs: Outputs, batch: Batch, targets: Any = None) -> dict[str, Tensor]:
         with torch.autocast(batch.image.device.type, enabled=False):

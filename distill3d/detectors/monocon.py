@@ -59,6 +59,7 @@ from distill3d.layers.image.heatmap import (
 )
 from distill3d.layers.readout import Readout
 from distill3d.settings import Channels, Number, Share
+from distill3d.transfers import constant, places
 
 #: Signs of the eight corners along length, height (down) and width, in the released order; the centre comes behind.
 CORNERS = ((-1, -1, -1), (-1, -1, 1), (-1, 1, 1), (-1, 1, -1), (1, -1, -1), (1, -1, 1), (1, 1, 1), (1, 1, -1))
@@ -159,7 +160,7 @@ def box_keypoints(
 
     ``size`` is (length, width, height), ``rotation_y`` KITTI's.
     """
-    half = size[..., None, [0, 2, 1]] / 2 * size.new_tensor(CORNERS)
+    half = size[..., None, [0, 2, 1]] / 2 * constant(CORNERS, size)
     along, down, across = half.unbind(-1)
     c, s = torch.cos(rotation_y)[..., None], torch.sin(rotation_y)[..., None]
     corners = centre[..., None, :] + torch.stack((c * along + s * across, down, c * across - s * along), -1)
@@ -175,7 +176,7 @@ def detection_losses(
     there are, divided by their numbers (two a point); the others are means over the trained objects of the batch and
     their components; bins are a mean over objects and bins.
     """
-    image, slot = targets.mask_2d.nonzero(as_tuple=True)
+    ((image, slot),) = places(targets.mask_2d)
 
     def read(head: str) -> Tensor:
         return predictions[head].flatten(2)[image, :, of(targets.indices)]
@@ -286,7 +287,7 @@ class MonoCon(MonoDLE):
 
         valid = trained[..., None] & (depth > 0)
         if self.config.behind == "mirrored":
-            inside = ((uv >= 0) & (uv <= uv.new_tensor((width, height)))).all(-1)
+            inside = ((uv >= 0) & (uv <= constant((width, height), uv))).all(-1)
             valid = trained[..., None] & ((depth > 0) | inside)
         own = (uv.floor() if self.config.keypoint_cell == "floor" else uv.trunc()).long()
         shown = valid & cells_inside(own, height, width)
@@ -314,17 +315,18 @@ class MonoCon(MonoDLE):
             keypoint_shown=shown,
         )  # fmt: skip
 
-    def peak_radius(self, size_2d: Float[Tensor, "n 2"]) -> Int[Tensor, "n"]:
-        return gaussian_radius(size_2d[:, 1], size_2d[:, 0], OVERLAP, "exact").trunc().clamp(min=0).long()
+    def peak_radius(self, size_2d: Float[Tensor, "*n 2"]) -> Int[Tensor, "*n"]:
+        return gaussian_radius(size_2d[..., 1], size_2d[..., 0], OVERLAP, "exact").trunc().clamp(min=0).long()
 
     def _draw_keypoints(
         self, shown: Bool[Tensor, "b k 9"], cell: Int[Tensor, "b k 9 2"], size_2d: Tensor, height: int, width: int
     ) -> Float[Tensor, "b 9 h w"]:
         """Peaks as wide as the object's own."""
-        image, slot, point = shown.nonzero(as_tuple=True)
         maps = size_2d.new_zeros(len(shown) * KEYPOINTS, height, width)
-        radius = self.peak_radius(size_2d[image, slot])
-        drawn = draw_gaussians(maps, image * KEYPOINTS + point, cell[image, slot, point], radius)
+        image, point = (torch.arange(sides, device=cell.device) for sides in (len(shown), KEYPOINTS))
+        plane = (image[:, None, None] * KEYPOINTS + point).expand_as(shown)
+        radius = self.peak_radius(size_2d)[..., None].expand_as(shown)
+        drawn = draw_gaussians(maps, *(value.flatten(0, 2) for value in (plane, cell, radius, shown)))
         return drawn.unflatten(0, (len(shown), KEYPOINTS))
 
     def loss(self, outputs: Outputs, batch: Batch, targets: Any = None) -> dict[str, Tensor]:

@@ -47,6 +47,7 @@ from distill3d.layers.image.resnet import STRIDES, ResNet, ResNetConfig
 from distill3d.layers.readout import LinearReadout, Readout
 from distill3d.layers.transformer import FeedForward, Residual, xavier
 from distill3d.settings import Ascending, Between, Channels, Layers, Length, Number, Share, added
+from distill3d.transfers import constant, places
 
 #: Levels of the image memory: the trunk's and one more at twice the coarsest stride.
 LEVELS = len(STRIDES) + 1
@@ -169,7 +170,7 @@ def bin_values(bins: DepthBins, like: Tensor) -> Float[Tensor, "n"]:
     step = 2 * (bins.far - bins.near) / (bins.count * (bins.count + 1))
     index = torch.arange(bins.count, dtype=torch.float64)
     values = (index + 0.5) ** 2 * step / 2 - step / 8 + bins.near
-    return torch.cat((values, values.new_tensor([bins.far]))).to(like)
+    return torch.cat((values, constant([bins.far], values))).to(like, non_blocking=True)
 
 
 def expected_depth(logits: Float[Tensor, "b n h w"], values: Float[Tensor, "n"]) -> Float[Tensor, "b h w"]:
@@ -406,24 +407,27 @@ def match(predictions: dict[str, Tensor], targets: MonoDETRTargets, queries: int
 
 
 def set_losses(
-    predictions: dict[str, Tensor], targets: MonoDETRTargets, matched: Int[Tensor, "b g k"]
-) -> dict[str, Tensor]:
+    predictions: dict[str, Tensor], targets: MonoDETRTargets, matched: Int[Tensor, "b g k"],
+    found: tuple[Tensor, ...] | None = None,
+) -> dict[str, Tensor]:  # fmt: skip
     """The un-weighted losses of one decoder layer, from heads (B, Q, channels) and each slot's query.
 
     Reduction: all are sums over the batch, divided by groups x trained objects, at least 1.  The class counts at every
     query, the rest at matched ones: L1 of centre and sides, 1 - generalised IoU, dimension-aware L1, cross entropy of
     the heading bin plus L1 of the true bin's residual, Laplace likelihood of the depth.
+
+    ``found``: image, group and slot of what is matched, where that is known.
     """
     from torchvision.ops import sigmoid_focal_loss
 
-    image, group, slot = (matched != UNMATCHED).nonzero(as_tuple=True)
+    image, group, slot = found or (matched != UNMATCHED).nonzero(as_tuple=True)
     query = matched[image, group, slot]
     at = {head: values[image, query] for head, values in predictions.items()}
     label, boxes = targets.label[image, slot], targets.boxes[image, slot]
     size, true_bin = targets.size_3d[image, slot], targets.heading_bin[image, slot]
 
     one_hot = torch.zeros_like(predictions["logits"])
-    one_hot[image, query, label] = 1
+    one_hot[image, query, label] = one_hot.new_ones(())
     error = (at["boxes"] - boxes).abs()
     bins, residuals = at["heading"].split(HEADING_BINS, dim=-1)
     residual = residuals.gather(1, true_bin[:, None])[:, 0]
@@ -455,7 +459,7 @@ def paint_depth(
     """
     edges = torch.cat((corners[..., :2].floor(), corners[..., 2:].ceil()), dim=-1).long()
     height, width = size
-    length = edges.new_tensor([width, height, width, height])
+    length = constant([width, height, width, height], edges)
     if box_slice == "python":
         edges = torch.where(edges < 0, edges + length, edges)
     left, top, right, bottom = torch.minimum(edges.clamp(min=0), length)[..., None].unbind(-2)
@@ -701,9 +705,11 @@ class MonoDETR(Detector):
             logits = predictions.pop("depth_map")
             matched = match(predictions, targets, self.config.queries)
             losses: dict[str, Tensor] = {}
+            found = places(*(matched != UNMATCHED).unbind(1))  # of all layers by one wait
             for layer in reversed(range(matched.shape[1])):
                 suffix = "" if layer == matched.shape[1] - 1 else f"_{layer}"
-                of_layer = set_losses({h: p[:, layer] for h, p in predictions.items()}, targets, matched[:, layer])
+                said = {head: values[:, layer] for head, values in predictions.items()}
+                of_layer = set_losses(said, targets, matched[:, layer], found[layer])
                 losses |= {f"{name}{suffix}": WEIGHTS[name] * value for name, value in of_layer.items()}
             losses["depth_map"] = self._depth_map_loss(logits, batch, targets)
         return losses

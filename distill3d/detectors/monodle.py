@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Annotated, Any, ClassVar, Literal
 
 import torch
@@ -35,6 +36,7 @@ from distill3d.layers.image.heatmap import (
 from distill3d.layers.image.pretrained import RGB_MEAN, RGB_STD
 from distill3d.layers.readout import Readout
 from distill3d.settings import Ascending, Between, Channels, Length, Number, Share, added
+from distill3d.transfers import constant, places
 
 STRIDE = 4
 #: Channels of the heat map on KITTI, whatever classes are trained.
@@ -144,6 +146,14 @@ class MonoDLETargets:
     centre_cell: Int[Tensor, "b k"]  # where it says so: the projected 3D centre; 0 where it is not on the map
     distance: Float[Tensor, "b k"]  # depth of the 3D centre, m; every label line
 
+    @cached_property
+    def trained(self) -> tuple[tuple[Int[Tensor, "m"], Int[Tensor, "m"]], Int[Tensor, "n"]]:
+        """Images and slots of the m trained objects, and which of these m are in images that were not cropped; whoever
+        asks first waits for the device once."""
+        (image, slot), (kept, place) = places(self.mask_2d, self.mask_2d & self.mask_3d)
+        rank = self.mask_2d.flatten().cumsum(0) - 1
+        return (image, slot), rank[kept * self.mask_2d.shape[1] + place]
+
 
 def encode_heading(angle: Float[Tensor, "*n"]) -> tuple[Int[Tensor, "*n"], Float[Tensor, "*n"]]:
     """Angles (rad) as one of 12 bins, the first centred at 0, and the residual (rad) to the bin's centre."""
@@ -195,7 +205,7 @@ def detection_losses(
     Reduction: heat map over all cells, divided by the number of peaks; the others are means over the trained objects of
     the batch (times 2 or 3 components); heading is cross entropy plus L1 of the true bin's residual.
     """
-    batch, slot = targets.mask_2d.nonzero(as_tuple=True)
+    (batch, slot), uncropped = targets.trained
     cell = targets.indices[batch, slot]
 
     def read(head: str) -> Tensor:
@@ -204,10 +214,9 @@ def detection_losses(
     def of(target: Tensor) -> Tensor:
         return target[batch, slot]
 
-    def mean(values: Tensor, mask: Tensor | None = None) -> Tensor:
-        return mean_over_processes(values if mask is None else values[mask], config.empty_reduction)
+    def mean(values: Tensor, rows: Tensor | None = None) -> Tensor:
+        return mean_over_processes(values if rows is None else values[rows], config.empty_reduction)
 
-    uncropped = of(targets.mask_3d)
     depth, heading = read("depth"), read("heading")
     depth_loss = laplace_loss(decode_depth(depth[:, 0]), of(targets.depth), depth[:, 1])
     size, true_size, dimension = (v[uncropped] for v in (read("size_3d"), of(targets.size_3d), of(targets.dimension)))
@@ -266,7 +275,7 @@ def peaks_to_boxes(
     def to_source(cells: Tensor) -> Tensor:
         if config.decode_scale == "inverse":
             return affine.invert(cells * STRIDE)
-        return cells * (affine.source_size.to(cells) / cells.new_tensor(map_size))[:, None]
+        return cells * (affine.source_size.to(cells) / constant(map_size, cells))[:, None]
 
     uv = to_source(peaks.centre_3d)
     corners = [to_source(peaks.centre_2d + sign * peaks.size_2d / 2) for sign in (-1, 1)]
@@ -281,7 +290,7 @@ def peaks_to_boxes(
     alpha = torch.where(affine.flip[:, None], wrap_angle(math.pi - alpha), alpha)
     p = camera.projection.to(depth)
     rotation_y = alpha + torch.atan2(uv[..., 0] - p[:, 0, 2, None], p[:, 0, 0, None].expand_as(depth))
-    size = peaks.size_3d + (peaks.size_3d.new_tensor(MEAN_SIZE)[peaks.label] if config.mean_size else 0)
+    size = peaks.size_3d + (constant(MEAN_SIZE, peaks.size_3d)[peaks.label] if config.mean_size else 0)
     size = size.clamp(min=SMALLEST_SIZE)
     bottom = centre + torch.stack((torch.zeros_like(depth), size[..., 0] / 2, torch.zeros_like(depth)), -1)
 
@@ -391,13 +400,14 @@ class MonoDLE(Detector):
         cell = centre_cell if config.cell == "centre_3d" else centre_2d.trunc().long()
         shown = eligible & cells_inside(cell, height, width)
         mask_2d = shown & trained
-        heatmap = self._draw(shown, label, cell, size_2d, height, width)
+        lines = o.label.shape[1]  # the slots behind them are empty
+        heatmap = self._draw(shown[:, :lines], label[:, :lines], cell[:, :lines], size_2d[:, :lines], height, width)
 
         alpha, zoom = fit(o.alpha), batch.affine.zoom.double()[:, None]
         bins, residual = encode_heading(alpha)
         dimension = hwl = fit(o.size).flip(-1)
         if config.mean_size:
-            hwl = hwl - hwl.new_tensor(MEAN_SIZE)[label.clamp(0, len(config.vocabulary) - 1)]
+            hwl = hwl - constant(MEAN_SIZE, hwl)[label.clamp(0, len(config.vocabulary) - 1)]
         uncropped = ~_is_cropped(batch)
 
         def trained_only(value: Tensor) -> Tensor:
@@ -430,20 +440,18 @@ class MonoDLE(Detector):
     def _draw(
         self, shown: Tensor, label: Tensor, cell: Tensor, size_2d: Tensor, height: int, width: int
     ) -> Float[Tensor, "b c h w"]:
-        image, slot = shown.nonzero(as_tuple=True)
-        channel = label[image, slot]
         names = self.config.vocabulary
         if "Car" in names:
-            channel = torch.where(channel < len(names), channel, names.index("Car"))
-        size = size_2d[image, slot]
-        radius = self.peak_radius(size)
+            label = torch.where(label < len(names), label, names.index("Car"))
+        radius = self.peak_radius(size_2d)
         maps = size_2d.new_zeros(shown.shape[0] * len(names), height, width)
-        drawn = draw_gaussians(maps, image * len(names) + channel, cell[image, slot], radius)
+        plane = torch.arange(len(shown), device=shown.device)[:, None] * len(names) + label
+        drawn = draw_gaussians(maps, *(value.flatten(0, 1) for value in (plane, cell, radius, shown)))
         return drawn.view(shown.shape[0], len(names), height, width).to(next(self.parameters()).dtype)
 
-    def peak_radius(self, size_2d: Float[Tensor, "n 2"]) -> Int[Tensor, "n"]:
+    def peak_radius(self, size_2d: Float[Tensor, "*n 2"]) -> Int[Tensor, "*n"]:
         """Radius of the peaks (cells) of 2D boxes of these widths and heights (cells)."""
-        return gaussian_radius(size_2d[:, 1], size_2d[:, 0]).trunc().clamp(min=0).long()
+        return gaussian_radius(size_2d[..., 1], size_2d[..., 0]).trunc().clamp(min=0).long()
 
     def loss(self, outputs: Outputs, batch: Batch, targets: MonoDLETargets | None = None) -> dict[str, Tensor]:
         with torch.autocast(batch.image.device.type, enabled=False):
@@ -469,7 +477,7 @@ def input_channels(
 ) -> Float[Tensor, "b 3 h w"]:
     """A batch as three channels: normalised colours, or depth times crop zoom."""
     if modality == "rgb":
-        mean, std = (batch.image.new_tensor(v)[:, None, None] for v in (RGB_MEAN, RGB_STD))
+        mean, std = (constant(v, batch.image)[:, None, None] for v in (RGB_MEAN, RGB_STD))
         return (batch.image - mean) / std
     if batch.depth is None:
         raise ValueError("a detector with input 'depth' needs depth images; the data set gives none")
@@ -501,7 +509,7 @@ def is_one_of(
 ) -> Bool[Tensor, "*n"]:
     """Which labels, that index the names of a vocabulary, are of the named classes."""
     names = label_names(vocabulary)
-    return torch.isin(label, label.new_tensor([names.index(name) for name in classes]))
+    return torch.isin(label, constant([names.index(name) for name in classes], label))
 
 
 def refuse_unknown(classes: tuple[str, ...], vocabulary: tuple[str, ...]) -> None:

@@ -31,6 +31,7 @@ from distill3d.layers.heads.anchors import KITTI_ANCHORS
 from distill3d.layers.points.sparse_conv import normalise_rows, row_norm
 from distill3d.layers.points.voxels import STUDENT_RANGE, VoxelGrid, Voxels, voxelise
 from distill3d.settings import Channels, Layers, Number, Stride
+from distill3d.transfers import constant, places
 
 #: Values of a point: x, y, z, intensity.
 POINT_VALUES = 4
@@ -82,13 +83,14 @@ class PillarFeatures(nn.Module):
         slots = pillars.slots
         filled = torch.arange(slots.shape[1], device=slots.device) < pillars.counts[:, None]
         mean = slots[..., :3].sum(1) / pillars.counts.clamp(min=1)[:, None]
-        cell, low = slots.new_tensor(self.grid.cell), slots.new_tensor(self.grid.extent[:3])
+        cell, low = constant(self.grid.cell, slots), constant(self.grid.extent[:3], slots)
         centre = (pillars.coords[:, 1:].flip(1) + 0.5) * cell + low
         offsets = [slots[..., :3] - where[:, None] for where in (mean, centre)]
         features = self.linear(torch.cat((slots, *offsets), dim=-1) * filled[..., None])
         if self.norm_slots == "all":
             return normalise_rows(self.norm, features.flatten(0, 1)).relu().view(features.shape).amax(1)
-        values = normalise_rows(self.norm, features[filled]).relu()
+        (points,) = places(filled)
+        values = normalise_rows(self.norm, features[points]).relu()
         return torch.zeros_like(features).masked_scatter(filled[..., None], values.to(features)).amax(1)
 
 

@@ -33,6 +33,7 @@ from distill3d.layers.heads.anchors import KITTI_ANCHORS
 from distill3d.layers.points.sparse_conv import SparseResNet, SparseResNetConfig, SparseTensor
 from distill3d.layers.points.voxels import STUDENT_RANGE, VoxelGrid, mean_of_points, voxelise
 from distill3d.settings import Number
+from distill3d.transfers import inverse
 
 
 @dataclass(frozen=True)
@@ -110,16 +111,22 @@ class SECOND(LidarDetector):
 
 
 def lidar_scans(batch: Batch) -> list[Float[Tensor, "_ 4"]]:
-    """The batch's points in the LiDAR's frame, those with a value that is not finite left out.
+    """The batch's points in the LiDAR's frame; those with a value that is not finite lie nowhere (NaN).
 
     Raises:
         ValueError: the batch has no points, or does not say where the LiDAR is.
     """
     if batch.points is None or batch.lidar_to_camera is None:
         raise ValueError("a detector with input 'points' needs scans and where the LiDAR is; the data set gives none")
-    to_lidar = torch.linalg.inv(batch.lidar_to_camera)
+    to_lidar = inverse(batch.lidar_to_camera)
     scans = [carry(points, pose) for points, pose in zip(batch.points, to_lidar, strict=True)]
-    return [scan[scan.isfinite().all(1)] for scan in scans]
+    return [finite_or_nowhere(scan) for scan in scans]
+
+
+def finite_or_nowhere(scan: Float[Tensor, "n c"]) -> Float[Tensor, "n c"]:
+    """A scan whose points with a value that is not finite are NaN: in no cell of any grid.  To leave them out would be
+    to wait for their number."""
+    return torch.where(scan.isfinite().all(1, keepdim=True), scan, torch.nan)
 
 
 def released_form(config: SECONDConfig) -> ReleasedForm:

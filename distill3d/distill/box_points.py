@@ -17,6 +17,7 @@ from torch import Tensor
 from distill3d.detectors.base import BevGeometry
 from distill3d.distill.context import Context
 from distill3d.distill.ground_regions import labelled_objects
+from distill3d.transfers import constant
 
 #: Nine points of a box as shares of its length and width: the corners one after the other, the centre, and the middles
 #: of the edges between corners 0 and 1, 1 and 2, 2 and 3, 0 and 3 (UniDistill, FeatureDistillLoss).
@@ -93,7 +94,7 @@ def box_points(
     boxes: Footprints, shares: tuple[tuple[float, float], ...] | list[tuple[float, float]], enlarge: float = 0.0
 ) -> Float[Tensor, "b m p 2"]:
     """The points (x, y in m) at ``shares`` of each box's length and width, ``enlarge`` m added on all four sides."""
-    local = boxes.centre.new_tensor(shares) * (boxes.size + 2 * enlarge)[..., None, :]  # (b, m, p, 2)
+    local = constant(shares, boxes.centre) * (boxes.size + 2 * enlarge)[..., None, :]  # (b, m, p, 2)
     cos, sin = boxes.yaw.cos()[..., None], boxes.yaw.sin()[..., None]
     along, across = local.unbind(-1)
     turned = torch.stack((along * cos - across * sin, along * sin + across * cos), dim=-1)

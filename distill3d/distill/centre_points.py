@@ -19,6 +19,7 @@ from distill3d.detectors.base import BevGeometry, Detector, Outputs
 from distill3d.errors import UserError
 from distill3d.layers.heads.centre_head import BOX_BRANCHES, CentreHeadConfig
 from distill3d.layers.image.heatmap import find_peaks, gather_cells
+from distill3d.transfers import constant
 
 #: What a DETR-like detector of surround views predicts: class logits and box codes of every decoder layer.
 QUERY_LOGITS, QUERY_CODES = "logits", "codes"
@@ -59,7 +60,7 @@ def of_queries(outputs: Outputs, detector: Detector | None) -> Detections | None
     if QUERY_LOGITS not in said or QUERY_CODES not in said:
         return None
     assert detector is not None
-    order = torch.tensor(IN_QUERY_CODE, device=said[QUERY_CODES].device)
+    order = constant(IN_QUERY_CODE, said[QUERY_CODES], torch.int64)
     return Detections(said[QUERY_LOGITS], said[QUERY_CODES].index_select(-1, order), detector.config.classes)
 
 
@@ -69,13 +70,13 @@ def of_peaks(predictions: dict[str, Tensor], head: CentreHeadConfig, count: int)
     best = predictions["heatmap"].detach().amax(1, keepdim=True)
     _, _, cell = find_peaks(best.sigmoid(), count)
     logits = gather_cells(predictions["heatmap"], cell)
-    task = torch.tensor(head.task_of_class, device=cell.device)[logits.argmax(-1)]
+    task = constant(head.task_of_class, cell)[logits.argmax(-1)]
     codes = gather_cells(predictions["box"].flatten(1, 2), cell).unflatten(-1, (len(head.tasks), -1))
     code = codes.gather(2, task[..., None, None].expand(-1, -1, 1, codes.shape[-1]))[:, :, 0]
     offset, rest = code.split((BOX_BRANCHES["reg"], code.shape[-1] - BOX_BRANCHES["reg"]), dim=-1)
     width = best.shape[-1]
     corner = torch.stack((cell % width, cell // width), dim=-1)
-    place = (corner + offset) * head.cell + offset.new_tensor(head.extent[:2])
+    place = (corner + offset) * head.cell + constant(head.extent[:2], offset)
     return Detections(logits[:, None], torch.cat((place, rest), dim=-1)[:, None], head.classes)
 
 
@@ -113,7 +114,7 @@ def object_places(batch: SurroundBatch) -> Places:
 
 def places_on(centre: Float[Tensor, "*s d"], geometry: BevGeometry) -> Float[Tensor, "*s 2"]:
     """Where points (m) lie on a map whose rows run along y: (x, y), each from 0 to 1 over the map."""
-    low, high = centre.new_tensor(geometry.extent).view(2, 2)
+    low, high = constant(geometry.extent, centre).view(2, 2)
     return (centre[..., :2] - low) / (high - low)
 
 

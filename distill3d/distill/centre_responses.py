@@ -22,6 +22,7 @@ from distill3d.distill.precision import full_precision
 from distill3d.errors import UserError
 from distill3d.layers.heads.centre_head import BOX_BRANCHES, CODE, CentreHeadConfig, CentreTargets
 from distill3d.layers.image.heatmap import PROBABILITY_MARGIN, clamped_sigmoid
+from distill3d.transfers import constant
 
 #: Leading numbers of a box that are compared: offset, height, log size, sine and cosine of the yaw.
 COMPARED = CODE - BOX_BRANCHES["vel"]
@@ -167,6 +168,6 @@ def _per_sure_cell(
 
 def of_tasks(values: Float[Tensor, "b k y x"], head: CentreHeadConfig) -> Float[Tensor, "b t y x"]:
     """Values of classes, summed over the classes of each task."""
-    task = torch.tensor(head.task_of_class, device=values.device)
+    task = constant(head.task_of_class, values, torch.int64)
     sums = values.new_zeros(len(values), len(head.tasks), *values.shape[2:])
     return sums.index_add(1, task, values)

@@ -8,6 +8,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from distill3d.layers.ground.lift import read_cells, surrounding_cells
+from distill3d.transfers import constant
 
 #: Places further outside than this (in sides of the map) are as far outside as this.
 FAR_OUTSIDE = 1.0
@@ -39,7 +40,7 @@ def read_at(
 
 
 def _read_volumes(volumes: Float[Tensor, "b c z y x"], at: Float[Tensor, "b n 3"]) -> Float[Tensor, "b n c"]:
-    sides = at.new_tensor(volumes.shape[:1:-1])
+    sides = constant(volumes.shape[:1:-1], at)
     share = ((at + 0.5) / sides).clamp(-FAR_OUTSIDE, 1 + FAR_OUTSIDE)
     found = F.grid_sample(volumes, (2 * share - 1)[:, :, None, None].to(volumes), align_corners=False)
     return found.flatten(2).transpose(1, 2)
@@ -47,4 +48,4 @@ def _read_volumes(volumes: Float[Tensor, "b c z y x"], at: Float[Tensor, "b n 3"
 
 def cells_of(place: Float[Tensor, "*n d"], maps: Float[Tensor, "b c *cells"]) -> Float[Tensor, "*n d"]:
     """Places (x, y) of maps or (x, y, z) of volumes, each from 0 to 1 over the map, as ``read_at`` takes them."""
-    return place * place.new_tensor(maps.shape[:1:-1]) - 0.5
+    return place * constant(maps.shape[:1:-1], place) - 0.5

@@ -25,7 +25,9 @@ from distill3d.distill.context import Context
 from distill3d.distill.precision import full_precision
 from distill3d.distill.style import StyledConfig
 from distill3d.errors import UserError
+from distill3d.layers.points.voxels import sample_of_rows
 from distill3d.settings import Between, added
+from distill3d.transfers import constant
 
 #: Least variance that a channel is divided by, that of torch's batch norm.
 VARIANCE_EPS = 1e-5
@@ -118,12 +120,13 @@ def occupied(batch: Batch | SurroundBatch, geometry: BevGeometry) -> Bool[Tensor
     scans = lidar_scans(batch) if isinstance(batch, Batch) else batch.points
     x0, y0, x1, y1 = geometry.extent
     width, height = (round((high - low) / geometry.cell) for low, high in ((x0, x1), (y0, y1)))
-    sizes = torch.tensor([len(scan) for scan in scans], device=scans[0].device)
-    sample = torch.arange(len(scans), device=sizes.device).repeat_interleave(sizes)
-    place = ((torch.cat([scan[:, :2] for scan in scans]).float() - sizes.new_tensor((x0, y0), dtype=torch.float32))
-             / geometry.cell).floor()  # fmt: skip
-    inside = ((place >= 0) & (place < place.new_tensor((width, height)))).all(1)  # of NaN it is False
-    column, row = place[inside].long().unbind(1)
-    mask = torch.zeros(len(scans), 1, height, width, dtype=torch.bool, device=sizes.device)
-    mask[sample[inside], 0, row, column] = True
+    sample = sample_of_rows(scans)
+    place = torch.cat([scan[:, :2] for scan in scans]).float()
+    place = ((place - constant((x0, y0), place)) / geometry.cell).floor()
+    inside = ((place >= 0) & (place < constant((width, height), place))).all(1)  # of NaN it is False
+    column, row = torch.where(inside[:, None], place, 0).long().unbind(1)
+    # Points beyond the map say nothing of its first cell.
+    said = torch.zeros(len(scans), height, width, dtype=torch.uint8, device=place.device).flatten()
+    told = said.scatter_reduce(0, (sample * height + row) * width + column, inside.byte(), "amax")
+    mask = told.view(len(scans), 1, height, width).bool()
     return mask

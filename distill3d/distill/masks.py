@@ -13,6 +13,7 @@ from distill3d.data.surround import SurroundObjectBatch
 from distill3d.detectors.base import BevGeometry, FeatureMap, ImageGeometry
 from distill3d.layers.heads.centre_nms import footprint_extent
 from distill3d.layers.image.heatmap import draw_gaussians, gaussian_radius
+from distill3d.transfers import constant
 
 #: How box edges index a map.  ``python`` slices as Python does: a negative edge counts from the end, so objects cut by
 #: the left or top border usually select nothing (released MonoDistill).  ``clamp`` keeps the part on the map.
@@ -109,7 +110,7 @@ def footprint_boxes(objects: SurroundObjectBatch, extent: tuple[float, float, fl
     """The axis-aligned rectangles about the objects' turned footprints: x min, y min, x max, y max in m from the lower
     corner of ``extent``, so that divided by a map's cell they are left, top, right, bottom in cells."""
     reach = footprint_extent(objects.size[..., :2], objects.yaw) / 2
-    centre = objects.centre[..., :2] - objects.centre.new_tensor(extent[:2])
+    centre = objects.centre[..., :2] - constant(extent[:2], objects.centre)
     return torch.cat((centre - reach, centre + reach), dim=-1)
 
 
@@ -209,7 +210,8 @@ def gaussian_weight(
     """The Gaussians themselves, 1 at each kept box's centre; the largest where they overlap."""
     cell, radius = _peaks(box2d, stride)
     maps = box2d.new_zeros(len(box2d), *size)
-    return draw_gaussians(maps, keep.nonzero()[:, 0], cell[keep], radius[keep])
+    image = torch.arange(len(keep), device=keep.device)[:, None].expand_as(keep)
+    return draw_gaussians(maps, *(value.flatten(0, 1) for value in (image, cell, radius, keep)))
 
 
 def _peaks(box2d: Float[Tensor, "b k 4"], stride: int) -> tuple[Int[Tensor, "b k 2"], Int[Tensor, "b k"]]:

@@ -17,6 +17,7 @@ from distill3d.distill.precision import full_precision
 from distill3d.layers.ground.voxel_pooling import cell_index
 from distill3d.layers.image.heatmap import gaussian_radius
 from distill3d.layers.points.voxels import VoxelGrid
+from distill3d.transfers import constant
 
 #: Of the objects' Gaussians, as of centre heads: IoU that a box shifted by the radius keeps, and least radius (voxels).
 RADIUS_OVERLAP = 0.1
@@ -36,7 +37,7 @@ def occupancy(
     """
     batch, (nx, ny, nz) = len(probability), grid.shape
     index = cell_index(points, grid, "trunc" if style == "released" else "floor").flatten(1, 4)
-    inside = ((index >= 0) & (index < index.new_tensor(grid.shape))).all(-1)
+    inside = ((index >= 0) & (index < constant(grid.shape, index))).all(-1)
     x, y, z = index.unbind(-1)
     sample = torch.arange(batch, device=index.device)[:, None]
     voxels = batch * nx * ny * nz
@@ -66,7 +67,7 @@ def object_volume(
     nx, ny, nz = grid.shape
     voxel = cell_index(objects.centre, grid, "trunc" if released else "floor")
     bound = grid.shape if ground_cells is None or not released else (*ground_cells, nz)
-    upper = torch.minimum(voxel.new_tensor(bound), voxel.new_tensor(grid.shape))
+    upper = torch.minimum(constant(bound, voxel), constant(grid.shape, voxel))
     drawn = objects.present & (objects.size > 0).all(-1) & ((voxel >= 0) & (voxel < upper)).all(-1)
     sample = drawn.nonzero()[:, 0]
     volume = objects.centre.new_zeros(len(objects.centre), nx, ny, nz)
@@ -80,7 +81,7 @@ def object_volume(
     up_radius = torch.maximum(
         gaussian_radius(length, height, RADIUS_OVERLAP), gaussian_radius(width, height, RADIUS_OVERLAP)
     )
-    radius = torch.stack((flat_radius, flat_radius, up_radius), dim=-1) / flat_radius.new_tensor(grid.cell)
+    radius = torch.stack((flat_radius, flat_radius, up_radius), dim=-1) / constant(grid.cell, flat_radius)
     radius = radius.long().clamp(min=LEAST_RADIUS)  # (n, 3)
     sigma = (2 * radius.to(volume) + 1) / 6
 
@@ -94,7 +95,7 @@ def object_volume(
         exponent = -(square / (2 * sigma[:, None].square())).sum(-1)  # (n, o)
     place = voxel[drawn][:, None] + offset
     kept = (offset.abs() <= radius[:, None]).all(-1) & (place >= 0).all(-1)
-    kept &= (place < place.new_tensor(grid.shape)).all(-1)
+    kept &= (place < constant(grid.shape, place)).all(-1)
     x, y, z = place.unbind(-1)
     first, second, extent = (y, x, nx) if released else (x, y, ny)
     across = ny if released else nx

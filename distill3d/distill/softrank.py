@@ -20,6 +20,7 @@ Everything runs in float64: ranks of 245,760 elements leave float32 only about 0
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, Literal
 
 import torch
@@ -27,24 +28,40 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from distill3d.transfers import constant
+
 Regularization = Literal["l2", "kl"]
 
 
 def soft_rank(
-    values: Float[Tensor, "*rows n"], strength: float = 1.0, regularization: Regularization = "l2"
-) -> Float[Tensor, "*rows n"]:
+    values: Float[Tensor, "*rows n"], strength: float = 1.0, regularization: Regularization = "l2",
+    one_block: bool | None = None,
+) -> Float[Tensor, "*rows n"]:  # fmt: skip
     """Differentiable ascending ranks along the last dimension: the largest value tends to n, each row sums to n(n+1)/2.
 
     The smaller ``strength``, the nearer to ``hard_rank``; the larger, the nearer to z - mean z + (n+1)/2 (``"l2"``).
     ``"kl"`` projects with the entropic form: rank = exp(s - v), v = LSE(s) - LSE(log w) on each block.
     Equal values always share a block, hence a rank.  Computed in float64; returned in the dtype of ``values``, at least
-    float32.  Source: arXiv:2002.08871 sections 3 to 5; the convention is that of teddykoker/torchsort.
+    float32.  ``one_block``: whether ``is_one_block`` holds of ``values / strength``, where that is known: to find it
+    out is to wait for the device.  Source: arXiv:2002.08871 sections 3 to 5; the convention is that of
+    teddykoker/torchsort.
     """
-    n = values.shape[-1]
     if values.numel() == 0:
         return values
-    ranks = _SoftRank.apply(values.reshape(-1, n).double() / strength, regularization)
+    ranks = _SoftRank.apply(_scaled(values, strength), regularization, one_block)
     return ranks.view(values.shape).to(torch.promote_types(values.dtype, torch.float32))
+
+
+def soft_ranks(values: Sequence[Float[Tensor, "b _"]], strengths: Sequence[float]) -> list[Float[Tensor, "b _"]]:
+    """``soft_rank`` (``"l2"``) of several batches of rows that are not empty; waits for the device once for all, where
+    they are single blocks."""
+    single = [is_one_block(_scaled(v.detach(), strength)) for v, strength in zip(values, strengths, strict=True)]
+    told = torch.stack(single).tolist()
+    return [soft_rank(v, strength, "l2", one) for v, strength, one in zip(values, strengths, told, strict=True)]
+
+
+def _scaled(values: Float[Tensor, "*rows n"], strength: float) -> Float[Tensor, "r n"]:
+    return values.reshape(-1, values.shape[-1]).double() / strength
 
 
 @torch.no_grad()
@@ -67,9 +84,11 @@ def is_one_block(z: Float[Tensor, "*rows n"]) -> Bool[Tensor, ""]:
 
 class _SoftRank(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, z: Float[Tensor, "r n"], regularization: Regularization) -> Float[Tensor, "r n"]:
+    def forward(
+        ctx: Any, z: Float[Tensor, "r n"], regularization: Regularization, one_block: bool | None
+    ) -> Float[Tensor, "r n"]:
         n = z.shape[1]
-        ctx.closed_form = regularization == "l2" and bool(is_one_block(z))
+        ctx.closed_form = regularization == "l2" and (bool(is_one_block(z)) if one_block is None else one_block)
         if ctx.closed_form:
             return z - z.mean(1, keepdim=True) + (n + 1) / 2
         s, order = z.sort(dim=1, descending=True)
@@ -90,7 +109,7 @@ class _SoftRank(torch.autograd.Function):
         """Vector-Jacobian product.  L2: g - mean g of the block.  KL: r (g - sum r g / sum r), sums over the block."""
         (gradient,) = grad_outputs
         if ctx.closed_form:
-            return gradient - gradient.mean(1, keepdim=True), None
+            return gradient - gradient.mean(1, keepdim=True), None, None
         order, starts, ranks = ctx.saved_tensors
         block, length = _blocks(starts)
         g = gradient.gather(1, order).flatten()
@@ -98,7 +117,7 @@ class _SoftRank(torch.autograd.Function):
             g = g - (_sums(g, length) / length)[block]
         else:
             g = ranks * (g - (_sums(ranks * g, length) / _sums(ranks, length))[block])
-        return torch.empty_like(gradient).scatter_(1, order, g.view_as(gradient)), None
+        return torch.empty_like(gradient).scatter_(1, order, g.view_as(gradient)), None, None
 
 
 def _isotonic_starts(
@@ -168,7 +187,7 @@ def _block_values(
 def _blocks(starts: Bool[Tensor, " m"]) -> tuple[Int[Tensor, " m"], Int[Tensor, " k"]]:
     """The block of each element, and the length of each block."""
     begin = starts.nonzero()[:, 0]
-    end = torch.cat((begin[1:], begin.new_tensor([len(starts)])))
+    end = torch.cat((begin[1:], constant([len(starts)], begin)))
     return starts.cumsum(0) - 1, end - begin
 
 

@@ -29,7 +29,7 @@ def across_processes(total: Tensor) -> Tensor:
 
 def mean_over_processes(values: Tensor, empty: Literal["zero", "nan"] = "zero") -> Tensor:
     """The mean over all processes' values; over nothing it is 0 connected to the graph, or NaN."""
-    count = across_processes(values.new_tensor(values.numel()))
+    count = across_processes(values.new_full((), values.numel()))
     return values.sum() / (count.clamp(min=1 / world_size()) if empty == "zero" else count)
 
 
@@ -61,7 +61,7 @@ class WholeBatchNorm(nn.BatchNorm2d):
             return super().forward(input)
         x = input if input.dtype == torch.float64 else input.float()
         # A process may hold more than another, or nothing: RoIs of a batch without objects.
-        count = _summed(x.new_tensor(x.numel() / x.shape[1]))
+        count = _summed(x.new_full((), x.numel() / x.shape[1]))
         mean = _summed(x.sum((0, 2, 3))) / count.clamp(min=1)
         centred = x - mean[:, None, None]
         variance = _summed((centred * centred).sum((0, 2, 3))) / count.clamp(min=1)

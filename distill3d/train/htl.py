@@ -136,7 +136,8 @@ class HierarchicalTaskLearning:
             )
         self.taken_up = False
         values = torch.stack([losses[name].detach().double() for name in self.terms])
-        self.sums = values if self.sums is None else self.sums + values.to(self.sums.device)
+        # A state's sums were on the CPU.
+        self.sums = values if self.sums is None else self.sums.to(values.device, non_blocking=True) + values
         self.count += 1
 
     def begin_epoch(self, epoch: int) -> dict[str, float]:

@@ -7,7 +7,7 @@ import math
 import platform
 import sys
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn
 
@@ -59,6 +59,7 @@ from distill3d.train.sources import Verdict, root_of, source_of
 from distill3d.train.state import Layout, filled, restore_moments
 from distill3d.train.teachers import Teacher, refuse_overlap, refuse_own_labels, trained_on
 from distill3d.train.unlabelled import TeachersObjects, supervised_losses
+from distill3d.transfers import fetched
 
 if TYPE_CHECKING:  # importing it takes a second, which help texts and checks need not wait for
     from lightning_fabric import Fabric
@@ -66,6 +67,8 @@ if TYPE_CHECKING:  # importing it takes a second, which help texts and checks ne
 #: The first steps, which are slower, and those that the estimate of time is of.
 TIMED = 20
 METRICS, CONFIG = "metrics.jsonl", "config.yaml"
+#: Steps after which an accelerator's losses are read, at the latest: to read them is to wait for it.
+UNREAD_STEPS = 10
 
 
 @dataclass(frozen=True)
@@ -85,6 +88,15 @@ class RunOptions:
     allow_overlap: bool = False  # train or evaluate on frames that a teacher or the model itself has seen
     tensorboard: bool = True
     loggers: tuple[LoggerName, ...] = ()  # beside it
+
+
+@dataclass(frozen=True)
+class Unread:
+    """The losses of a step that still lie on the device."""
+
+    step: int
+    lr: float
+    parts: list[tuple[float, list[str], list[str], Tensor]]  # share of the batch, frames, names of terms, their values
 
 
 class TrainingStep(nn.Module):
@@ -169,6 +181,18 @@ def train_stage(
     return run.finish()
 
 
+def refuse_infinite(unread: Unread) -> None:
+    """Stops a training of whose losses one is no finite number.
+
+    Raises:
+        UserError: one is not.
+    """
+    for _, frames, names, values in unread.parts:
+        for name, value in zip(names, values.tolist(), strict=True):
+            if not math.isfinite(value):
+                raise UserError(f"loss term {name!r} is {value} at step {unread.step}, frames {frames}")
+
+
 class _Run:
     """The state of one stage's training."""
 
@@ -218,6 +242,9 @@ class _Run:
         self.shorter = changes.shorter(recipe, stage, folder)
         self.epoch = self.step_in_epoch = 0
         self.recent: list[tuple[float, dict[str, float]]] = []  # learning rate and terms of the steps not yet logged
+        self.unread: list[Unread] = []  # of steps after those
+        self.shown: dict[str, float] = {}  # the last losses that were read
+        self.unread_steps = 1 if fabric.device.type == "cpu" else UNREAD_STEPS
         self.logged = 0  # lines of metrics.jsonl
         self.stopwatch = Stopwatch(fabric.device)
         self.told = 0  # steps of this process that a person has seen
@@ -307,8 +334,9 @@ class _Run:
         """The state after the last complete step; written by the first process alone.
 
         Raises:
-            UserError: a weight is not finite, or the file cannot be written.
+            UserError: a loss or a weight is not finite, or the file cannot be written.
         """
+        self.read_losses()
         if self.is_first:
             state = self._layout().gather(self.epoch, self.step_in_epoch, self.best, self.recent, self.logged)
             refuse_not_finite(state["model"], f"{self.folder / STATE} was not written at step {self.global_step}")
@@ -343,8 +371,8 @@ class _Run:
         with noted() as asked:
             with ProgressBar(title, self.sampler.steps, before, visible, self.options.live) as bar:
                 for parts in steps:
-                    losses = self.train_step(*parts)
-                    bar.advance(" ".join(f"{name} {value:.3f}" for name, value in losses.items()))
+                    self.train_step(*parts)
+                    bar.advance(" ".join(f"{name} {value:.3f}" for name, value in self.shown.items()))
                     if visible and self.told == TIMED:
                         self.tell_time(self.step_in_epoch - before)
                     self.told += 1
@@ -355,6 +383,7 @@ class _Run:
                     if stop:
                         self.end(stop)
             if self.step_in_epoch > before:
+                self.read_losses()  # what is timed has been done by then
                 cost = self.stopwatch.read(self.step_in_epoch - before)
                 self.log({"kind": "cost", "step": self.global_step, "epoch": self.epoch, **cost},
                          {"cost/seconds": cost["seconds"]})  # fmt: skip
@@ -445,11 +474,11 @@ class _Run:
             answers = {name: teacher(batch, targets) for name, teacher in asked.items()}
             return self.model(batch, targets, answers)
 
-    def train_step(self, *parts: Batch | SurroundBatch) -> dict[str, float]:
-        """One update from the parts of a batch; returns the loss terms.
+    def train_step(self, *parts: Batch | SurroundBatch) -> None:
+        """One update from the parts of a batch.
 
         Raises:
-            UserError: a term is not finite.
+            UserError: a term is not finite, of this step or on accelerators of one of the last ``UNREAD_STEPS``.
         """
         schedule = self.stage.schedule
         lr = learning_rate(schedule, self.epoch, self.step_in_epoch, self.sampler.steps)
@@ -457,13 +486,12 @@ class _Run:
         for group in self.optimiser.param_groups:
             group["lr"], group["betas"] = lr * group["share"], (beta, schedule.betas[1])
         self.step.progress = self.global_step / (schedule.epochs * self.sampler.steps)
-        values: dict[str, float] = {}
+        self.unread.append(Unread(self.global_step, lr, []))
         self.optimiser.zero_grad()
         for number, batch in enumerate(parts, 1):
             share = len(batch) / sum(map(len, parts))
             with self.fabric.no_backward_sync(self.model, enabled=number < len(parts)):
-                for name, value in self.backward(batch, share).items():
-                    values[name] = values.get(name, 0.0) + share * value
+                self.backward(batch, share)
         if schedule.clip_norm is not None:
             self.fabric.clip_gradients(
                 self.model, self.optimiser, max_norm=schedule.clip_norm, error_if_nonfinite=False
@@ -472,30 +500,47 @@ class _Run:
         if self.average is not None:
             self.average.update(self.step.student, self.global_step + 1)
         self.step_in_epoch += 1
-        if self.recent and self.recent[-1][1].keys() != values.keys():
-            raise UserError(f"the state's last losses are {', '.join(self.recent[-1][1])}, now {', '.join(values)}")
-        self.recent.append((lr, values))
+        if len(self.unread) >= self.unread_steps or self.global_step % self.options.log_steps == 0:
+            self.read_losses()
         if self.global_step % self.options.log_steps == 0:
             self.log_recent()
-        return values
 
-    def backward(self, batch: Batch | SurroundBatch, share: float) -> dict[str, float]:
-        """Adds to the gradients what one part of a batch gives, times its share; returns its loss terms.
+    def backward(self, batch: Batch | SurroundBatch, share: float) -> None:
+        """Adds to the gradients what one part of a batch gives, times its share.
 
         Raises:
-            UserError: a term is not finite.
+            UserError: a term is not finite; on accelerators that shows when it is read.
         """
         losses = self.losses(batch)
         if self.tasks is not None:
             self.tasks.observe(losses)
             losses = self.tasks.weigh(losses)
         total = torch.stack([loss.float() for loss in losses.values()]).sum()
-        values = dict(zip(losses, torch.stack([v.detach().float() for v in losses.values()]).tolist(), strict=True))
-        for name, value in values.items():
-            if not math.isfinite(value):
-                raise UserError(f"loss term {name!r} is {value} at step {self.global_step}, frames {batch.frame_ids}")
+        values = torch.stack([loss.detach().float() for loss in losses.values()])
+        self.unread[-1].parts.append((share, batch.frame_ids, list(losses), values))
+        if self.unread_steps == 1:  # before any weight learns from it
+            refuse_infinite(self.unread[-1])
         self.fabric.backward(total if share == 1 else share * total)
-        return values
+
+    def read_losses(self) -> None:
+        """Takes over what the device has said of the steps since it was last asked, by one wait for it.
+
+        Raises:
+            UserError: a term is not finite; or a step has others than those before it.
+        """
+        told = fetched({(i, j): part[3] for i, one in enumerate(self.unread) for j, part in enumerate(one.parts)})
+        unread, self.unread = self.unread, []
+        for i, one in enumerate(unread):
+            one = replace(one, parts=[(*part[:3], told[i, j]) for j, part in enumerate(one.parts)])
+            refuse_infinite(one)
+            values: dict[str, float] = {}
+            for share, _, names, said in one.parts:
+                for name, value in zip(names, said.tolist(), strict=True):
+                    values[name] = values.get(name, 0.0) + share * value
+            if self.recent and self.recent[-1][1].keys() != values.keys():
+                raise UserError(f"the state's last losses are {', '.join(self.recent[-1][1])}, now {', '.join(values)}")
+            self.recent.append((one.lr, values))
+            self.shown = values
 
     def log_recent(self) -> None:
         """The means since the last such line."""

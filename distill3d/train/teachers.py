@@ -157,7 +157,7 @@ class Teacher(nn.Module):
         if not self._answers and not self._fits(self._answer(batch, targets, 0)):
             self._answers = None
             return detached(self.detector.forward_at(batch, targets))
-        keys = list(zip(batch.frame_ids, batch.affine.flip.tolist(), strict=True))
+        keys = list(zip(batch.frame_ids, _mirrored(batch), strict=True))
         for i, key in enumerate(keys):
             if key not in self._answers:
                 self._answers[key] = self._answer(batch, targets, i)
@@ -167,7 +167,8 @@ class Teacher(nn.Module):
     def detect(self, batch: Batch, rows: list[int]) -> list[Boxes3D]:
         """What the teacher, in eval mode, finds in some images of the batch: boxes in the camera frame of their files,
         on the CPU.  Where a frame takes few forms they are found once for each, and kept."""
-        keys = [(batch.frame_ids[row], bool(batch.affine.flip[row])) for row in rows]
+        mirrored = _mirrored(batch)
+        keys = [(batch.frame_ids[row], mirrored[row]) for row in rows]
         kept = self._boxes if self._boxes is not None else {}
         missing = [i for i, key in enumerate(keys) if key not in kept]
         # One by one where they are kept, so that they do not depend on the batch in which a frame first appeared.
@@ -199,6 +200,10 @@ def is_repeatable(augment: AugmentConfig | None, modality: str) -> bool:
         return True
     recoloured = augment.photometric or augment.distortion is not None
     return augment.crop == 0 and not (modality.startswith("rgb") and recoloured)
+
+
+def _mirrored(batch: Batch) -> list[bool]:
+    return batch.affine.flip.tolist() if batch.mirrored is None else batch.mirrored
 
 
 def single(batch: Batch, i: int) -> Batch:

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -22,7 +23,7 @@ from distill3d.detectors import build_detector
 from distill3d.errors import UserError
 from distill3d.train.checkpoint import load_state, load_weights
 from distill3d.train.htl import HTLConfig
-from distill3d.train.loop import RunOptions, _Run, build_step
+from distill3d.train.loop import UNREAD_STEPS, RunOptions, TrainingStep, _Run, build_step
 from distill3d.train.recipe import Recipe
 from distill3d.train.sources import Verdict, kitti_config
 from distill3d.train.stages import run_recipe
@@ -108,11 +109,11 @@ def interrupted_before(step: int) -> Iterator[None]:
     """In the block a training is ended before its step of this number, from 1, and does end."""
     original, calls = _Run.train_step, []
 
-    def interrupted(self: _Run, batch: Batch) -> dict[str, float]:
+    def interrupted(self: _Run, batch: Batch) -> None:
         calls.append(1)
         if len(calls) == step:
             raise KeyboardInterrupt
-        return original(self, batch)
+        original(self, batch)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(_Run, "train_step", interrupted)
@@ -269,6 +270,53 @@ def test_a_loss_that_is_not_finite_stops_with_its_name(
         run(replace(recipe, stages=stages), tmp_path, "baseline")
 
 
+def read_late(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Trainings leave their losses where they are for some steps, as on an accelerator."""
+    resume = _Run.resume
+
+    def resumed(self: _Run) -> None:
+        self.unread_steps = UNREAD_STEPS
+        resume(self)
+
+    monkeypatch.setattr(_Run, "resume", resumed)
+
+
+@pytest.mark.parametrize("batch_size", [4, 1])
+def test_a_loss_that_is_read_late_still_stops_with_its_name_before_anything_is_saved(
+    streets: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, batch_size: int
+) -> None:
+    """At the end of an epoch of two or of eight steps."""
+    taken, forward = [], TrainingStep.forward
+
+    def failing(self: TrainingStep, batch: Batch, targets: Any, answers: Any) -> dict[str, torch.Tensor]:
+        losses = forward(self, batch, targets, answers)
+        taken.append(batch.frame_ids)
+        return {name: loss * float("nan") if name == "depth" else loss for name, loss in losses.items()}
+
+    read_late(monkeypatch)
+    monkeypatch.setattr(TrainingStep, "forward", failing)
+    with pytest.raises(UserError, match=r"loss term 'depth' is nan at step 0, frames \['0000") as refusal:
+        run(small_recipe(streets, batch_size=batch_size), tmp_path, "baseline", checkpoint_steps=4)
+    assert str(taken[0]) in str(refusal.value) and 1 < len(taken) <= UNREAD_STEPS
+    assert not [*tmp_path.rglob("*.ckpt"), *tmp_path.rglob("*.safetensors")]
+
+
+def test_losses_that_are_read_late_are_logged_the_same(
+    trained: Path, streets: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read_late(monkeypatch)
+    with interrupted_before(4):
+        run(small_recipe(streets), tmp_path, "baseline")
+    late = run(small_recipe(streets), tmp_path, "baseline")
+    said = [
+        [line for line in (folder / "baseline" / "metrics.jsonl").read_text().splitlines() if '"cost"' not in line]
+        for folder in (trained, late)
+    ]
+    assert said[0] == said[1]
+    ours, theirs = (load_weights(folder / "baseline")[0] for folder in (late, trained))
+    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+
+
 GRADIENTS = """
 import sys, torch
 from dataclasses import replace
@@ -351,11 +399,11 @@ def test_a_damaged_state_is_refused_and_the_one_before_goes_on(
 ) -> None:
     original, calls = _Run.train_step, []
 
-    def interrupted(self: _Run, batch: Batch) -> dict[str, float]:
+    def interrupted(self: _Run, batch: Batch) -> None:
         calls.append(1)
         if len(calls) == 4:
             raise KeyboardInterrupt
-        return original(self, batch)
+        original(self, batch)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(_Run, "train_step", interrupted)
@@ -383,11 +431,10 @@ def test_a_damaged_state_is_refused_and_the_one_before_goes_on(
 def test_weights_that_are_not_finite_are_never_saved(streets: Path, tmp_path: Path) -> None:
     original = _Run.train_step
 
-    def diverging(self: _Run, batch: Batch) -> dict[str, float]:
-        losses = original(self, batch)
+    def diverging(self: _Run, batch: Batch) -> None:
+        original(self, batch)
         if self.global_step == 2:
             next(iter(self.step.student.parameters())).data.fill_(float("nan"))
-        return losses
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(_Run, "train_step", diverging)

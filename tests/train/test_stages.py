@@ -58,11 +58,11 @@ def test_asked_to_end_it_keeps_its_last_step(
 ) -> None:
     original, taken = _Run.train_step, []
 
-    def interrupted(self: _Run, batch: object) -> dict[str, float]:
+    def interrupted(self: _Run, batch: object) -> None:
         taken.append(1)
         if len(taken) == step:
             os.kill(os.getpid(), number)
-        return original(self, batch)  # the present step is finished
+        original(self, batch)  # the present step is finished
 
     monkeypatch.setattr(_Run, "train_step", interrupted)
     with pytest.raises(Stopped) as stopped:
@@ -80,9 +80,9 @@ def test_killed_while_it_evaluates_it_has_lost_no_step(
     recipe, taken = evaluated(streets), []
     original, evaluate = _Run.train_step, _Run.evaluate
 
-    def counted(self: _Run, batch: object) -> dict[str, float]:
+    def counted(self: _Run, batch: object) -> None:
         taken.append(1)
-        return original(self, batch)
+        original(self, batch)
 
     def killed(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
@@ -105,9 +105,9 @@ def begun(recipe: Recipe, out: Path) -> Path:
     """A run that was stopped after its next step."""
     original = _Run.train_step
 
-    def interrupted(self: _Run, batch: object) -> dict[str, float]:
+    def interrupted(self: _Run, batch: object) -> None:
         os.kill(os.getpid(), signal.SIGTERM)
-        return original(self, batch)
+        original(self, batch)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(_Run, "train_step", interrupted)

@@ -61,6 +61,7 @@ from distill3d.layers.heads.centre_head import (
 )
 from distill3d.layers.heads.matching import UNMATCHED, assign
 from distill3d.settings import Between, Channels, Count, Number, Weight
+from distill3d.transfers import constant
 
 #: Numbers of a box code that the matching looks at: all but the velocity.
 MATCHED_CODE = CODE - BOX_BRANCHES["vel"]
@@ -312,7 +313,8 @@ class InstanceTerm(Term):
         detector = context.detector_named(config.teacher)
         taught = detections(context.named(config.teacher), detector, config.top_k, "teacher")
         order = class_order(said.classes, taught.classes, "teacher")
-        scores, code = best_boxes(taught.logits[:, -1].detach()[..., order], taught.code[:, -1].detach(), config.top_k)
+        logits = taught.logits[:, -1].detach()[..., constant(order, taught.logits, torch.int64)]
+        scores, code = best_boxes(logits, taught.code[:, -1].detach(), config.top_k)
         losses = instance_losses(said.logits, said.code, scores, code, config)
         return (config.class_weight * losses["class"] + config.box_weight * losses["box"]).sum().float()
 
@@ -373,7 +375,7 @@ def instance_losses(
     else:
         of_query = _at_queries(target, query, found, logits)
         of_class = F.binary_cross_entropy_with_logits(logits, of_query, reduction="none").sum((0, 2, 3)) / count
-    error = ((said_code - boxes[:, None]).abs() * code.new_tensor(config.code_weights)).sum(-1)
+    error = ((said_code - boxes[:, None]).abs() * constant(config.code_weights, code)).sum(-1)
     quality = scores.amax(-1)[:, None] * found
     worth = {"squared": quality.square(), "once": quality, "none": found.to(quality)}[config.quality]
     divisor = worth if config.quality == "none" else quality

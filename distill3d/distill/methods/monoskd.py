@@ -30,7 +30,7 @@ from distill3d.distill.methods.monodistill import SceneAffinityTerm
 from distill3d.distill.precision import full_precision
 from distill3d.distill.relations import AffinityNorm, resized
 from distill3d.distill.responses import ResponseTerm
-from distill3d.distill.softrank import hard_rank, soft_rank
+from distill3d.distill.softrank import hard_rank, soft_ranks
 from distill3d.distill.style import ObjectsConfig, option
 from distill3d.distill.term import Term
 from distill3d.settings import Between, Divisor, Number, Weight
@@ -142,18 +142,21 @@ def spearman_loss(
     On a single image and in the affine regime ``released`` is plain 1 - Pearson(S, T).
     """
     size = (pairs[-1][1].shape[-2], pairs[-1][1].shape[-1])
-    losses = []
-    for student, teacher in pairs:
-        s, t = (resized(maps, size).flatten(1).double() for maps in (student, teacher))
-        if config.spearman_mode == "released":
-            group = 1 if config.corr_scope == "sample" else config.corr_group
-            rho = correlation(s, soft_rank(t, config.strength), group, config.corr_eps)
-        else:
-            if config.spearman_mode == "both_rank":
-                s = soft_rank(_standardised(s), config.rank_smoothness / s.shape[1])
-            rho = correlation(s, hard_rank(t), 1, config.corr_eps)
-        losses.append(1 - rho)
-    return torch.stack(losses).sum()
+    students, teachers = (
+        [resized(maps, size).flatten(1).double() for maps in side] for side in zip(*pairs, strict=True)
+    )
+    group = 1
+    if config.spearman_mode == "released":
+        group = 1 if config.corr_scope == "sample" else config.corr_group
+        teachers = soft_ranks(teachers, [config.strength] * len(teachers))
+    else:
+        teachers = [hard_rank(t) for t in teachers]
+    if config.spearman_mode == "both_rank":
+        students = soft_ranks(
+            [_standardised(s) for s in students], [config.rank_smoothness / s.shape[1] for s in students]
+        )
+    rho = [correlation(s, t, group, config.corr_eps) for s, t in zip(students, teachers, strict=True)]
+    return torch.stack([1 - of_level for of_level in rho]).sum()
 
 
 def _standardised(rows: Float[Tensor, "b n"]) -> Float[Tensor, "b n"]:

@@ -53,6 +53,7 @@ from distill3d.distill.style import ObjectsConfig, option
 from distill3d.distill.term import Term
 from distill3d.errors import UserError
 from distill3d.settings import Channels, Divisor, Weight
+from distill3d.transfers import places
 
 #: Weight of a box whose object lies in cell 0, which the released code takes for an empty slot.
 SENTINEL_WEIGHT = 0.01
@@ -155,7 +156,7 @@ class SelectiveRelationTerm(Term):
     def forward(self, context: Context) -> Tensor:
         pairs, config = self.adapted(context), self.config
         found = regions(context, [s for s, _ in pairs], config)
-        image, slot = (found.known & ~found.sentinel).nonzero(as_tuple=True)
+        ((image, slot),) = places(found.known & ~found.sentinel)
         student, teacher = (scale[image, slot] for scale in log_scales(context, config.rd_uncertainty, found))
         maps = [(s.tensor, t.tensor, cell) for (s, t), cell in zip(pairs, found.cells, strict=True)]
         return selective_relation_loss(maps, found.box[image, slot], image, student, teacher, config).float()

@@ -48,6 +48,7 @@ from distill3d.errors import UserError
 from distill3d.layers.heads.anchors import quality_focal, sine_difference, smooth_l1
 from distill3d.layers.heads.centre_head import CentreHeadConfig, CentreTargets, box_normaliser, codes_at
 from distill3d.settings import Share, Weight
+from distill3d.transfers import constant
 
 ObjectMask = Literal["sum", "max"]
 #: How often the class term takes the sigmoid of a logit.
@@ -226,7 +227,7 @@ def response_class_loss(
     if config.sigmoids == "once":
         return class_loss(student.flatten(2).mT, teacher.flatten(2).mT, config.positive)
     sums = quality_focal(student.sigmoid(), teacher.sigmoid().sigmoid()).sum((0, 2, 3))
-    classes = sums.new_tensor([len(head.tasks[task]) for task in head.task_of_class])
+    classes = constant([len(head.tasks[task]) for task in head.task_of_class], sums)
     return (sums * classes).sum() / (student.shape[-2] * student.shape[-1])
 
 
@@ -237,7 +238,7 @@ def response_box_loss(
 ) -> Float[Tensor, ""]:  # fmt: skip
     """L_box of raw box codes at the cells of the targets' slots, by the head's own code weights; 0 without objects
     where ``objects`` count."""
-    weights = student.new_tensor(head.code_weights)
+    weights = constant(head.code_weights, student)
     said, taught = (codes_at(box, targets.index) * weights for box in (student, teacher))
     error = smooth_l1(sine_difference(said, taught) if config.sine_code == "sine" else said - taught).sum(-1)
     if config.slots == "all":

@@ -52,6 +52,7 @@ from distill3d.layers.ground.lift import one_hot_depth
 from distill3d.layers.ground.voxel_pooling import camera_pixels
 from distill3d.layers.image.depth_net import depth_distribution
 from distill3d.settings import Between, Length, Weight
+from distill3d.transfers import constant, places
 
 #: The column of a scan that holds the time of its points, s before the key scan.
 TIME = 4
@@ -172,8 +173,11 @@ def depth_at_points(
         raise UserError(f"tig_bev looks at predicted depths: it needs BEVDepth with input 'rgb', or {instead}")
     if batch.points is None or batch.images is None:
         raise UserError(f"tig_bev looks at LiDAR points in the images, and the data set gives none: {instead}")
-    kept = [scan[scan[:, TIME] == 0] if scans == "key" else scan for scan in batch.points]
-    points = pad_sequence([scan[:, :3] for scan in kept], batch_first=True, padding_value=torch.nan)
+    # Points of earlier scans lie nowhere: to leave them out would be to wait for their number.
+    kept = [scan[:, :3] for scan in batch.points]
+    if scans == "key":
+        kept = [torch.where(scan[:, TIME : TIME + 1] == 0, scan[:, :3], torch.nan) for scan in batch.points]
+    points = pad_sequence(kept, batch_first=True, padding_value=torch.nan)
     width = batch.images.shape[-1]
     found = nearest_points(
         points, batch.image_affine, batch.intrinsics[:, 0], batch.camera_to_ego[:, 0], batch.bev_affine,
@@ -196,7 +200,7 @@ def nearest_points(
     points = F.pad(points, (0, 0, 0, 1), value=torch.nan)  # a row to look at where a scan has none
     pixel, depth = camera_pixels(points, image_affine, intrinsics, camera_to_ego, bev_affine)
     place = (pixel / stride).round()
-    seen = ((place >= 0) & (place < place.new_tensor((size[1], size[0])))).all(-1)
+    seen = ((place >= 0) & (place < constant((size[1], size[0]), place))).all(-1)
     seen = seen & (depth >= bins.near) & (depth < bins.far)
     column, row = torch.where(seen[..., None], place, 0).long().unbind(-1)
     cells, count = size[0] * size[1], depth.shape[0] * depth.shape[1]
@@ -299,7 +303,7 @@ class RelationTerm(Term):
         points = box_points(boxes, grid_shares(config.samples), config.enlarge)
         clamp = config.outside == "clamped"
         at, known = positions(points, geometry, config.reading, clamp), on_map(points, geometry) | clamp
-        sample, row = boxes.counted.nonzero(as_tuple=True)
+        ((sample, row),) = places(boxes.counted)
         of_student, of_teacher = (sampled(m, at, (sample, row)) for m in (student.tensor, teacher.tensor.detach()))
         return of_student, of_teacher, known[sample, row]
 

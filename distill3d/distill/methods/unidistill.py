@@ -301,9 +301,10 @@ def gaussian_mask(
     cell = (positions(boxes.centre, geometry) + 0.5).trunc().long()
     length, width = (boxes.size / geometry.cell).unbind(-1)
     radius = gaussian_radius(length, width, RADIUS_OVERLAP).long().clamp(min=0)
-    drawn = (painted & cells_inside(cell, *cells)).nonzero(as_tuple=True)
     maps = torch.zeros(len(cell), *cells, device=cell.device)
-    return draw_gaussians(maps, drawn[0], cell[drawn], radius[drawn])
+    sample = torch.arange(len(cell), device=cell.device)[:, None].expand_as(radius)
+    drawn = painted & cells_inside(cell, *cells)
+    return draw_gaussians(maps, *(value.flatten(0, 1) for value in (sample, cell, radius, drawn)))
 
 
 @full_precision

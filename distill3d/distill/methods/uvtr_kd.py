@@ -41,6 +41,7 @@ from distill3d.distill.term import Term
 from distill3d.errors import UserError
 from distill3d.layers.distributed import across_processes, world_size
 from distill3d.settings import Number, Weight
+from distill3d.transfers import constant
 
 #: Least mean absolute value that features are divided by.
 LEAST_MEAN = 1e-12
@@ -183,5 +184,5 @@ def point_losses(
     total = distance.sum((0, 2))
     if config.reduction == "sum":
         return total
-    points = counted.sum() if counted is not None else total.new_tensor(distance.shape[0] * distance.shape[2])
+    points = counted.sum() if counted is not None else constant(distance.shape[0] * distance.shape[2], total)
     return total / across_processes(points.to(total)).clamp(min=1 / world_size())

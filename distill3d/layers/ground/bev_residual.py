@@ -16,6 +16,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from distill3d.layers.ground.lift import read_cells, surrounding_cells
+from distill3d.transfers import constant, inverse
 
 #: By how much the neck raises the map that the last convolutions give.
 LAST_UP = 2
@@ -111,7 +112,7 @@ def planar_motion(now: Float[Tensor, "b 4 4"], before: Float[Tensor, "b 4 4"]) -
 
     Source: mmdet3d/models/detectors/bevdet.py, shift_feature.
     """
-    motion = now @ before.inverse()
+    motion = now @ inverse(before)
     kept = [0, 1, 3]
     return motion[:, kept][:, :, kept]
 
@@ -132,7 +133,7 @@ def shift_map(
     """
     height, width = bev.shape[-2:]
     middle = 0.5 if point == "middle" else 0.0
-    start = motion.new_tensor(low) + middle * cell  # of cell (0, 0)
+    start = constant(low, motion) + middle * cell  # of cell (0, 0)
     sides = (torch.arange(n, dtype=motion.dtype, device=motion.device) for n in (height, width))
     row, column = torch.meshgrid(*sides, indexing="ij")
     place = torch.stack((column, row), dim=-1).flatten(0, 1) * cell + start

@@ -34,6 +34,7 @@ from distill3d.layers.image.pretrained import RGB_MEAN, RGB_STD
 from distill3d.layers.image.resnet import ResNet, ResNetConfig
 from distill3d.layers.points.voxels import VoxelGrid
 from distill3d.settings import Channels, Weight
+from distill3d.transfers import constant
 
 #: Pixels per cell of the map that is lifted, and by how much the trunk's maps, from fine to coarse, grow for it.
 STRIDE = 16
@@ -204,7 +205,7 @@ def normalised_frames(
         raise UserError(f"{who} sees images whose sides are multiples of {STRIDE} px, not {width} x {height} px")
     if lifting.channel_order == "bgr_with_rgb_means":
         images = images.flip(-3)
-    mean, std = (images.new_tensor(v)[:, None, None] for v in (RGB_MEAN, RGB_STD))
+    mean, std = (constant(v, images)[:, None, None] for v in (RGB_MEAN, RGB_STD))
     return (images - mean) / std
 
 

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from distill3d.layers.ground.bev_blocks import TAPS
 from distill3d.layers.image.deformable_attention import DeformableAttention, cell_centres
+from distill3d.transfers import constant
 
 #: Where a cell's own place is, from which it looks: at its lower corner as released, half a cell off, or its middle.
 Reference = Literal["corners", "centres"]
@@ -64,7 +65,7 @@ class AttentionCompensation(nn.Module):
         exact = x.new_zeros((), dtype=torch.promote_types(x.dtype, torch.float32))
         place = cell_centres((self.cells,), exact)
         if self.reference == "corners":
-            place = place - 0.5 / place.new_tensor((columns, rows))
+            place = place - 0.5 / constant((columns, rows), place)
         gathered = self.attention(tokens + code.flatten(0, 1), place.expand(len(x), -1, -1), tokens, (self.cells,))
         return x + gathered.mT.unflatten(-1, self.cells)
 

@@ -15,6 +15,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from distill3d.data.surround import SurroundObjectBatch
+from distill3d.transfers import constant
 
 #: Painted boxes are this much shorter and narrower than the objects.
 SHRINK = 0.5
@@ -76,10 +77,10 @@ def paint(
     batch, slots = objects.label.shape
     x0, y0, x1, y1 = extent
     rows, columns = round((y1 - y0) / cell), round((x1 - x0) / cell)
-    of_class = objects.label[..., None] == objects.label.new_tensor(list(class_order))
+    of_class = objects.label[..., None] == constant(list(class_order), objects.label)
     painted = objects.present & of_class.any(-1) & (objects.size[..., :2] > 0).all(-1)
     corners = _corner_cells(objects, (x0, y0), cell)
-    last = corners.new_tensor((columns, rows)) - 1
+    last = constant((columns, rows), corners) - 1
 
     first, end = corners.amin(1).clamp(min=0), corners.amax(1) + 1
     size = ((end if clip_border else end.minimum(last + 1)) - first).clamp(min=0)
@@ -110,9 +111,9 @@ def paint(
 def _corner_cells(objects: SurroundObjectBatch, low: tuple[float, float], cell: float) -> Int[Tensor, "n 4 2"]:
     """Columns and rows of the shrunk boxes' corners, of all samples one after the other."""
     centre, size, yaw = (t.flatten(0, 1).double() for t in (objects.centre, objects.size, objects.yaw))
-    local = centre.new_tensor(CORNERS) * (SHRINK / 2 * size[:, None, :2] / cell)  # (n, 4, 2): along and across
+    local = constant(CORNERS, centre) * (SHRINK / 2 * size[:, None, :2] / cell)  # (n, 4, 2): along and across
     turn = torch.stack((yaw.cos(), yaw.sin(), -yaw.sin(), yaw.cos()), dim=1).unflatten(1, (2, 2))  # for row vectors
-    return ((centre[:, None, :2] - centre.new_tensor(low)) / cell + local @ turn).trunc().long()
+    return ((centre[:, None, :2] - constant(low, centre)) / cell + local @ turn).trunc().long()
 
 
 def _inside(corners: Int[Tensor, "n 4 2"], place: Int[Tensor, "n 2"]) -> Bool[Tensor, "n"]:

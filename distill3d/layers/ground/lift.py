@@ -21,6 +21,7 @@ from torch import Tensor
 from distill3d.camera import Camera, DepthBins
 from distill3d.layers.ground.weighted_rows import read_rows
 from distill3d.layers.points.voxels import VoxelGrid
+from distill3d.transfers import constant
 
 #: How pixels and bin numbers become coordinates of ``grid_sample`` (align_corners False).
 #: ``released`` divides by size - 1, as that function's other mode asks for: column u / (W - 1) w - 1/2.
@@ -60,7 +61,7 @@ def sampling_grid(
         stride: px per cell of the feature map, which has ceil(size / stride) cells.
     """
     pose = lidar_to_camera.double()
-    centres = voxel_centres(voxels).to(pose.device)
+    centres = voxel_centres(voxels).to(pose.device, non_blocking=True)
     points = centres.flatten(0, 2) @ pose[:, :3, :3].transpose(-1, -2) + pose[:, None, :3, 3]
     uv, depth = Camera(camera.projection.double()).project(points, "homogeneous")
     position = bins.position(torch.where(depth > 0, depth, torch.nan))
@@ -70,9 +71,9 @@ def sampling_grid(
     else:
         extent = (image_size[0] - 1, image_size[1] - 1, bins.count - 1)
     at = torch.cat((uv, position[..., None]), dim=-1)
-    grid = 2 * at / at.new_tensor(extent) - 1
+    grid = 2 * at / constant(extent, at) - 1
     if normalisation == "corners":  # -1 and 1 are the centres of the first and the last cell
-        grid = grid * (1 - 1 / at.new_tensor((*cells, bins.count)))
+        grid = grid * (1 - 1 / constant((*cells, bins.count), at))
     grid = torch.where(grid.isfinite(), grid, OUTSIDE).float()
     return grid.unflatten(1, centres.shape[:3])
 
@@ -110,7 +111,7 @@ def _frustum_cells(
 ) -> tuple[Int[Tensor, "n 4"], Float[Tensor, "n 4"]]:
     """The pixels around each of n voxels, by ``surrounding_cells``, and what each of their features counts."""
     depths, height, width = probability.shape[1:]
-    size = probability.new_tensor((width, height, depths))
+    size = constant((width, height, depths), probability)
     at = (((grid.to(probability) + 1) * size - 1) / 2).flatten(1, 3)
     index, bilinear = surrounding_cells(at[..., :2], height, width)
 
@@ -131,7 +132,7 @@ def surrounding_cells(
     ``at`` is (column, row), cell (0, 0) having its centre at (0, 0).  Cells are numbered through all maps, row by row;
     B h w, the number after the last, stands for all that is outside.
     """
-    size = at.new_tensor((width, height))
+    size = constant((width, height), at)
     at = torch.minimum(at.clamp(min=-1), size)  # outside stays outside, and fits an integer
     low = at.floor()
     share = at - low

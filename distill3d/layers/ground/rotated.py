@@ -16,12 +16,16 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from distill3d.transfers import constant, places
+
 #: Unions (m^2 or m^3) below this count as this much.
 SMALLEST_UNION = 1e-6
 #: Pairs whose exact intersection is computed at a time, and pairs whose distance is looked at: both bound the memory,
 #: and let a processor's cache hold what is worked on.
 PAIRS_AT_ONCE = 1 << 16
 DISTANCES_AT_ONCE = 1 << 20
+#: On accelerators, which are waited for after each such part.
+FAR_DISTANCES_AT_ONCE = 1 << 27
 
 
 # --------------------------------------------------------------------------------------------------- pairs in the plane
@@ -62,8 +66,8 @@ def _corners_seen_from(
     cos_b, sin_b = b[:, 4].cos(), b[:, 4].sin()
     centre_u, centre_v = cos_b * offset_u + sin_b * offset_v, cos_b * offset_v - sin_b * offset_u
     cos, sin = (a[:, 4] - b[:, 4]).cos()[:, None], (a[:, 4] - b[:, 4]).sin()[:, None]
-    along = a[:, 2:3].abs() / 2 * a.new_tensor([1.0, -1.0, -1.0, 1.0])
-    across = a[:, 3:4].abs() / 2 * a.new_tensor([1.0, 1.0, -1.0, -1.0])
+    along = a[:, 2:3].abs() / 2 * constant([1.0, -1.0, -1.0, 1.0], a)
+    across = a[:, 3:4].abs() / 2 * constant([1.0, 1.0, -1.0, -1.0], a)
     return centre_u[:, None] + cos * along - sin * across, centre_v[:, None] + sin * along + cos * across
 
 
@@ -87,8 +91,7 @@ def _ground_area(box: Float[Tensor, "*n 7"]) -> Float[Tensor, "*n"]:
 
 
 def _ground_intersection(a: Float[Tensor, "pairs 7"], b: Float[Tensor, "pairs 7"]) -> Float[Tensor, "pairs"]:
-    footprint = [0, 1, 3, 4, 6]
-    return rectangle_intersection(a[:, footprint], b[:, footprint])
+    return rectangle_intersection(*(torch.cat((box[:, :2], box[:, 3:5], box[:, 6:7]), dim=1) for box in (a, b)))
 
 
 def _bev_iou_of_pairs(a: Float[Tensor, "pairs 7"], b: Float[Tensor, "pairs 7"]) -> Float[Tensor, "pairs"]:
@@ -106,13 +109,15 @@ def _iou_3d_of_pairs(a: Float[Tensor, "pairs 7"], b: Float[Tensor, "pairs 7"]) -
 
 @torch.no_grad()
 def overlapping_pairs(
-    a: Float[Tensor, "n 7"], b: Float[Tensor, "m 7"], volume: bool
-) -> tuple[Int[Tensor, "pairs"], Int[Tensor, "pairs"], Float[Tensor, "pairs"]]:
+    a: Float[Tensor, "n 7"], b: Float[Tensor, "m 7"], volume: bool,
+    groups: tuple[Int[Tensor, "n"], Int[Tensor, "m"]] | None = None,
+) -> tuple[Int[Tensor, "pairs"], Int[Tensor, "pairs"], Float[Tensor, "pairs"]]:  # fmt: skip
     """The pairs that share something: rows of ``a``, rows of ``b`` in ascending order, and their IoU (> 0).
 
     ``volume``: whether the IoU is that of volumes, or that of footprints.  Rows that are not finite overlap nothing.
+    ``groups``: a number for each row of both; only rows of equal numbers are looked at together.
     """
-    return _overlap(a, b, _near_pairs(a, b), volume)
+    return _overlap(a, b, _near_pairs(a, b, groups=groups), volume)
 
 
 def _overlap(
@@ -121,11 +126,14 @@ def _overlap(
     """Those of ``pairs`` that share something, see ``overlapping_pairs``."""
     of_pairs: Callable[[Tensor, Tensor], Tensor] = _iou_3d_of_pairs if volume else _bev_iou_of_pairs
     iou = torch.cat([of_pairs(a[part[:, 0]], b[part[:, 1]]) for part in pairs.split(PAIRS_AT_ONCE)])
-    shares = iou > 0
+    ((shares,),) = places(iou > 0)
     return pairs[shares, 0], pairs[shares, 1], iou[shares]
 
 
-def _near_pairs(a: Float[Tensor, "n 7"], b: Float[Tensor, "m 7"], ascending: bool = False) -> Int[Tensor, "pairs 2"]:
+def _near_pairs(
+    a: Float[Tensor, "n 7"], b: Float[Tensor, "m 7"], ascending: bool = False,
+    groups: tuple[Int[Tensor, "n"], Int[Tensor, "m"]] | None = None,
+) -> Int[Tensor, "pairs 2"]:  # fmt: skip
     """Rows (of a, of b) whose circumscribed circles on the ground meet: all others share nothing.
 
     ``ascending`` leaves out the pairs whose second row is not above the first.
@@ -133,12 +141,14 @@ def _near_pairs(a: Float[Tensor, "n 7"], b: Float[Tensor, "m 7"], ascending: boo
     reach_b = b[:, 3:5].norm(dim=1) / 2
     reach_b = torch.where(b.isfinite().all(1), reach_b, torch.nan)  # no comparison with NaN is true
     parts = []
-    rows = max(1, DISTANCES_AT_ONCE // max(1, len(b)))
+    rows = max(1, (DISTANCES_AT_ONCE if a.is_cpu else FAR_DISTANCES_AT_ONCE) // max(1, len(b)))
     for i, part in enumerate(a.split(rows)):
         reach_a = torch.where(part.isfinite().all(1), part[:, 3:5].norm(dim=1) / 2, torch.nan)
         squared = (part[:, 0, None] - b[:, 0]).square_() + (part[:, 1, None] - b[:, 1]).square_()
         near = squared <= (reach_a[:, None] + reach_b).square_()
-        pairs = (near.triu(1 + i * rows) if ascending else near).nonzero()
+        if groups is not None:
+            near &= groups[0][i * rows : i * rows + len(part), None] == groups[1]
+        pairs = torch.stack(places(near.triu(1 + i * rows) if ascending else near)[0], dim=1)
         pairs[:, 0] += i * rows
         parts.append(pairs)
     return torch.cat(parts)
@@ -179,7 +189,7 @@ def nearest_rectangle(boxes: Float[Tensor, "*n 7"]) -> Float[Tensor, "*n 4"]:
     """
     yaw = boxes[..., 6]
     along_x = (yaw - torch.floor(yaw / math.pi + 0.5) * math.pi).abs() < math.pi / 4
-    size = torch.where(along_x[..., None], boxes[..., 3:5], boxes[..., [4, 3]])
+    size = torch.where(along_x[..., None], boxes[..., 3:5], boxes[..., 3:5].flip(-1))
     return torch.cat((boxes[..., :2] - size / 2, boxes[..., :2] + size / 2), dim=-1)
 
 

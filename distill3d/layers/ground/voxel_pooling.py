@@ -20,6 +20,7 @@ from torch import Tensor
 from distill3d.camera import DepthBins
 from distill3d.layers.ground.weighted_rows import add_rows
 from distill3d.layers.points.voxels import VoxelGrid
+from distill3d.transfers import constant, inverse
 
 #: Pixels at which the frustum's columns and rows lie: ``ends`` spreads them from the image's first pixel to its last,
 #: as released; ``centres`` are the middles of the feature map's cells.
@@ -80,9 +81,9 @@ def frustum_points(
 
     Source: bevdepth/layers/backbones/base_lss_fpn.py, get_geometry.
     """
-    on_file = frustum.double().flatten(0, 2) @ image_affine.double().inverse().transpose(-1, -2)  # (B, N, D h w, 4)
+    on_file = frustum.double().flatten(0, 2) @ inverse(image_affine.double()).transpose(-1, -2)  # (B, N, D h w, 4)
     scaled = torch.cat((on_file[..., :2] * on_file[..., 2:3], on_file[..., 2:]), dim=-1)
-    to_ground = bev_affine.double()[:, None] @ camera_to_ego.double() @ intrinsics.double().inverse()
+    to_ground = bev_affine.double()[:, None] @ camera_to_ego.double() @ inverse(intrinsics.double())
     return (scaled @ to_ground[..., :3, :].transpose(-1, -2)).unflatten(2, frustum.shape[:3])
 
 
@@ -94,9 +95,9 @@ def camera_pixels(
 
     Pixels of the canvas, without meaning where the second, the depth (m), is not positive.
     """
-    to_ground = bev_affine.double()[:, None] @ camera_to_ego.double() @ intrinsics.double().inverse()
+    to_ground = bev_affine.double()[:, None] @ camera_to_ego.double() @ inverse(intrinsics.double())
     homogeneous = F.pad(points.double(), (0, 1), value=1.0)[:, None]  # (B, 1, M, 4)
-    scaled = homogeneous @ to_ground.inverse().transpose(-1, -2)
+    scaled = homogeneous @ inverse(to_ground).transpose(-1, -2)
     depth = scaled[..., 2:3]
     on_file = torch.cat((scaled[..., :2] / depth, depth, torch.ones_like(depth)), dim=-1)
     return (on_file @ image_affine.double().transpose(-1, -2))[..., :2], depth[..., 0]
@@ -104,7 +105,7 @@ def camera_pixels(
 
 def cell_index(points: Float[Tensor, "*s 3"], grid: VoxelGrid, rounding: CellRounding = "trunc") -> Int[Tensor, "*s 3"]:
     """Cell along x, y, z of each point (m); those off the grid get numbers that are negative or too large."""
-    low, cell = (points.new_tensor(v) for v in (grid.extent[:3], grid.cell))
+    low, cell = (constant(v, points) for v in (grid.extent[:3], grid.cell))
     position = (points - low) / cell
     return (position.trunc() if rounding == "trunc" else position.floor()).long()
 
@@ -114,7 +115,7 @@ def flat_cells(index: Int[Tensor, "*s 3"], cells: tuple[int, int, int]) -> Int[T
 
     ``cells`` are the numbers of cells along x, y, z.
     """
-    inside = ((index >= 0) & (index < index.new_tensor(cells))).all(-1)
+    inside = ((index >= 0) & (index < constant(cells, index))).all(-1)
     return torch.where(inside, index[..., 1] * cells[0] + index[..., 0], NO_CELL).long()
 
 

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from distill3d.layers.ground.lift import OUTSIDE
 from distill3d.layers.points.voxels import VoxelGrid
+from distill3d.transfers import constant, inverse
 
 #: Least depth (m) of what a camera sees.
 LEAST_DEPTH = 1e-5
@@ -47,13 +48,13 @@ def voxel_pixels(
     at = positions.to(projection).flatten(0, 2)
     points = at.expand(len(projection), -1, -1)
     if frame is not None:
-        points = points @ torch.linalg.inv(frame).mT
+        points = points @ inverse(frame).mT
     seen = points @ projection[:, :3, :3].mT + projection[:, None, :3, 3]
     depth = seen[..., 2:]
     pixel = seen[..., :2] / depth.clamp(min=LEAST_DEPTH)
     if image_affine is not None:
         pixel = pixel @ image_affine[:, :2].mT + image_affine[:, 2]
-    place = 2 * torch.cat((pixel, depth), dim=-1) / pixel.new_tensor((*image_size, depths)) - 1
+    place = 2 * torch.cat((pixel, depth), dim=-1) / constant((*image_size, depths), pixel) - 1
     inside = (depth > LEAST_DEPTH) & (place.abs() < 1).all(-1, keepdim=True)
     return torch.where(inside, place, OUTSIDE).unflatten(1, positions.shape[:3])
 

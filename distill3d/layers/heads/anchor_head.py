@@ -21,6 +21,7 @@ from distill3d.boxes import (
     KITTI_CLASSES,
     Boxes3D,
     BoxSlots,
+    box_corners,
     camera_rows,
     label_names,
     lidar_rows,
@@ -56,6 +57,7 @@ from distill3d.layers.heads.anchors import (
 from distill3d.layers.heads.centre_nms import first_kept
 from distill3d.layers.readout import Readout
 from distill3d.settings import Number, Share, Weight, added
+from distill3d.transfers import constant, fetched, inverse, places
 
 #: Chance that an untrained head gives to each class of an anchor, and the spread of its box weights.
 CLASS_PRIOR = 0.01
@@ -202,12 +204,12 @@ class AnchorHead(nn.Module):
             labelled = torch.zeros(len(batch), dtype=torch.bool, device=anchors.device)
         else:
             o = batch.objects
-            rows = lidar_rows(o.centre.double(), o.size.double(), o.yaw.double(), _pose(batch).inverse())
-            number = torch.full((len(self.names) + 1,), IGNORE)  # the last one is that of label IGNORE
+            rows = lidar_rows(o.centre.double(), o.size.double(), o.yaw.double(), inverse(_pose(batch)))
+            number = [IGNORE] * (len(self.names) + 1)  # the last one is that of label IGNORE
             for i, kind in enumerate(self.config.classes):
                 number[self.names.index(kind.name)] = i
-            classes = number.to(o.label.device)[o.label]
-            trained = o.present & (classes >= 0) & self._within(rows, o.label)
+            classes = constant(number, o.label)[o.label]
+            trained = o.present & (classes >= 0) & self._within(rows)
             labelled = trained.new_ones(len(batch)) if batch.labelled is None else batch.labelled
             trained = trained & labelled[:, None]
             boxes = torch.where(trained[..., None], rows, 0).to(anchors)
@@ -215,12 +217,12 @@ class AnchorHead(nn.Module):
         labels, matched = assign(anchors, self.config.classes, boxes, classes, self.config.claimed)
         return AnchorTargets(boxes, classes, labels.where(labelled[:, None], IGNORED), matched, labelled)
 
-    def _within(self, rows: Float[Tensor, "b m 7"], label: Int[Tensor, "b m"]) -> Bool[Tensor, "b m"]:
+    def _within(self, rows: Float[Tensor, "b m 7"]) -> Bool[Tensor, "b m"]:
         """Which boxes have at least one corner within the extent."""
         flat = rows.flatten(0, 1)
-        corners = Boxes3D(flat[:, :3], flat[:, 3:6], flat[:, YAW], label.flatten(), "lidar").corners()
-        low, high = corners.new_tensor(self.extent[:3]), corners.new_tensor(self.extent[3:])
-        return ((corners >= low) & (corners <= high)).all(-1).any(-1).view(label.shape)
+        corners = box_corners(flat[:, :3], flat[:, 3:6], flat[:, YAW], "lidar")
+        low, high = constant(self.extent[:3], corners), constant(self.extent[3:], corners)
+        return ((corners >= low) & (corners <= high)).all(-1).any(-1).view(rows.shape[:2])
 
     def losses(self, predictions: dict[str, Tensor], targets: AnchorTargets) -> dict[str, Tensor]:
         """Weighted terms ``cls``, ``loc`` and ``dir``, scalars in float32 or better; images without labels add 0.
@@ -235,7 +237,7 @@ class AnchorHead(nn.Module):
         scores, codes, directions = self.rows(predictions)
         with torch.autocast(scores.device.type, enabled=False):
             classification = self._focal if self.config.classification == "focal" else self._quality
-            image, anchor = (targets.labels > BACKGROUND).nonzero(as_tuple=True)
+            ((image, anchor),) = places(targets.labels > BACKGROUND)
             count = (targets.labels > BACKGROUND).sum(1).clamp(min=1)
             share = 1 / (count[image] * len(codes))  # of each foreground anchor in the mean
             anchors = self._anchors[anchor]
@@ -282,14 +284,18 @@ class AnchorHead(nn.Module):
         Raises:
             ValueError: the batch does not know the way from the LiDAR to the camera.
         """
-        rows, label, score, usable = self._candidates(predictions, self.config.candidates)
-        pose, camera, size = _pose(batch), batch.source_camera, batch.affine.source_size
+        names = ("rows", "label", "score", "usable", "pose", "camera", "size", "flip")
+        values = (*self._candidates(predictions, self.config.candidates), _pose(batch), batch.source_camera.projection,
+                  batch.affine.source_size, batch.affine.flip)  # fmt: skip
+        # Suppression asks its own rounds for whether to go on: on the CPU nobody waits for the answers.
+        told = fetched(dict(zip(names, values, strict=True)))
+        rows, label, score, pose, size = (told[name] for name in ("rows", "label", "score", "pose", "size"))
         found = []
-        for i, use in enumerate(usable):
+        for i, use in enumerate(told["usable"]):
             kept = rotated_nms(rows[i][use], score[i][use], self.config.nms_threshold, self.config.max_detections)
             boxes = _in_camera(rows[i][use][kept], label[i][use][kept], score[i][use][kept], pose[i])
-            boxes = mirror_boxes(boxes) if batch.affine.flip[i] else boxes
-            found.append(replace(boxes, box2d=projected_boxes(boxes, Camera(camera.projection[i]), size[i]).to(rows)))
+            boxes = mirror_boxes(boxes) if told["flip"][i] else boxes
+            found.append(replace(boxes, box2d=projected_boxes(boxes, Camera(told["camera"][i]), size[i]).to(rows)))
         return found
 
     @torch.no_grad()
@@ -305,7 +311,7 @@ class AnchorHead(nn.Module):
         kept = first_kept(near, usable, self.config.max_detections)
         centre, yaw = camera_rows(rows[..., :3], rows[..., 3:6], rows[..., YAW], _pose(batch))
         flip = batch.affine.flip[:, None]
-        centre = torch.where(flip[..., None], centre * centre.new_tensor((-1.0, 1.0, 1.0)), centre)
+        centre = torch.where(flip[..., None], centre * constant((-1.0, 1.0, 1.0), centre), centre)
         yaw = torch.where(flip, wrap_angle(math.pi - yaw), yaw)
         return BoxSlots(centre, rows[..., 3:6], yaw, label, score, kept, "camera")
 
@@ -318,7 +324,7 @@ class AnchorHead(nn.Module):
         picked = anchor[..., None].expand(-1, -1, CODE)
         direction = directions.gather(1, anchor[..., None].expand(-1, -1, DIRECTION_BINS))
         rows = decode_directed(codes.gather(1, picked), direction, self._anchors[anchor])
-        label = kind.new_tensor([self.names.index(c.name) for c in self.config.classes])[kind.gather(1, anchor)]
+        label = constant([self.names.index(c.name) for c in self.config.classes], kind)[kind.gather(1, anchor)]
         usable = (score >= self.config.score_threshold) & rows.isfinite().all(-1) & (rows[..., 3:6] > 0).all(-1)
         return rows, label, score, usable
 

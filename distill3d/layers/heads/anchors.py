@@ -19,6 +19,7 @@ from torch import Tensor
 
 from distill3d.layers.ground.rotated import aligned_iou, nearest_rectangle, overlapping_pairs
 from distill3d.settings import Coordinate, Share, Side
+from distill3d.transfers import constant, places
 
 #: Where the smooth L1 distance of box codes turns from a parabola into a line.
 SMOOTH_L1_BETA = 1 / 9
@@ -149,6 +150,10 @@ def _remainder(angle: Float[Tensor, "*s"], period: float) -> Float[Tensor, "*s"]
 # ----------------------------------------------------------------------------------------------------------- assignment
 
 
+#: Stands for a value that no other is to be compared with, all others being 0 or more.
+NO_VALUE = -1.0
+
+
 @torch.no_grad()
 def assign(
     anchors: Float[Tensor, "y x class rotation 7"],
@@ -171,13 +176,13 @@ def assign(
     Returns:
         labels: ``IGNORED``, ``BACKGROUND`` or 1 + class, and the row of each foreground anchor (0 elsewhere).
     """
-    image, row = (classes >= 0).nonzero(as_tuple=True)
+    ((image, row),) = places(classes >= 0)
     kind = classes[image, row]
     rectangle, box = nearest_rectangle(anchors), nearest_rectangle(boxes[image, row])
 
     # Rectangles meet where their intervals do along x and along y: only there is an IoU computed.
     column, line = (r.transpose(0, 1)[kind] for r in (rectangle[0], rectangle[:, 0]))  # (G, X, R, 4), (G, Y, R, 4)
-    g, y, x, rotation = (_meet(line, box, 1)[:, :, None] & _meet(column, box, 0)[:, None]).nonzero(as_tuple=True)
+    ((g, y, x, rotation),) = places(_meet(line, box, 1)[:, :, None] & _meet(column, box, 0)[:, None])
     iou = aligned_iou(rectangle[y, x, kind[g], rotation], box[g])
     shape = (len(boxes), *anchors.shape[:4])
     strides = [math.prod(shape[i + 1 :]) for i in range(len(shape))]
@@ -187,13 +192,13 @@ def assign(
     best, matched = best_of(iou, row[g], anchor, math.prod(shape))
     highest = iou.new_zeros(len(box)).scatter_reduce(0, g, iou, "amax")
     claims = (iou == highest[g]) & (iou > 0)
-    is_claimed = torch.zeros_like(matched, dtype=torch.bool).index_fill(0, anchor[claims], True)
+    is_claimed = torch.zeros_like(matched).scatter_reduce(0, anchor, claims.long(), "amax") > 0
     if claimed == "claiming":
-        of_claims = best_of(iou[claims], row[g][claims], anchor[claims], math.prod(shape))[1]
+        of_claims = best_of(torch.where(claims, iou, NO_VALUE), row[g], anchor, math.prod(shape))[1]
         matched = torch.where(is_claimed, of_claims, matched)
 
     def of_kind(values: list[float]) -> Tensor:
-        return best.new_tensor(values)[:, None]
+        return constant(values, best)[:, None]
 
     overlap = best.view(shape)
     foreground = (overlap >= of_kind([k.matched for k in kinds])) | is_claimed.view(shape)
@@ -212,11 +217,13 @@ def _meet(anchors: Float[Tensor, "g n r 4"], box: Float[Tensor, "g 4"], axis: in
 def best_of(
     value: Float[Tensor, "pairs"], row: Int[Tensor, "pairs"], group: Int[Tensor, "pairs"], groups: int
 ) -> tuple[Float[Tensor, "groups"], Int[Tensor, "groups"]]:
-    """The highest value (>= 0) of each group, and the lowest row that has it; both 0 in groups without pairs."""
+    """The highest value (>= 0) of each group, and the lowest row that has it; both 0 in groups without pairs, among
+    which those with a value of ``NO_VALUE`` do not count."""
     best = value.new_zeros(groups).scatter_reduce(0, group, value, "amax")
-    wins = value == best[group]
-    first = row.new_zeros(groups).scatter_reduce(0, group[wins], row[wins], "amin", include_self=False)
-    return best, first
+    beyond = torch.iinfo(row.dtype).max
+    first = row.new_full((groups,), beyond)
+    first = first.scatter_reduce(0, group, torch.where(value == best[group], row, beyond), "amin")
+    return best, torch.where(first == beyond, 0, first)
 
 
 @torch.no_grad()
@@ -227,14 +234,16 @@ def overlap_quality(
 
     ``classes`` are 0..count - 1, negative in rows of padding.  Of equally good boxes the first row counts.
     """
-    quality = predicted.new_zeros(*predicted.shape[:2], count)
-    for image, (of_image, candidates, kinds) in enumerate(zip(predicted, boxes, classes, strict=True)):
-        real = kinds >= 0
-        anchor, row, iou = overlapping_pairs(of_image, candidates[real], volume=True)
-        best, first = best_of(iou, row, anchor, len(of_image))
-        hit = (best > 0).nonzero()[:, 0]
-        quality[image, hit, kinds[real][first[hit]]] = best[hit]
-    return quality
+    images, anchors = predicted.shape[:2]
+    ((image, slot),) = places(classes >= 0)
+    found, kind = boxes[image, slot], classes[image, slot]
+    of_image = torch.arange(images, device=image.device).repeat_interleave(anchors)
+    anchor, row, iou = overlapping_pairs(predicted.flatten(0, 1), found, volume=True, groups=(of_image, image))
+    best, first = best_of(iou, row, anchor, images * anchors)
+    quality = predicted.new_zeros(images * anchors, count)
+    if len(found):
+        quality = quality.scatter(1, kind[first][:, None], torch.where(best > 0, best, 0)[:, None])
+    return quality.unflatten(0, (images, anchors))
 
 
 # --------------------------------------------------------------------------------------------------------------- losses

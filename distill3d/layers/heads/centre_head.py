@@ -12,7 +12,7 @@ of length, width and height (m), sine and cosine of the yaw, and the velocity (m
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Annotated, Any, Literal
 
 import torch
@@ -34,6 +34,7 @@ from distill3d.layers.image.heatmap import (
     top_cells,
 )
 from distill3d.settings import Between, Channels, Coordinate, Count, Number, Share, Side, Weight, added, is_in_range
+from distill3d.transfers import constant, fetched, inverse, places
 
 #: The six tasks for nuScenes: classes of one task are alike in size.
 NUSCENES_TASKS = (
@@ -262,7 +263,7 @@ def centre_targets(config: CentreHeadConfig, objects: SurroundObjectBatch, class
     batch, rows = objects.label.shape
     kinds, tasks, (height, width) = len(config.classes), len(config.tasks), config.cells
     kind, order = _head_class(config, objects.label, classes).where(objects.present, kinds).sort(dim=1, stable=True)
-    task = kind.new_tensor((*config.task_of_class, tasks))[kind]  # the last are those of no task
+    task = constant((*config.task_of_class, tasks), kind)[kind]  # the last are those of no task
     count = F.one_hot(task, tasks + 1).sum(1)
     slot = torch.arange(rows, device=kind.device) - (count.cumsum(1) - count).gather(1, task)
 
@@ -271,23 +272,24 @@ def centre_targets(config: CentreHeadConfig, objects: SurroundObjectBatch, class
 
     centre, size, velocity = (ordered(v) for v in (objects.centre, objects.size, objects.velocity))
     yaw = ordered(objects.yaw[..., None])
-    side = centre.new_tensor(config.cell)
-    place = (centre[..., :2] - centre.new_tensor(config.extent[:2])) / side
+    side = constant(config.cell, centre)
+    place = (centre[..., :2] - constant(config.extent[:2], centre)) / side
     cell = place.trunc() if config.rounding == "trunc" else place.floor()
-    on_map = ((cell >= 0) & (cell < cell.new_tensor((width, height)))).all(-1)
+    on_map = ((cell >= 0) & (cell < constant((width, height), cell))).all(-1)
     trained = (task < tasks) & (slot < config.max_objects) & on_map & (size > 0).all(-1)
 
     code = torch.cat((place - cell, centre[..., 2:], size.log(), yaw.sin(), yaw.cos(), velocity), dim=-1)
-    sample, row = trained.nonzero(as_tuple=True)
-    code, column_row, kind, slots = code[trained], cell[trained].long(), kind[trained], (task[trained], slot[trained])
+    ((sample, row),) = places(trained)
+    code, column_row, kind = code[sample, row], cell[sample, row].long(), kind[sample, row]
+    slots = (task[sample, row], slot[sample, row])
     box = code.new_zeros(batch, tasks, config.max_objects, CODE)
     index = torch.zeros(box.shape[:3], dtype=torch.int64, device=box.device)
     mask = torch.zeros_like(index, dtype=torch.bool)
     box[sample, *slots] = code
     index[sample, *slots] = column_row[:, 1] * width + column_row[:, 0]
-    mask[sample, *slots] = True
+    mask[sample, *slots] = mask.new_ones(())
 
-    length, across = (size[trained][:, :2] / side).unbind(1)
+    length, across = (size[sample, row][:, :2] / side).unbind(1)
     radius = gaussian_radius(length, across, config.radius_overlap).long().clamp(min=config.min_radius)
     blank = code.new_zeros(batch * kinds, height, width)
     heatmap = draw_gaussians(blank, sample * kinds + kind, column_row, radius)
@@ -297,7 +299,7 @@ def centre_targets(config: CentreHeadConfig, objects: SurroundObjectBatch, class
 def _head_class(config: CentreHeadConfig, label: Int[Tensor, "b m"], classes: tuple[str, ...]) -> Int[Tensor, "b m"]:
     """Each object's place among the head's K classes; K for others.  The label ``IGNORE`` reads the last entry."""
     kinds = config.classes
-    return label.new_tensor([kinds.index(c) if c in kinds else len(kinds) for c in classes] + [len(kinds)])[label]
+    return constant([kinds.index(c) if c in kinds else len(kinds) for c in classes] + [len(kinds)], label)[label]
 
 
 # --------------------------------------------------------------------------------------------------------------- losses
@@ -334,7 +336,7 @@ def heat_normaliser(target: Float[Tensor, "b k y x"], config: CentreHeadConfig) 
     """What each class's heat loss is divided by: the number of cells of its task that are exactly 1, the mean over
     processes, at least 1 (of all processes together)."""
     peaks = across_processes((target == 1).sum((0, 2, 3)).to(target))
-    task = torch.tensor(config.task_of_class, device=target.device)
+    task = constant(config.task_of_class, peaks, torch.int64)
     of_task = peaks.new_zeros(len(config.tasks)).index_add(0, task, peaks)
     return of_task.clamp(min=1 / world_size())[task]
 
@@ -356,7 +358,7 @@ def box_loss(
     """
     trained = mask[..., None] & ~target.isnan()
     distance = torch.where(trained, prediction - target.where(trained, 0), 0).abs()
-    weighted = distance * distance.new_tensor(config.code_weights)
+    weighted = distance * constant(config.code_weights, distance)
     return config.box_weight * (weighted.sum((0, 2, 3)) / normaliser).sum()
 
 
@@ -389,10 +391,10 @@ def task_candidates(
     offset, z, size, turn, velocity = gather_cells(box, cell).split(tuple(BOX_BRANCHES.values()), dim=-1)
     width = probability.shape[-1]
     corner = torch.stack((cell % width, cell // width), dim=-1)
-    xy = (corner + offset) * config.cell + offset.new_tensor(config.extent[:2])
+    xy = (corner + offset) * config.cell + constant(config.extent[:2], offset)
     yaw = torch.atan2(turn[..., :1], turn[..., 1:])
     rows = torch.cat((xy, z, size.exp(), yaw, velocity), dim=-1)
-    low, high = rows.new_tensor(config.post_extent).view(2, 3)
+    low, high = constant(config.post_extent, rows).view(2, 3)
     within = ((rows[..., :3] >= low) & (rows[..., :3] <= high)).all(-1)
     real = rows.isfinite().all(-1) & (rows[..., 3:6] > 0).all(-1)
     return Candidates(score, kind, rows, (score > config.score_threshold) & within & real)
@@ -418,13 +420,23 @@ def centre_slots(
     Raises:
         ValueError: the head has a class that the data set does not know.
     """
-    label = torch.tensor([classes.index(name) for name in config.classes], device=bev_affine.device)
+    numbers = [classes.index(name) for name in config.classes]
     probability = predictions["heatmap"].sigmoid().split([len(task) for task in config.tasks], dim=1)
-    parts = zip(probability, predictions["box"].unbind(1), config.thresholds, config.tasks, strict=True)
+    parts = zip(probability, predictions["box"].unbind(1), config.thresholds, strict=True)
+    found_of, thresholds, firsts, first = [], [], [], 0
+    for of_task, box, threshold in parts:
+        found_of.append(task_candidates(of_task, box, config))
+        thresholds.append(threshold)
+        firsts.append(first)
+        first += of_task.shape[1]
+    # Suppression asks its own rounds for whether to go on: on the CPU nobody waits for the answers.
+    told = fetched({(i, name): value for i, one in enumerate(found_of) for name, value in vars(one).items()}
+                   | {"bev_affine": bev_affine})  # fmt: skip
+    bev_affine = told["bev_affine"]
+    label = torch.tensor(numbers)
     score, kind, rows, kept = [], [], [], []
-    first = 0
-    for of_task, box, threshold, task in parts:
-        found = task_candidates(of_task, box, config)
+    for i, (threshold, first, task) in enumerate(zip(thresholds, firsts, config.tasks, strict=True)):
+        found = Candidates(**{f.name: told[i, f.name] for f in fields(Candidates)})
         if config.nms == "circle" or (config.nms == "scaled" and task == CIRCLED):
             near = circles_near(found.rows[..., :2], threshold)
         elif config.nms == "scaled":
@@ -436,7 +448,6 @@ def centre_slots(
         kind.append(found.kind + first)
         rows.append(found.rows)
         kept.append(first_kept(near, found.usable, config.max_per_task))
-        first += of_task.shape[1]
     score, order = torch.cat(score, dim=1).sort(dim=1, descending=True, stable=True)
     kind, kept = (torch.cat(v, dim=1).gather(1, order) for v in (kind, kept))
     rows = torch.cat(rows, dim=1).gather(1, order[..., None].expand(-1, -1, CODE - 1))
@@ -447,7 +458,7 @@ def centre_slots(
 
 def without_augmentation(rows: Float[Tensor, "b n 9"], bev_affine: Float[Tensor, "b 4 4"]) -> Float[Tensor, "b n 9"]:
     """Boxes (x, y, z, length, width, height, yaw, velocity) before the turn, mirror and scale of ``bev_affine``."""
-    back = torch.linalg.inv(bev_affine).to(rows)
+    back = inverse(bev_affine).to(rows)
     turn = back[:, :2, :2].mT  # of the ground, for row vectors
     scale = torch.linalg.det(turn).abs().sqrt()[:, None, None]
     centre = rows[..., :3] @ back[:, :3, :3].mT + back[:, None, :3, 3]

@@ -7,6 +7,8 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from distill3d.transfers import fetched
+
 #: In place of a query's number: no query was left for the object.
 UNMATCHED = -1
 #: Share of the loss that objects have, and exponent of the factors that make easy queries count little, of the focal
@@ -36,11 +38,12 @@ def assign(cost: Float[Tensor, "s q k"], present: Bool[Tensor, "s k"]) -> Int[Te
     """
     from scipy.optimize import linear_sum_assignment
 
-    costs = cost.nan_to_num(nan=torch.finfo(cost.dtype).max).cpu().numpy()  # once: each transfer waits for the device
-    columns = present.cpu().numpy()
+    # By one copy, for each waits for the device.
+    told = fetched({"cost": cost.nan_to_num(nan=torch.finfo(cost.dtype).max), "present": present})
+    costs, columns = told["cost"].numpy(), told["present"].numpy()
     matched = np.full(columns.shape, UNMATCHED, dtype=np.int64)
     for problem in np.flatnonzero(columns.any(axis=1)):
         kept = np.flatnonzero(columns[problem])
         query, column = linear_sum_assignment(costs[problem][:, kept])
         matched[problem, kept[column]] = query
-    return torch.from_numpy(matched).to(cost.device)
+    return torch.from_numpy(matched).to(cost.device, non_blocking=True)

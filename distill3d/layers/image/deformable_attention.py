@@ -14,6 +14,8 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from distill3d.transfers import constant
+
 #: (height, width) in cells of each level, finest first.
 Sizes = tuple[tuple[int, int], ...]
 
@@ -105,7 +107,7 @@ class DeformableAttention(nn.Module):
         own = reference.dim() == 5
         centre = reference[:, :, None] if own else reference[:, :, None, None, None, :2]
         if reference.shape[-1] == 2:
-            scale = 1 / offset.new_tensor([(width, height) for height, width in sizes])[:, None]  # (levels, 1, 2)
+            scale = 1 / constant([(width, height) for height, width in sizes], offset)[:, None]  # (levels, 1, 2)
         else:
             box = torch.stack((reference[..., 2] + reference[..., 3], reference[..., 4] + reference[..., 5]), dim=-1)
             scale = box[:, :, None, None, None] / (2 * self.points)

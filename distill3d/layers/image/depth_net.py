@@ -17,6 +17,7 @@ from distill3d.layers.distributed import across_processes, world_size
 from distill3d.layers.ground.bev_blocks import TAPS, PooledBatchNorm, deform_conv3
 from distill3d.layers.ground.lift import one_hot_depth
 from distill3d.layers.readout import Readout
+from distill3d.transfers import places
 
 #: Numbers that describe a camera, see ``camera_vector``.
 CAMERA_NUMBERS = 27
@@ -39,12 +40,17 @@ def camera_vector(
     """
     ground = bev_affine[:, None].expand_as(camera_to_ego)
     numbers = (
-        intrinsics[..., [0, 1, 0, 1], [0, 1, 2, 2]],
-        image_affine[..., [0, 0, 0, 1, 1, 1], [0, 1, 3, 0, 1, 3]],
-        ground[..., [0, 0, 1, 1, 2], [0, 1, 0, 1, 2]],
+        _entries(intrinsics, (0, 1, 0, 1), (0, 1, 2, 2)),
+        _entries(image_affine, (0, 0, 0, 1, 1, 1), (0, 1, 3, 0, 1, 3)),
+        _entries(ground, (0, 0, 1, 1, 2), (0, 1, 0, 1, 2)),
         camera_to_ego[..., :3, :].flatten(-2),
     )
     return torch.cat(numbers, dim=-1).flatten(0, 1)
+
+
+def _entries(matrix: Float[Tensor, "*b 4 4"], rows: tuple[int, ...], columns: tuple[int, ...]) -> Float[Tensor, "*b n"]:
+    """Some entries, in this order; lists as indices would be copied to the device each time."""
+    return torch.stack([matrix[..., i, j] for i, j in zip(rows, columns, strict=True)], dim=-1)
 
 
 # -------------------------------------------------------------------------------------------------------------- network
@@ -236,8 +242,9 @@ def depth_loss(logits: Float[Tensor, "n d h w"], target: Int[Tensor, "n h w"]) -
     with torch.autocast(logits.device.type, enabled=False):
         bins = logits.shape[1]
         labelled = target < bins
-        probability = depth_distribution(logits).permute(0, 2, 3, 1)[labelled]
-        hot = one_hot_depth(target, bins).permute(0, 2, 3, 1)[labelled].to(probability)
+        (cells,) = places(labelled)
+        probability = depth_distribution(logits).permute(0, 2, 3, 1)[cells]
+        hot = one_hot_depth(target, bins).permute(0, 2, 3, 1)[cells].to(probability)
         total = F.binary_cross_entropy(probability, hot, reduction="sum")
         return total / across_processes(labelled.sum().to(total)).clamp(min=1 / world_size())
 

@@ -43,16 +43,21 @@ def gaussian_radius(
 
 
 def draw_gaussians(
-    maps: Float[Tensor, "m h w"], plane: Int[Tensor, "n"], cell: Int[Tensor, "n 2"], radius: Int[Tensor, "n"]
-) -> Float[Tensor, "m h w"]:
-    """The maps with n Gaussian peaks of height 1 and sigma (2r + 1) / 6 drawn in, combined by maximum.
+    maps: Float[Tensor, "m h w"], plane: Int[Tensor, "n"], cell: Int[Tensor, "n 2"], radius: Int[Tensor, "n"],
+    shown: Bool[Tensor, "n"] | None = None,
+) -> Float[Tensor, "m h w"]:  # fmt: skip
+    """The maps, nowhere negative, with n Gaussian peaks of height 1 and sigma (2r + 1) / 6 drawn in, by maximum.
 
     Peak i lies in ``maps[plane[i]]`` at ``cell[i]`` = (column, row), within the map, and fills the (2r + 1)^2 square,
-    clipped to the map.
+    clipped to the map.  ``shown``: those that are drawn, of the others nothing is looked at; None: all.  Waits for the
+    device once, to know how far the widest peak reaches.
     """
     if len(plane) == 0:
         return maps
     height, width = maps.shape[-2:]
+    if shown is not None:
+        plane, radius = (torch.where(shown, value, 0) for value in (plane, radius))
+        cell = torch.where(shown[:, None], cell, 0)
     reach = int(radius.max())
     offset = torch.arange(-reach, reach + 1, device=maps.device)
     sigma = (2 * radius.to(maps.dtype) + 1) / 6
@@ -62,8 +67,12 @@ def draw_gaussians(
     row = cell[:, 1, None, None] + offset[:, None]
     column = cell[:, 0, None, None] + offset[None, :]
     inside = (row >= 0) & (row < height) & (column >= 0) & (column < width)
+    if shown is not None:
+        inside = inside & shown[:, None, None]
     flat = (plane[:, None, None] * height + row) * width + column
-    drawn = maps.flatten().scatter_reduce(0, flat[inside], value[inside], "amax")
+    # What lies outside adds nothing to the first cell.
+    flat, value = torch.where(inside, flat, 0).flatten(), torch.where(inside, value, 0).flatten()
+    drawn = maps.flatten().scatter_reduce(0, flat, value, "amax")
     return drawn.view_as(maps)
 
 

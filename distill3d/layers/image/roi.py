@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from distill3d.camera import Camera, ImageAffine
 from distill3d.layers.image.heatmap import clamped_sigmoid, find_peaks
 from distill3d.layers.readout import Readout
+from distill3d.transfers import constant
 
 #: Cells of a RoI's grid in each direction.
 ROI_SIZE = 7
@@ -37,9 +38,12 @@ class RoISlots:
     score: Float[Tensor, "b k"] | None = None  # of the peak; None where the slots are targets
 
     @classmethod
-    def at_targets(cls, index: Tensor, label: Tensor, mask: Tensor) -> RoISlots:
-        """A RoI for each slot (B, K) in ``mask``."""
-        return cls(index, label, *mask.nonzero(as_tuple=True))
+    def at_targets(
+        cls, index: Tensor, label: Tensor, mask: Tensor, places: tuple[Tensor, Tensor] | None = None
+    ) -> RoISlots:
+        """A RoI for each slot (B, K) in ``mask``; ``places``: their images and slots, where these are known."""
+        image, slot = places or mask.nonzero(as_tuple=True)
+        return cls(index, label, image, slot)
 
     @classmethod
     def at_peaks(cls, heatmap: Float[Tensor, "b c h w"], count: int) -> RoISlots:
@@ -85,7 +89,7 @@ class MapWindow:
         height to be that of the crop window: the source's height times the share of its width that is seen.
         """
         canvas, source = affine.canvas_size, affine.source_size
-        cells = canvas.new_tensor(map_size)
+        cells = constant(map_size, canvas)
         shift, scale = affine.matrix[..., 2], affine.scale[..., None]
         if mode == "inverse":
             return cls(canvas / cells / scale, -shift / scale)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field, replace
-from typing import Annotated, Any, Literal, cast
+from typing import Annotated, Any, Literal, NoReturn, cast
 
 import torch
 import torch.nn.functional as F
@@ -21,6 +21,7 @@ from torch.autograd.function import once_differentiable
 from distill3d.errors import UserError
 from distill3d.layers.distributed import world_size
 from distill3d.settings import Between, Channels, Layers, Stride, added, is_in_range
+from distill3d.transfers import constant
 
 #: Of every batch norm on rows (spconv_backbone.py).
 EPSILON, MOMENTUM = 1e-3, 0.01
@@ -131,15 +132,17 @@ def submanifold_rules(x: SparseTensor, size: Triple) -> Rulebook:
         ValueError: a size is even, a row lies off the grid, or two rows are one cell.
     """
     kernel = Kernel.centred(size)
-    _check_on_grid(x)
     keys, order = torch.sort(x.keys())
-    if bool((keys[1:] == keys[:-1]).any()):
-        raise ValueError("a sparse tensor has two rows for one cell, expected one")
     # Neighbours are mutual: what the offsets before the centre find, those behind it find in reverse.
-    half = kernel.offsets // 2
-    offset, source, place = _neighbours(x, kernel, keys)
-    target = order[place]
-    counts = torch.bincount(offset, minlength=half).tolist()
+    found, places = _neighbours(x, kernel, keys)
+    twice = (keys[1:] == keys[:-1]).any()
+    off_grid, is_twice, *counts = torch.stack((_off_grid(x).any(), twice, *found.sum(1))).tolist()
+    if off_grid:
+        _refuse_off_grid(x)
+    if is_twice:
+        raise ValueError("a sparse tensor has two rows for one cell, expected one")
+    offset, source = _nonzero(found, sum(counts))
+    target = order[places[offset, source]]
     centre = torch.arange(len(keys), device=keys.device)
     return Rulebook(
         torch.cat((source, centre, target.flip(0))),
@@ -152,8 +155,8 @@ def submanifold_rules(x: SparseTensor, size: Triple) -> Rulebook:
 
 def _neighbours(
     x: SparseTensor, kernel: Kernel, keys: Int64[Tensor, "n"]
-) -> tuple[Int64[Tensor, "pairs"], Int64[Tensor, "pairs"], Int64[Tensor, "pairs"]]:
-    """Offset, row and place among the sorted ``keys`` of every active neighbour, for all offsets before the centre.
+) -> tuple[Bool[Tensor, "half n"], Int64[Tensor, "half n"]]:
+    """Which rows have an active neighbour at each offset before the centre, and its place among the sorted ``keys``.
 
     Neighbours along x have consecutive keys, so that one search finds where all of them stand.
     """
@@ -162,7 +165,7 @@ def _neighbours(
     through = Kernel((depth, height, 1), padding=(kernel.padding[0], kernel.padding[1], 0))
     reached, inside = (t[:lines] for t in _reached(x.coords, through, x.shape))
     column = x.coords[:, 3]
-    end = torch.cat((keys, keys.new_tensor([-1])))  # no cell's
+    end = torch.cat((keys, constant([torch.iinfo(keys.dtype).min], keys)))  # no cell's
     place = torch.searchsorted(keys, reached - width // 2)
     places, active = [], []
     for step in range(-(width // 2), width // 2 + 1):
@@ -172,8 +175,18 @@ def _neighbours(
         place = place + found
     # The first offset reaches farthest ahead.
     half = kernel.offsets // 2
-    offset, row = torch.stack(active[::-1], dim=1).flatten(0, 1)[:half].nonzero(as_tuple=True)
-    return offset, row, torch.stack(places[::-1], dim=1).flatten(0, 1)[offset, row]
+    return (
+        torch.stack(active[::-1], dim=1).flatten(0, 1)[:half], torch.stack(places[::-1], dim=1).flatten(0, 1)[:half]
+    )  # fmt: skip
+
+
+def _nonzero(found: Bool[Tensor, "k n"], count: int) -> tuple[Int64[Tensor, "pairs"], Int64[Tensor, "pairs"]]:
+    """Where something was found, row by row; nobody waits for their number, which is known."""
+    if found.is_cpu:
+        offset, row = found.nonzero(as_tuple=True)
+    else:
+        offset, row = torch.nonzero_static(found, size=count).unbind(1)
+    return offset, row
 
 
 def strided_rules(x: SparseTensor, kernel: Kernel) -> Rulebook:
@@ -182,12 +195,13 @@ def strided_rules(x: SparseTensor, kernel: Kernel) -> Rulebook:
     Raises:
         ValueError: the kernel is larger than the grid, or a row lies off the grid.
     """
-    _check_on_grid(x)
     shape = kernel.output_shape(x.shape)
     reached, inside = _reached(x.coords, kernel, shape)
-    offset, source = inside.nonzero(as_tuple=True)
+    off_grid, *counts = torch.stack((_off_grid(x).any(), *inside.sum(1))).tolist()
+    if off_grid:
+        _refuse_off_grid(x)
+    offset, source = _nonzero(inside, sum(counts))
     keys, target = torch.unique(reached[offset, source], return_inverse=True)
-    counts = torch.bincount(offset, minlength=kernel.offsets).tolist()
     return Rulebook(source, target, tuple(counts), _coords_of(keys, shape), shape)
 
 
@@ -216,14 +230,13 @@ def _coords_of(keys: Int64[Tensor, "m"], shape: Triple) -> Int64[Tensor, "m 4"]:
     return torch.stack((keys, *reversed(columns)), dim=1)
 
 
-def _check_on_grid(x: SparseTensor) -> None:
-    end = torch.tensor((x.batch_size, *x.shape), device=x.coords.device)
-    off = ((x.coords < 0) | (x.coords >= end)).any(1)
-    if bool(off.any()):
-        row = x.coords[off][0].tolist()
-        raise ValueError(
-            f"row (b, z, y, x) = {row} lies off a batch of {x.batch_size} grids of {x.shape} cells (z, y, x)"
-        )
+def _off_grid(x: SparseTensor) -> Bool[Tensor, "n"]:
+    return ((x.coords < 0) | (x.coords >= constant((x.batch_size, *x.shape), x.coords))).any(1)
+
+
+def _refuse_off_grid(x: SparseTensor) -> NoReturn:
+    row = x.coords[_off_grid(x)][0].tolist()
+    raise ValueError(f"row (b, z, y, x) = {row} lies off a batch of {x.batch_size} grids of {x.shape} cells (z, y, x)")
 
 
 # --------------------------------------------------------------------------------------------------- the convolution

@@ -5,14 +5,17 @@ Sources: open-mmlab/OpenPCDet as forked by Cc-Hy/CMKD (pcdet/datasets/processor,
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float, Int64
+import torch.nn.functional as F
+from jaxtyping import Float, Int64, Shaped
 from torch import Tensor
 
 from distill3d.errors import UserError
 from distill3d.settings import Coordinate, Side, is_in_range
+from distill3d.transfers import constant, places
 
 #: Where students look (m, LiDAR frame).
 STUDENT_RANGE = (2.0, -30.08, -3.0, 46.8, 30.08, 1.0)
@@ -79,47 +82,43 @@ def voxelise(points: list[Float[Tensor, "_ c"]], grid: VoxelGrid, max_points: in
     Source: pcdet/datasets/processor/data_processor.py, transform_points_to_voxels.
     """
     device = points[0].device
-    sizes = torch.tensor([len(scan) for scan in points], device=device)
-    rows, sample = torch.cat(points), torch.arange(len(points), device=device).repeat_interleave(sizes)
-    low, cell, cells = (
-        torch.tensor(v, dtype=torch.float32, device=device) for v in (grid.extent[:3], grid.cell, grid.shape)
-    )
+    rows, sample = torch.cat(points), sample_of_rows(points)
+    low, cell, cells = (constant(v, rows, torch.float32) for v in (grid.extent[:3], grid.cell, grid.shape))
     place = ((rows[:, :3].float() - low) / cell).floor()
     inside = ((place >= 0) & (place < cells)).all(1)
-    rows, coords = rows[inside], torch.cat((sample[inside, None], place[inside].long().flip(1)), dim=1)
+    coords = torch.cat((sample[:, None], torch.where(inside[:, None], place, 0).long().flip(1)), dim=1)
 
-    # Points of one cell side by side, in their order.
-    order, start, group = _group(_cell_numbers(coords, grid))
-    rank = torch.arange(len(order), device=device) - start[group]
-    # Cells by their first point; the points of all samples stand one sample after the other, and so do cells now.
+    # Points of one cell side by side, in their order; those off the grid behind all others.
+    keys, order = torch.where(inside, _cell_numbers(coords, grid), torch.iinfo(torch.int64).max).sort(stable=True)
+    number = torch.arange(len(rows), device=device)
+    begins = torch.ones_like(inside)
+    begins[1:] = keys[1:] != keys[:-1]
+    start = torch.where(begins, number, 0).cummax(0).values
+    # A cell appears with its first point; the points of all samples stand one sample after the other, and so do cells.
+    appears = torch.zeros_like(inside).index_put((order,), begins) & inside
+    appeared = appears.cumsum(0)
+    before = F.pad(appeared, (1, 0))[torch.searchsorted(sample, sample)]  # in earlier samples
+    kept = appears & (appeared - before <= max_voxels)
     first = order[start]
-    by_appearance = torch.argsort(first)
-    owner = coords[first[by_appearance], 0]
-    begin = torch.searchsorted(owner, owner)
-    kept = by_appearance[torch.arange(len(owner), device=device) - begin < max_voxels]
-    voxel = torch.full_like(start, -1)
-    voxel[kept] = torch.arange(len(kept), device=device)
+    (cell_at,), (taken,) = places(kept, kept[first] & (number - start < max_points))
 
-    voxel = voxel[group]
-    taken = (voxel >= 0) & (rank < max_points)
-    slots = rows.new_zeros(len(kept), max_points, rows.shape[1])
-    slots[voxel[taken], rank[taken]] = rows[order[taken]]
-    return Voxels(slots, torch.bincount(voxel[taken], minlength=len(kept)), coords[first[kept]], len(points))
+    voxel = (kept.cumsum(0) - 1)[first[taken]]
+    slots = rows.new_zeros(len(cell_at), max_points, rows.shape[1])
+    slots[voxel, number[taken] - start[taken]] = rows[order[taken]]
+    counts = torch.zeros_like(cell_at).index_add(0, voxel, torch.ones_like(voxel))
+    return Voxels(slots, counts, coords[cell_at], len(points))
+
+
+def sample_of_rows(points: Sequence[Shaped[Tensor, "_ c"]]) -> Int64[Tensor, "n"]:
+    """Of which scan the rows of several are, one scan after the other."""
+    sizes, number = [len(scan) for scan in points], torch.arange(len(points), device=points[0].device)
+    return number.repeat_interleave(constant(sizes, number), output_size=sum(sizes))
 
 
 def _cell_numbers(coords: Int64[Tensor, "n 4"], grid: VoxelGrid) -> Int64[Tensor, "n"]:
     nx, ny, nz = grid.shape
     b, z, y, x = coords.unbind(1)
     return ((b * nz + z) * ny + y) * nx + x
-
-
-def _group(keys: Int64[Tensor, "n"]) -> tuple[Int64[Tensor, "n"], Int64[Tensor, "g"], Int64[Tensor, "n"]]:
-    """An order that puts equal keys side by side and else changes nothing; where each group begins in it; and, in this
-    order, the group of each."""
-    keys, order = torch.sort(keys, stable=True)
-    begins = torch.ones_like(keys, dtype=torch.bool)
-    begins[1:] = keys[1:] != keys[:-1]
-    return order, begins.nonzero()[:, 0], begins.cumsum(0) - 1
 
 
 def mean_of_points(voxels: Voxels) -> Float[Tensor, "v c"]:
