@@ -6,8 +6,8 @@ from collections.abc import Callable
 
 from distill3d.plugins import load_installed
 from distill3d.recipe_index import no_recipe
-from distill3d.recipes import bev, surround, surround_family
-from distill3d.recipes.demo import demo, demo_control
+from distill3d.recipes import bev, monosd, surround, surround_family
+from distill3d.recipes.demo import demo
 from distill3d.recipes.head_start import head_start_monodle, tiny_head_start
 from distill3d.recipes.kitti import BASES, METHODS, alone, monodle_overfit, selective_monoskd, taught
 from distill3d.recipes.pseudo_labels import pseudo_labels_monodle, tiny_pseudo_labels
@@ -17,7 +17,6 @@ from distill3d.train.recipe import Recipe
 
 RECIPES: dict[str, Callable[[], Recipe]] = {
     "demo": demo,
-    "demo_control": demo_control,
     **{f"tiny_{base}": tiny(base) for base in BASES},
     **{base: alone(base) for base in BASES},
     **{f"{method}_{base}": taught(method, base) for method in METHODS for base in BASES},
@@ -33,6 +32,7 @@ RECIPES: dict[str, Callable[[], Recipe]] = {
     "tiny_bev": tiny_bev,
     "tiny_labelled": tiny_labelled,
     **{recipe.__name__: recipe for recipe in bev.RECIPES},
+    **monosd.RECIPES,
     **{recipe().name: recipe for recipe in surround.RECIPES},
     **{recipe().name: recipe for recipe in surround_family.RECIPES},
     "monodle_overfit": monodle_overfit,
