@@ -1,4 +1,4 @@
-"""Recipes of the bird's-eye-view family on KITTI: LiDAR teachers, CMKD and MonoTAKD, at the papers' size and schedule.
+"""Recipes of the bird's-eye-view family on KITTI: LiDAR teachers, CMKD, MonoTAKD, SGM3D, at the papers' size.
 
 Published numbers are Car 3D AP|R40 at IoU 0.7 (easy / moderate / hard); none of them is ours.  They are of the best of
 several checkpoints, chosen on the split that is reported: every note says of how many, as far as known.
@@ -19,6 +19,7 @@ from distill3d.detectors.second import SECONDConfig
 from distill3d.detectors.second import tiny as second_tiny
 from distill3d.distill.methods.cmkd import CMKDConfig
 from distill3d.distill.methods.monotakd import MonoTAKDConfig
+from distill3d.distill.methods.sgm3d import SGM3DConfig
 from distill3d.layers.ground.bev_second import BevBackboneConfig
 from distill3d.layers.heads.anchor_head import focal_head
 from distill3d.layers.points.sparse_conv import SparseResNetConfig
@@ -65,6 +66,15 @@ OPENPCDET_CADDN = CaDDNConfig(
     voxels=VoxelGrid(STUDENT_RANGE, (0.16, 0.16, 0.16)), bev_channels=64, domain_adaptation=0,
     head=focal_head(backbone=replace(HALVING, layers=(10, 10, 10))), depth_weight=3.0, sampling="corners",
 )  # fmt: skip
+#: SGM3D's student is OpenPCDet's CaDDN, its teacher a PointPillars with the same 2D network and head on the same
+#: ground.  Both networks' pictures and scans are mirrored at most.
+SGM3D_STUDENT = replace(OPENPCDET_CADDN, head=replace(OPENPCDET_CADDN.head, offers_map=True))
+SGM3D_TEACHER = PointPillarsConfig(
+    train_pillars=16000, test_pillars=40000, channels=64, stride=1, head=SGM3D_STUDENT.head
+)
+MIRRORED = LidarAugmentConfig(rotation=0.0, scale=(1.0, 1.0), counts=())
+#: With two images on each GPU, of an unknown number; this is what OpenPCDet's CaDDN has on its GPUs.
+SGM3D_SCHEDULE = replace(LIDAR, batch_size=4, lr=1e-3)
 #: The student as CMKD starts it, and what MonoTAKD adds.
 STUDENT = CaDDNConfig(trunk=DepthTrunkConfig(pretrained=True))
 TAUGHT = replace(STUDENT, detection_weight=0.0)  # CMKD's losses look at no label; without a teacher depth remains
@@ -93,6 +103,11 @@ PUBLISHED_CMKD_RAW = (
 PUBLISHED_MONOTAKD = (
     "MonoTAKD 27.91 / 19.43 / 16.51 on test, with raw drives 29.86 / 21.26 / 18.27 (hoiliu-0801/MonoTAKD readme); its "
     "numbers on val the authors call too high (its tracker, no. 4); " + UNKNOWN_CHOICE
+)
+PUBLISHED_SGM3D = (
+    f"SGM3D 25.95 / 17.44 / 15.36 on val (zhouzheyuan/sgm3d readme), {UNKNOWN_CHOICE}; its teacher sees points of a "
+    "stereo pair's depth, ours the LiDAR's; its depth loss counts pixels in labelled boxes 13 times, which ours does "
+    "not"
 )
 #: Of recipes in which labels stay in the student's loss.
 UNPUBLISHED_LABELLED = (
@@ -206,6 +221,14 @@ def monotakd_labelled() -> Recipe:
     return Recipe("monotakd_labelled", stages, UNSCALED, note=UNPUBLISHED_LABELLED)
 
 
+def sgm3d() -> Recipe:
+    """SGM3D on KITTI: CaDDN beside its labels, taught by a PointPillars on the LiDAR's points."""
+    teacher = StageConfig("teacher", "teacher", SGM3D_TEACHER, SGM3D_SCHEDULE, None, lidar_augment=MIRRORED)
+    baseline = StageConfig("baseline", "baseline", SGM3D_STUDENT, SGM3D_SCHEDULE, FLIP)
+    student = replace(baseline, name="student", role="student", teachers=("teacher",), method=SGM3DConfig())
+    return Recipe("sgm3d", (teacher, baseline, student), UNSCALED, note=PUBLISHED_SGM3D)
+
+
 def lidar_overfit() -> Recipe:
     """SECOND and PointPillars (tiny) learn a handful of real scans by heart; needs --allow-overlap.
 
@@ -285,5 +308,5 @@ def _with_raw() -> DatasetConfig:
 RECIPES = (
     second, pointpillars, caddn, second_openpcdet, pointpillars_openpcdet, caddn_openpcdet, cmkd_second,
     cmkd_pointpillars, cmkd_second_raw, monotakd, monotakd_raw, monotakd_released, cmkd_labelled, monotakd_labelled,
-    lidar_overfit,
+    sgm3d, lidar_overfit,
 )  # fmt: skip

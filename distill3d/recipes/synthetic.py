@@ -14,6 +14,7 @@ from distill3d.distill.methods.monodistill import MonoDistillConfig
 from distill3d.distill.methods.monoskd import MonoSKDConfig
 from distill3d.distill.methods.monostl import MonoSTLConfig
 from distill3d.distill.methods.monotakd import MonoTAKDConfig
+from distill3d.distill.methods.sgm3d import SGM3DConfig
 from distill3d.recipes.bev import CAMERA, CMKD_LABELLED, FLIP, LIDAR, MAP_SHARE
 from distill3d.recipes.demo import AUGMENT, SCHEDULE, demo
 from distill3d.recipes.kitti import BASES, CARS, for_base
@@ -113,6 +114,17 @@ def tiny_bev() -> Recipe:
                         inherit=("teacher", "bev")),
         ),
     )  # fmt: skip
+
+
+def tiny_sgm3d() -> Recipe:
+    """PointPillars teaches, tiny, on synthetic streets: the camera student alone, and with SGM3D beside its labels."""
+    teacher = pointpillars.tiny()
+    teacher = replace(teacher, head=replace(teacher.head, offers_map=True))
+    schedule = replace(TINY_MAP, epochs=TINY_MAP.epochs + TINY_RESPONSE.epochs)
+    baseline = StageConfig("baseline", "baseline", caddn.tiny(head=teacher.head), schedule, FLIP)
+    student = replace(baseline, name="sgm3d", role="student", teachers=("teacher",), method=SGM3DConfig())
+    scans = StageConfig("teacher", "teacher", teacher, TINY_LIDAR, None, lidar_augment=SCANS)
+    return replace(demo(), name="tiny_sgm3d", stages=(scans, baseline, student))
 
 
 #: CMKD's terms on maps and what might make them help students that keep their labels: rows of the benchmark, to be

@@ -22,6 +22,7 @@ from distill3d.distill.methods import (
     monostl,
     monotakd,
     pseudo_labels,
+    sgm3d,
     simdistill,
     tig_bev,
     trusted,
@@ -55,6 +56,7 @@ METHODS: dict[str, Method] = {
         Method("monostl", monostl.MonoSTLConfig, monostl.terms),
         Method("cmkd", cmkd.CMKDConfig, cmkd.terms),
         Method("monotakd", monotakd.MonoTAKDConfig, monotakd.terms),
+        Method("sgm3d", sgm3d.SGM3DConfig, sgm3d.terms),
         Method("labeldistill", labeldistill.LabelDistillConfig, labeldistill.terms),
         Method("unidistill", unidistill.UniDistillConfig, unidistill.terms),
         Method("tig_bev", tig_bev.TiGBEVConfig, tig_bev.terms),
@@ -77,6 +79,7 @@ MethodConfig = (
     | monostl.MonoSTLConfig
     | cmkd.CMKDConfig
     | monotakd.MonoTAKDConfig
+    | sgm3d.SGM3DConfig
     | labeldistill.LabelDistillConfig
     | unidistill.UniDistillConfig
     | tig_bev.TiGBEVConfig

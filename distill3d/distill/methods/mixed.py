@@ -16,6 +16,7 @@ from distill3d.distill.methods.monoskd import MonoSKDConfig
 from distill3d.distill.methods.monostl import MonoSTLConfig
 from distill3d.distill.methods.monotakd import MonoTAKDConfig
 from distill3d.distill.methods.pseudo_labels import PseudoLabelsConfig
+from distill3d.distill.methods.sgm3d import SGM3DConfig
 from distill3d.distill.methods.simdistill import SimDistillConfig
 from distill3d.distill.methods.tig_bev import TiGBEVConfig
 from distill3d.distill.methods.trusted import TrustedConfig
@@ -34,6 +35,7 @@ PartConfig = (
     | MonoSTLConfig
     | CMKDConfig
     | MonoTAKDConfig
+    | SGM3DConfig
     | LabelDistillConfig
     | DistillBEVConfig
     | UniDistillConfig
