@@ -12,7 +12,7 @@ from distill3d.recipes.head_start import head_start_monodle, tiny_head_start
 from distill3d.recipes.kitti import BASES, METHODS, alone, monodle_overfit, selective_monoskd, taught
 from distill3d.recipes.pseudo_labels import pseudo_labels_monodle, tiny_pseudo_labels
 from distill3d.recipes.streets import streets, tiny_streets, tuned_streets
-from distill3d.recipes.synthetic import tiny, tiny_bev, tiny_labelled, tiny_lidar, tiny_sgm3d
+from distill3d.recipes.synthetic import tiny, tiny_bev, tiny_labelled, tiny_lidar, tiny_odm3d, tiny_sgm3d
 from distill3d.train.recipe import Recipe
 
 RECIPES: dict[str, Callable[[], Recipe]] = {
@@ -31,6 +31,7 @@ RECIPES: dict[str, Callable[[], Recipe]] = {
     "tiny_lidar": tiny_lidar,
     "tiny_bev": tiny_bev,
     "tiny_labelled": tiny_labelled,
+    "tiny_odm3d": tiny_odm3d,
     "tiny_sgm3d": tiny_sgm3d,
     **{recipe.__name__: recipe for recipe in bev.RECIPES},
     **monosd.RECIPES,

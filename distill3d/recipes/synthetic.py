@@ -8,6 +8,7 @@ from dataclasses import replace
 from typing import Any
 
 from distill3d.data.augment.lidar import LidarAugmentConfig
+from distill3d.data.augment.paste import PasteConfig
 from distill3d.detectors import DetectorConfig, caddn, did_m3d, gupnet, monodetr, monodle, pointpillars, second
 from distill3d.distill.methods.cmkd import CMKDConfig
 from distill3d.distill.methods.monodistill import MonoDistillConfig
@@ -114,6 +115,24 @@ def tiny_bev() -> Recipe:
                         inherit=("teacher", "bev")),
         ),
     )  # fmt: skip
+
+
+#: Objects show few points in small pictures.
+PASTE = PasteConfig(counts=(("Car", 3),), least_points=5)
+
+
+def tiny_odm3d() -> Recipe:
+    """ODM3D, tiny, on synthetic streets: CMKD where the scan has points, with pasted objects; beside labels too, where
+    the baseline with pasted objects is what to compare with."""
+    recipe = tiny_labelled()
+    pasting = replace(FLIP, paste=PASTE)
+    stages = tuple(recipe.stage(name) for name in ("teacher", "baseline", "continued", "cmkd_occupied"))
+    pasted = tuple(replace(stage, name=name, augment=pasting) for stage, name in zip(
+        stages[2:], ("continued_pasted", "odm3d_labelled"), strict=True))  # fmt: skip
+    unlabelled = tiny_bev()
+    bev, cmkd = (replace(stage, augment=pasting, method=replace(stage.method, occupied_only=True))
+                 for stage in (unlabelled.stage("bev"), unlabelled.stage("cmkd")))  # fmt: skip
+    return replace(recipe, name="tiny_odm3d", stages=(*stages, *pasted, bev, replace(cmkd, name="odm3d")))
 
 
 def tiny_sgm3d() -> Recipe:
