@@ -192,10 +192,14 @@ def odm3d() -> Recipe:
     """ODM3D on KITTI: CMKD where the scan has points, and objects of other frames pasted into picture, scan and depth;
     needs --dataset.unlabelled.root and .frames."""
     teacher, baseline, bev, cmkd = _cmkd_raw()
-    pasting = replace(FLIP, paste=PasteConfig())
-    bev, cmkd = (replace(stage, augment=pasting, method=replace(stage.method, occupied_only=True))
-                 for stage in (bev, cmkd))  # fmt: skip
+    bev, cmkd = (with_pasted(stage, PasteConfig()) for stage in (bev, cmkd))
     return Recipe("odm3d", (teacher, baseline, bev, replace(cmkd, name="odm3d")), _with_raw(), note=PUBLISHED_ODM3D)
+
+
+def with_pasted(stage: StageConfig, paste: PasteConfig) -> StageConfig:
+    """A stage of CMKD as ODM3D has it: on frames with pasted objects, and only cells with points count."""
+    assert isinstance(stage.method, CMKDConfig)
+    return replace(stage, augment=replace(FLIP, paste=paste), method=replace(stage.method, occupied_only=True))
 
 
 def monotakd() -> Recipe:

@@ -10,13 +10,14 @@ from typing import Any
 from distill3d.data.augment.lidar import LidarAugmentConfig
 from distill3d.data.augment.paste import PasteConfig
 from distill3d.detectors import DetectorConfig, caddn, did_m3d, gupnet, monodetr, monodle, pointpillars, second
+from distill3d.distill.methods.add import ADDStyleConfig
 from distill3d.distill.methods.cmkd import CMKDConfig
 from distill3d.distill.methods.monodistill import MonoDistillConfig
 from distill3d.distill.methods.monoskd import MonoSKDConfig
 from distill3d.distill.methods.monostl import MonoSTLConfig
 from distill3d.distill.methods.monotakd import MonoTAKDConfig
 from distill3d.distill.methods.sgm3d import SGM3DConfig
-from distill3d.recipes.bev import CAMERA, CMKD_LABELLED, FLIP, LIDAR, MAP_SHARE
+from distill3d.recipes.bev import CAMERA, CMKD_LABELLED, FLIP, LIDAR, MAP_SHARE, with_pasted
 from distill3d.recipes.demo import AUGMENT, SCHEDULE, demo
 from distill3d.recipes.kitti import BASES, CARS, for_base
 from distill3d.train.recipe import Recipe, StageConfig
@@ -67,6 +68,16 @@ def tiny(name: str) -> Callable[[], Recipe]:
 
     build.__doc__ = f"{BASES[name].title}, tiny, on synthetic streets: teacher, baseline and a student of each method."
     return build
+
+
+def tiny_add_style() -> Recipe:
+    """In the manner of ADD, tiny, on synthetic streets: MonoDLE alone, and taught by itself, told of depths."""
+    recipe = tiny("monodle")()
+    baseline = recipe.stage("baseline")
+    told = replace(TINY["monodle"], input="rgb+object_depth")
+    student = replace(recipe.stage("monoskd"), name="add_style", method=ADDStyleConfig())
+    stages = (replace(recipe.stage("teacher"), detector=told), baseline, student)
+    return replace(recipe, name="tiny_add_style", stages=stages)
 
 
 #: Turned a little, for the streets' cars keep to their lanes; the classes that the small configurations know.
@@ -124,15 +135,13 @@ PASTE = PasteConfig(counts=(("Car", 3),), least_points=5)
 def tiny_odm3d() -> Recipe:
     """ODM3D, tiny, on synthetic streets: CMKD where the scan has points, with pasted objects; beside labels too, where
     the baseline with pasted objects is what to compare with."""
-    recipe = tiny_labelled()
-    pasting = replace(FLIP, paste=PASTE)
+    recipe, unlabelled = tiny_labelled(), tiny_bev()
     stages = tuple(recipe.stage(name) for name in ("teacher", "baseline", "continued", "cmkd_occupied"))
-    pasted = tuple(replace(stage, name=name, augment=pasting) for stage, name in zip(
-        stages[2:], ("continued_pasted", "odm3d_labelled"), strict=True))  # fmt: skip
-    unlabelled = tiny_bev()
-    bev, cmkd = (replace(stage, augment=pasting, method=replace(stage.method, occupied_only=True))
-                 for stage in (unlabelled.stage("bev"), unlabelled.stage("cmkd")))  # fmt: skip
-    return replace(recipe, name="tiny_odm3d", stages=(*stages, *pasted, bev, replace(cmkd, name="odm3d")))
+    *_, continued, taught = stages
+    continued = replace(continued, name="continued_pasted", augment=replace(FLIP, paste=PASTE))
+    bev, cmkd = (with_pasted(unlabelled.stage(name), PASTE) for name in ("bev", "cmkd"))
+    more = (replace(with_pasted(taught, PASTE), name="odm3d_labelled"), bev, replace(cmkd, name="odm3d"))
+    return replace(recipe, name="tiny_odm3d", stages=(*stages, continued, *more))
 
 
 def tiny_sgm3d() -> Recipe:

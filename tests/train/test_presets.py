@@ -248,7 +248,7 @@ def test_recipes_name_what_they_reproduce(name: str) -> None:
             if config.input == "depth":
                 assert replace(config, input=own.input, depth_encoding=own.depth_encoding) == own
             else:
-                to_camera = config.input in ("points", "labels", "rgb+gt_depth", "rgb+points")
+                to_camera = config.input in ("points", "labels", "rgb+gt_depth", "rgb+object_depth", "rgb+points")
                 to_camera &= own.input in ("rgb", "rgb+gt_depth")
                 to_camera |= teacher == RGB_TEACHER and config == own
                 assert to_camera or (name == "unidistill_lidar" and (config.input, own.input) == ("rgb", "points"))

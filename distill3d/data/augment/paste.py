@@ -393,6 +393,7 @@ def _composed(
     for i, patch in enumerate(patches):
         left = (shown == i).sum() / patch.region.sum()
         lines = joined(lines, replace(patch.line, occlusion=_occlusion(1 - left[None])))
+    assert lines.boxes.box2d is not None
     judged = difficulty(lines.boxes.box2d, lines.truncation, lines.occlusion)
     changed = torch.ones(len(lines), dtype=torch.bool)
     changed[: len(occlusion)] = occlusion != sample.objects.occlusion

@@ -12,6 +12,7 @@ from typing import Any
 from distill3d.detectors.base import FeatureMap
 from distill3d.distill.context import Context
 from distill3d.distill.methods import (
+    add,
     bevdistill,
     cmkd,
     dense_truth,
@@ -56,6 +57,7 @@ METHODS: dict[str, Method] = {
         Method("monostl", monostl.MonoSTLConfig, monostl.terms),
         Method("cmkd", cmkd.CMKDConfig, cmkd.terms),
         Method("monotakd", monotakd.MonoTAKDConfig, monotakd.terms),
+        Method("add_style", add.ADDStyleConfig, add.terms),
         Method("sgm3d", sgm3d.SGM3DConfig, sgm3d.terms),
         Method("labeldistill", labeldistill.LabelDistillConfig, labeldistill.terms),
         Method("unidistill", unidistill.UniDistillConfig, unidistill.terms),
@@ -80,6 +82,7 @@ MethodConfig = (
     | cmkd.CMKDConfig
     | monotakd.MonoTAKDConfig
     | sgm3d.SGM3DConfig
+    | add.ADDStyleConfig
     | labeldistill.LabelDistillConfig
     | unidistill.UniDistillConfig
     | tig_bev.TiGBEVConfig

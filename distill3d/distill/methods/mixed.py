@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from distill3d.detectors.monodle import DepthEncoding
+from distill3d.distill.methods.add import ADDStyleConfig
 from distill3d.distill.methods.bevdistill import BEVDistillConfig
 from distill3d.distill.methods.cmkd import CMKDConfig
 from distill3d.distill.methods.dense_truth import DenseTruthConfig
@@ -36,6 +37,7 @@ PartConfig = (
     | CMKDConfig
     | MonoTAKDConfig
     | SGM3DConfig
+    | ADDStyleConfig
     | LabelDistillConfig
     | DistillBEVConfig
     | UniDistillConfig

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from streets import small_bev_preset
 from torch import Tensor
 
 from distill3d.boxes import KITTI_CLASSES, Boxes3D, camera_to_lidar
@@ -29,6 +30,9 @@ from distill3d.data.sample import EASY, HARD, UNKNOWN, Objects, Sample
 from distill3d.errors import UserError
 from distill3d.synth.settings import StreetConfig
 from distill3d.synth.writer import write_kitti
+from distill3d.train.checkpoint import load_weights
+from distill3d.train.loop import RunOptions
+from distill3d.train.stages import run_recipe
 from distill3d.train.teachers import is_repeatable
 
 SIZE = (416, 128)
@@ -298,3 +302,17 @@ def test_donors_are_whole_and_large_enough() -> None:
     found = Donors.of([None, objects, replace(objects, difficulty=torch.full((4,), UNKNOWN)), objects])
     assert found.frame.tolist() == [1, 3]
     assert found.objects.boxes.centre[:, 2].tolist() == [10.0, 10.0]
+
+
+def test_a_preset_with_pasted_objects_trains(streets: Path, tmp_path: Path) -> None:
+    """CMKD's student beside labels, and one that looks at none, from a teacher that sees the pasted points."""
+    recipe = small_bev_preset(streets, "tiny_odm3d")
+    options = RunOptions(out=tmp_path, progress=False, tensorboard=False, threads=1, accelerator="cpu")
+    folder = run_recipe(recipe, options, ("teacher", "baseline", "odm3d_labelled", "bev", "odm3d"))
+    shapes = [{k: v.shape for k, v in load_weights(folder / name)[0].items()} for name in ("baseline", "odm3d")]
+    assert shapes[0] == shapes[1]
+    labelled, control = recipe.stage("odm3d_labelled"), recipe.stage("continued_pasted")
+    assert labelled.augment == control.augment and labelled.augment is not None
+    assert labelled.augment.paste is not None and recipe.stage("continued").augment == replace(
+        labelled.augment, paste=None
+    )
