@@ -21,7 +21,8 @@ from pathlib import Path
 from machine import describe_machine
 from processes import Job, run_all
 
-from distill3d.recipes.demo import EVAL_FRAMES, STREETS, TRAIN_FRAMES, demo_control
+from distill3d.recipes.demo import EVAL_FRAMES, STREETS, TRAIN_FRAMES
+from distill3d.recipes.monosd import demo_control
 from distill3d.recipes.surround import tiny_labeldistill
 from distill3d.recipes.synthetic import tiny_bev
 from distill3d.settings import to_plain

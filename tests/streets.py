@@ -5,6 +5,7 @@ from pathlib import Path
 
 from distill3d.camera import DepthBins
 from distill3d.detectors.caddn import CaDDNConfig, DepthTrunkConfig
+from distill3d.detectors.pointpillars import PointPillarsConfig
 from distill3d.detectors.second import SECONDConfig
 from distill3d.layers.heads.anchor_head import BevBackboneConfig
 from distill3d.layers.image.dla import DLAConfig
@@ -80,11 +81,15 @@ SMALL_BACKBONE = BevBackboneConfig(layers=(1, 1), channels=(8, 8), up_channels=(
 SMALL_SPARSE = SparseResNetConfig(channels=(4, 8, 8, 8), padding_z=(1, 1, 1), blocks=1, outputs=8)
 
 
-def small_bev_detector(config: SECONDConfig | CaDDNConfig) -> SECONDConfig | CaDDNConfig:
+def small_bev_detector(
+    config: SECONDConfig | PointPillarsConfig | CaDDNConfig,
+) -> SECONDConfig | PointPillarsConfig | CaDDNConfig:
     """The same detector, as small as it can be."""
     head = replace(config.head, backbone=SMALL_BACKBONE)
     if isinstance(config, SECONDConfig):
         return replace(config, voxels=VoxelGrid(GROUND, (0.16, 0.16, 0.2)), backbone=SMALL_SPARSE, head=head)
+    if isinstance(config, PointPillarsConfig):
+        return replace(config, pillars=VoxelGrid(GROUND, (0.64, 0.64, 4.0)), channels=8, head=head)
     return replace(
         config, voxels=VoxelGrid(GROUND, (1.28, 1.28, 0.8)), bins=DepthBins(2.0, 46.8, 20), lift_channels=8,
         bev_channels=8, trunk=DepthTrunkConfig("small", channels=(8, 8, 16, 16), width=8), head=head,

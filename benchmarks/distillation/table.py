@@ -16,7 +16,7 @@ from distill3d.distill.methods.dense_truth import DenseTruthConfig
 from distill3d.distill.methods.labeldistill import LabelDistillConfig
 from distill3d.distill.methods.monoskd import MonoSKDConfig
 from distill3d.layers.heads.anchors import KITTI_ANCHORS
-from distill3d.recipes import get_recipe
+from distill3d.recipes import get_recipe, monosd
 from distill3d.recipes.head_start import NAME, head_start
 from distill3d.recipes.kitti import BASES, METHODS
 from distill3d.recipes.surround import tiny_labeldistill, tiny_surround, tiny_surround_labelled
@@ -28,8 +28,6 @@ from . import few_labels, worlds
 from .search import continued, twice_as_long, with_candidates
 from .sizes import FEW, MANY, Size
 
-#: A sceptic's second network, which is no LiDAR network.
-RGB_TEACHER = "rgb_teacher"
 #: The controls have this method's terms, or some of them.
 CONTROLLED = "monoskd"
 #: Stages of LabelDistill's preset that are its terms one by one.
@@ -60,7 +58,10 @@ TWICE = {name: f"{name}_longer" for name in (*METHODS, NAME, "dense_truth")}
 #: The trained baseline trained on, and the rows that go on from it, too.
 CONTINUED = "continued"
 SURROUND_LABELLED = tuple(stage.name for stage in tiny_surround_labelled().stages if stage.role == "student")
-LABELLED = tuple(stage.name for stage in tiny_labelled().stages if stage.role == "student")
+LABELLED = (
+    *(stage.name for stage in tiny_labelled().stages if stage.role == "student"),
+    monosd.controls(tiny_labelled())[1].name,
+)
 AGAINST_LONGER = (*TWICE.values(), f"{NAME}_from_baseline", f"{CONTROLLED}_continued")
 
 
@@ -204,8 +205,8 @@ def controls(recipe: Recipe) -> tuple[StageConfig, ...]:
     dense = replace(again, name="dense_truth", method=DenseTruthConfig())
     as_control = replace(taught, role="control")
     return (
-        replace(again, name=RGB_TEACHER, seed_offset=1000),
-        replace(as_control, name=f"{CONTROLLED}_from_{RGB_TEACHER}", teachers=(RGB_TEACHER,)),
+        monosd.equal_teacher(baseline),
+        monosd.taught_by_equal(taught),
         replace(as_control, name="features_only", method=features),
         replace(as_control, name="response_only", method=response),
         dense,
@@ -235,8 +236,11 @@ def _bev(size: Size, seed: int, out: Path) -> Recipe:
 
 
 def _labelled(size: Size, seed: int, out: Path) -> Recipe:
-    """Labelled students, in the folder of the group "caddn": they share its teacher, baseline and assistant."""
-    recipe = _on_streets(get_recipe("tiny_labelled"), "caddn", size, size.bev_frames, seed, out)
+    """Labelled students, and one taught by an equal network, in the folder of the group "caddn": they share its
+    teacher, baseline and assistant."""
+    recipe = get_recipe("tiny_labelled")
+    recipe = replace(recipe, stages=(*recipe.stages, *monosd.controls(recipe)))
+    recipe = _on_streets(recipe, "caddn", size, size.bev_frames, seed, out)
     return replace(recipe, stages=tuple(_all_classes(stage) for stage in recipe.stages))
 
 

@@ -66,6 +66,8 @@ PAPER = Size(
         "monostl": ("monostl_monodle", "student"),
         "cmkd": ("cmkd_second", "cmkd"),
         "monotakd": ("monotakd", "student"),
+        "sgm3d": ("sgm3d", "student"),
+        "add_style": ("add_style_monodle", "student"),
         "labeldistill": ("labeldistill_2key", "student"),
         **{name: (name, "student") for name in FAMILY},
     },
@@ -92,6 +94,8 @@ SMOKE = Size(
     methods={
         **{name: ("tiny_monodle", name) for name in ("monodistill", "monoskd", "monostl")},
         **{name: ("tiny_bev", name) for name in ("cmkd", "monotakd")},
+        "sgm3d": ("tiny_sgm3d", "sgm3d"),
+        "add_style": ("tiny_add_style", "add_style"),
         "labeldistill": ("tiny_labeldistill", "labeldistill"),
         **{name: ("tiny_surround_family", name) for name in FAMILY},
     },

@@ -19,10 +19,12 @@ from distill3d.layers.points.voxels import VoxelGrid
 #: What a detector is given: the images of single cameras, or surround views.
 BatchT = TypeVar("BatchT", Batch, SurroundBatch)
 #: What a detector looks at.  A teacher is the same class as its student with another input.
-Modality = Literal["rgb", "depth", "points", "rgb+gt_depth", "rgb+points", "labels", "instances"]
+Modality = Literal[
+    "rgb", "depth", "points", "rgb+gt_depth", "rgb+object_depth", "rgb+points", "labels", "instances"
+]  # fmt: skip
 #: Inputs for which depth images, a surround view's pictures and scans are read.
 DEPTH_INPUTS = {"depth", "rgb+gt_depth"}
-CAMERA_INPUTS = {"rgb", "rgb+gt_depth", "rgb+points"}
+CAMERA_INPUTS = {"rgb", "rgb+gt_depth", "rgb+object_depth", "rgb+points"}
 POINT_INPUTS = {"points", "rgb+points"}
 #: ``released`` reproduces the authors' code, quirks included; ``intended`` is what the paper means.
 Style = Literal["released", "intended"]

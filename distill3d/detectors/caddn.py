@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from distill3d.boxes import Boxes3D, BoxSlots
 from distill3d.camera import DepthBins, ImageAffine
 from distill3d.data.sample import Batch
+from distill3d.detectors.anchor_outputs import anchor_outputs, head_channels
 from distill3d.detectors.base import BevGeometry, Detector, FeatureMap, Modality, Outputs, Style, bev_geometry
 from distill3d.detectors.monodle import RGB_MEAN, RGB_STD
 from distill3d.detectors.released import NEVER_USED, OF_TRAINING, ReleasedForm, Weights
@@ -310,7 +311,7 @@ class CaDDN(Detector):
         self.head = AnchorHead(config.bev_channels, config.voxels.extent, cells, config.head)
         taps = ["bev_visual", "bev", *(["bev_spatial"] if aligned else [])]
         taps += ["bev_assistant"] if config.assistant == "shared" else []
-        self.tap_channels = dict.fromkeys(taps, config.bev_channels)
+        self.tap_channels = dict.fromkeys(taps, config.bev_channels) | head_channels(self.head)
 
     @classmethod
     def also_trained_on(cls, config: CaDDNConfig) -> frozenset[Modality]:
@@ -353,8 +354,8 @@ class CaDDN(Detector):
         elif self.fusion is not None:
             visual = maps["bev"] if config.fusion == "ffm" else maps["bev_visual"]
             seen = self.fusion(visual + maps["bev_spatial"])
-        predictions = self.head(seen) | ({} if logits is None else {"depth": logits})
-        return Outputs({tap: FeatureMap(m, self.geometry) for tap, m in maps.items()}, predictions)
+        taps = {tap: FeatureMap(m, self.geometry) for tap, m in maps.items()}
+        return anchor_outputs(self.head, seen, taps, {} if logits is None else {"depth": logits})
 
     def true_depth(self, batch: Batch) -> Float[Tensor, "b d h w"]:
         """The batch's depth as a distribution: all in one bin, or nowhere.

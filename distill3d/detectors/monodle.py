@@ -2,7 +2,8 @@
 
 Ma et al., "Delving into Localization Errors for Monocular 3D Object Detection", CVPR 2021, arXiv:2103.16237; released
 code xinzhuma/monodle (commit e426aa6).  It is the base of MonoDistill and MonoSTL, and with input
-``depth`` their teacher.
+``depth`` their teacher.  With input ``rgb+object_depth`` it is told how far each labelled object is: a teacher that
+needs no LiDAR, and is of use in training alone.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from distill3d.camera import Camera, Divide
 from distill3d.data.sample import UNKNOWN, Batch
 from distill3d.detectors.base import Detector, FeatureMap, ImageGeometry, Outputs, Style
 from distill3d.detectors.released import NEVER_USED, ReleasedForm
+from distill3d.errors import UserError
 from distill3d.layers.distributed import across_processes, mean_over_processes
 from distill3d.layers.image.dla import NECK_STRIDES, DLAConfig, DLAUp, dla_trunk, unused_in_released
 from distill3d.layers.image.heatmap import (
@@ -60,6 +62,8 @@ DEPTH_SCALE, DEPTH_MEAN, DEPTH_STD = 80.0, 8.765, 11.275
 MONOSKD_EXTRA_DIVISOR = 256.0
 #: Depth at which the inverse-depth channel of the ``log`` encoding reaches 1, m.
 NEAR_DEPTH = 8.0
+#: Of depth as a network is shown it.
+DEPTH_CHANNELS = 3
 #: Sizes below this (m) are raised to it: a head is free to predict nonsense early in training.
 SMALLEST_SIZE = 0.01
 HEADS = {"heatmap": len(HEAT_CLASSES), "offset_2d": 2, "size_2d": 2, "depth": 2, "offset_3d": 2, "size_3d": 3,
@@ -76,7 +80,7 @@ class MonoDLEConfig:
     """Everything that makes one MonoDLE.  Defaults are the paper's size with the rows of the released-versus-intended
     table at their recommended values; ``styled`` sets all those rows at once."""
 
-    input: Literal["rgb", "depth"] = "rgb"
+    input: Literal["rgb", "depth", "rgb+object_depth"] = "rgb"
     #: Channels of the heat map: the data set's classes, in the order in which labels number them.
     vocabulary: tuple[str, ...] = added(HEAT_CLASSES)
     classes: tuple[str, ...] = ("Car",)  # trained and detected, of the vocabulary
@@ -327,6 +331,10 @@ class MonoDLE(Detector):
         self.backbone = dla_trunk(config.trunk)
         self.neck = DLAUp(channels)
         self.make_map_heads(channels[0])
+        self.told = None
+        if config.input == "rgb+object_depth":
+            levels = zip(NECK_STRIDES, channels, strict=True)
+            self.told = nn.ModuleDict({f"{s}": nn.Conv2d(DEPTH_CHANNELS, c, 3, padding=1) for s, c in levels})
         self.tap_channels = {f"backbone_{s}": c for s, c in zip(NECK_STRIDES, channels, strict=True)}
         self.tap_channels |= {f"neck_{s}": c for s, c in zip(NECK_STRIDES[:3], channels, strict=False)}
 
@@ -352,14 +360,28 @@ class MonoDLE(Detector):
 
     def input_image(self, batch: Batch) -> Float[Tensor, "b 3 h w"]:
         """The three channels that the trunk sees."""
-        return input_channels(batch, self.config.input, self.config.depth_encoding)
+        sees = "depth" if self.config.input == "depth" else "rgb"
+        return input_channels(batch, sees, self.config.depth_encoding)
 
     def forward(self, batch: Batch) -> Outputs:
-        return self.forward_image(self.input_image(batch))
+        """Maps and raw predictions.
 
-    def forward_image(self, image: Float[Tensor, "b 3 h w"]) -> Outputs:
-        """Trunk, neck and heads on input channels; height and width are multiples of 32."""
+        Raises:
+            UserError: the detector is to be told of objects, and the batch has no labels.
+        """
+        told = None
+        if self.told is not None:
+            told = {stride: encode_depth(object_depth(batch, stride), "log") for stride in NECK_STRIDES}
+        return self.forward_image(self.input_image(batch), told)
+
+    def forward_image(
+        self, image: Float[Tensor, "b 3 h w"], told: dict[int, Float[Tensor, "b 3 _ _"]] | None = None
+    ) -> Outputs:  # fmt: skip
+        """Trunk, neck and heads on input channels; height and width are multiples of 32.  ``told``: what is added to
+        the trunk's levels through a convolution each, by their strides."""
         trunk = self.backbone(image.contiguous(memory_format=torch.channels_last))[2:]
+        if self.told is not None and told is not None:
+            trunk = [m + self.told[f"{s}"](told[s]) for s, m in zip(NECK_STRIDES, trunk, strict=True)]
         neck = self.neck(trunk)
         features = {f"backbone_{s}": FeatureMap(m, ImageGeometry(s)) for s, m in zip(NECK_STRIDES, trunk, strict=True)}
         features |= {f"neck_{s}": FeatureMap(m, ImageGeometry(s)) for s, m in neck.items()}
@@ -482,6 +504,35 @@ def input_channels(
     if batch.depth is None:
         raise ValueError("a detector with input 'depth' needs depth images; the data set gives none")
     return encode_depth(batch.depth * batch.affine.zoom.to(batch.depth)[:, None, None, None], encoding)
+
+
+@torch.no_grad()
+def object_depth(batch: Batch, stride: int) -> Float[Tensor, "b 1 h w"]:
+    """How far the labelled objects are: the depth of its 3D centre (m, times crop zoom) in every cell of ``stride`` px
+    that an object's 2D box touches, the nearest object's where boxes overlap; 0 elsewhere.
+
+    Raises:
+        UserError: the batch has no labels.
+    """
+    objects = batch.objects
+    if objects is None:
+        raise UserError(
+            f"frame {batch.frame_ids[0]}: this detector is told how far labelled objects are (input "
+            "'rgb+object_depth'), and there are no labels: it is of use as a teacher alone"
+        )
+    height, width = (side // stride for side in batch.image.shape[-2:])
+    edge = objects.box2d / stride
+    first, last = edge[..., :2].floor(), edge[..., 2:].ceil()
+
+    def between(axis: int, count: int) -> Bool[Tensor, "b k n"]:
+        cells = torch.arange(count, device=edge.device)
+        return (cells >= first[..., axis, None]) & (cells < last[..., axis, None])
+
+    known = objects.present & (objects.label != IGNORE) & (objects.centre[..., 2] > 0)
+    inside = (between(1, height) & known[..., None])[..., :, None] & between(0, width)[..., None, :]
+    depth = objects.centre[..., 2] * batch.affine.zoom.to(objects.centre)[:, None]
+    nearest = torch.where(inside, depth[..., None, None], math.inf).amin(1, keepdim=True)
+    return torch.where(nearest.isinf(), 0, nearest).to(batch.image)
 
 
 def encode_depth(metres: Float[Tensor, "b 1 h w"], encoding: DepthEncoding) -> Float[Tensor, "b 3 h w"]:

@@ -16,6 +16,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from distill3d.data.sample import Batch
+from distill3d.detectors.anchor_outputs import anchor_outputs, head_channels
 from distill3d.detectors.base import FeatureMap, Outputs, bev_geometry
 from distill3d.detectors.released import OF_TRAINING, ReleasedForm
 from distill3d.detectors.second import LidarDetector, lidar_scans
@@ -113,7 +114,7 @@ class PointPillars(LidarDetector):
         nx, ny, _ = config.pillars.shape
         cells = ny // config.stride, nx // config.stride
         self.head = AnchorHead(config.channels, config.pillars.extent, cells, config.head)
-        self.tap_channels = {"bev": config.channels}
+        self.tap_channels = {"bev": config.channels} | head_channels(self.head)
 
     def forward(self, batch: Batch) -> Outputs:
         """Map and raw predictions.
@@ -125,7 +126,7 @@ class PointPillars(LidarDetector):
         budget = config.train_pillars if self.training else config.test_pillars
         pillars = voxelise(lidar_scans(batch), config.pillars, config.max_points, budget)
         bev = self.convs(picture(self.features(pillars), pillars, config.pillars))
-        return Outputs({"bev": FeatureMap(bev, self.geometry)}, self.head(bev))
+        return anchor_outputs(self.head, bev, {"bev": FeatureMap(bev, self.geometry)})
 
 
 def picture(features: Float[Tensor, "v c"], pillars: Voxels, grid: VoxelGrid) -> Float[Tensor, "b c y x"]:

@@ -19,6 +19,7 @@ from torch import Tensor
 from distill3d.boxes import Boxes3D
 from distill3d.data.augment.lidar import carry
 from distill3d.data.sample import Batch
+from distill3d.detectors.anchor_outputs import anchor_outputs, head_channels
 from distill3d.detectors.base import Detector, FeatureMap, Outputs, bev_geometry
 from distill3d.detectors.released import OF_TRAINING, ReleasedForm
 from distill3d.layers.heads.anchor_head import (
@@ -94,7 +95,7 @@ class SECOND(LidarDetector):
         channels = config.backbone.bev_channels(config.voxels.sparse_shape)
         cells = config.voxels.shape[1] // config.backbone.stride, config.voxels.shape[0] // config.backbone.stride
         self.head = AnchorHead(channels, config.voxels.extent, cells, config.head)
-        self.tap_channels = {"bev": channels}
+        self.tap_channels = {"bev": channels} | head_channels(self.head)
 
     def forward(self, batch: Batch) -> Outputs:
         """Map and raw predictions.
@@ -107,7 +108,7 @@ class SECOND(LidarDetector):
         voxels = voxelise(lidar_scans(batch), config.voxels, config.max_points, budget)
         sparse = SparseTensor(mean_of_points(voxels), voxels.coords, config.voxels.sparse_shape, voxels.batch_size)
         bev = self.backbone_3d(sparse)
-        return Outputs({"bev": FeatureMap(bev, self.geometry)}, self.head(bev))
+        return anchor_outputs(self.head, bev, {"bev": FeatureMap(bev, self.geometry)})
 
 
 def lidar_scans(batch: Batch) -> list[Float[Tensor, "_ 4"]]:

@@ -1,4 +1,4 @@
-"""Recipes of the bird's-eye-view family on KITTI: LiDAR teachers, CMKD and MonoTAKD, at the papers' size and schedule.
+"""Recipes of the bird's-eye-view family on KITTI: LiDAR teachers, CMKD, MonoTAKD, SGM3D, at the papers' size.
 
 Published numbers are Car 3D AP|R40 at IoU 0.7 (easy / moderate / hard); none of them is ours.  They are of the best of
 several checkpoints, chosen on the split that is reported: every note says of how many, as far as known.
@@ -12,6 +12,7 @@ from typing import Any
 from distill3d.camera import DepthBins
 from distill3d.data.augment.image import AugmentConfig
 from distill3d.data.augment.lidar import LidarAugmentConfig
+from distill3d.data.augment.paste import PasteConfig
 from distill3d.detectors.caddn import CaDDNConfig, DepthTrunkConfig
 from distill3d.detectors.pointpillars import PointPillarsConfig
 from distill3d.detectors.pointpillars import tiny as pointpillars_tiny
@@ -19,6 +20,7 @@ from distill3d.detectors.second import SECONDConfig
 from distill3d.detectors.second import tiny as second_tiny
 from distill3d.distill.methods.cmkd import CMKDConfig
 from distill3d.distill.methods.monotakd import MonoTAKDConfig
+from distill3d.distill.methods.sgm3d import SGM3DConfig
 from distill3d.layers.ground.bev_second import BevBackboneConfig
 from distill3d.layers.heads.anchor_head import focal_head
 from distill3d.layers.points.sparse_conv import SparseResNetConfig
@@ -65,6 +67,15 @@ OPENPCDET_CADDN = CaDDNConfig(
     voxels=VoxelGrid(STUDENT_RANGE, (0.16, 0.16, 0.16)), bev_channels=64, domain_adaptation=0,
     head=focal_head(backbone=replace(HALVING, layers=(10, 10, 10))), depth_weight=3.0, sampling="corners",
 )  # fmt: skip
+#: SGM3D's student is OpenPCDet's CaDDN, its teacher a PointPillars with the same 2D network and head on the same
+#: ground.  Both networks' pictures and scans are mirrored at most.
+SGM3D_STUDENT = replace(OPENPCDET_CADDN, head=replace(OPENPCDET_CADDN.head, offers_map=True))
+SGM3D_TEACHER = PointPillarsConfig(
+    train_pillars=16000, test_pillars=40000, channels=64, stride=1, head=SGM3D_STUDENT.head
+)
+MIRRORED = LidarAugmentConfig(rotation=0.0, scale=(1.0, 1.0), counts=())
+#: With two images on each GPU, of an unknown number; this is what OpenPCDet's CaDDN has on its GPUs.
+SGM3D_SCHEDULE = replace(LIDAR, batch_size=4, lr=1e-3)
 #: The student as CMKD starts it, and what MonoTAKD adds.
 STUDENT = CaDDNConfig(trunk=DepthTrunkConfig(pretrained=True))
 TAUGHT = replace(STUDENT, detection_weight=0.0)  # CMKD's losses look at no label; without a teacher depth remains
@@ -94,6 +105,16 @@ PUBLISHED_CMKD_RAW = (
 PUBLISHED_MONOTAKD = (
     "MonoTAKD 27.91 / 19.43 / 16.51 on test, with raw drives 29.86 / 21.26 / 18.27 (hoiliu-0801/MonoTAKD readme); its "
     "numbers on val the authors call too high (its tracker, no. 4); " + UNKNOWN_CHOICE
+)
+PUBLISHED_ODM3D = (
+    "ODM3D, with raw drives, 35.09 / 23.84 / 20.57 on val, 29.75 / 19.09 / 16.93 on test (stated in the paper, which "
+    f"was not at hand to check), {UNKNOWN_CHOICE}; its code was not at hand either: weights and schedule are CMKD's, "
+    "how often and which objects are pasted is ours"
+)
+PUBLISHED_SGM3D = (
+    f"SGM3D 25.95 / 17.44 / 15.36 on val (zhouzheyuan/sgm3d readme), {UNKNOWN_CHOICE}; its teacher sees points of a "
+    "stereo pair's depth, ours the LiDAR's; its depth loss counts pixels in labelled boxes 13 times, which ours does "
+    "not"
 )
 #: Of recipes in which labels stay in the student's loss.
 UNPUBLISHED_LABELLED = (
@@ -168,6 +189,20 @@ def cmkd_second_raw() -> Recipe:
     return Recipe("cmkd_second_raw", stages, _with_raw(), note=PUBLISHED_CMKD_RAW)
 
 
+def odm3d() -> Recipe:
+    """ODM3D on KITTI: CMKD where the scan has points, and objects of other frames pasted into picture, scan and depth;
+    needs --dataset.unlabelled.root and .frames."""
+    teacher, baseline, bev, cmkd = _cmkd_raw()
+    bev, cmkd = (with_pasted(stage, PasteConfig()) for stage in (bev, cmkd))
+    return Recipe("odm3d", (teacher, baseline, bev, replace(cmkd, name="odm3d")), _with_raw(), note=PUBLISHED_ODM3D)
+
+
+def with_pasted(stage: StageConfig, paste: PasteConfig) -> StageConfig:
+    """A stage of CMKD as ODM3D has it: on frames with pasted objects, and only cells with points count."""
+    assert isinstance(stage.method, CMKDConfig)
+    return replace(stage, augment=replace(FLIP, paste=paste), method=replace(stage.method, occupied_only=True))
+
+
 def monotakd() -> Recipe:
     """MonoTAKD as meant: teacher, an assistant of its own, and a student of both, on KITTI."""
     return Recipe("monotakd", _monotakd(), UNSCALED, note=PUBLISHED_MONOTAKD)
@@ -205,6 +240,14 @@ def monotakd_labelled() -> Recipe:
     )  # fmt: skip
     stages = (teacher, baseline, assistant_bev, assistant, _continued(), student)
     return Recipe("monotakd_labelled", stages, UNSCALED, note=UNPUBLISHED_LABELLED)
+
+
+def sgm3d() -> Recipe:
+    """SGM3D on KITTI: CaDDN beside its labels, taught by a PointPillars on the LiDAR's points."""
+    teacher = StageConfig("teacher", "teacher", SGM3D_TEACHER, SGM3D_SCHEDULE, None, lidar_augment=MIRRORED)
+    baseline = StageConfig("baseline", "baseline", SGM3D_STUDENT, SGM3D_SCHEDULE, FLIP)
+    student = replace(baseline, name="student", role="student", teachers=("teacher",), method=SGM3DConfig())
+    return Recipe("sgm3d", (teacher, baseline, student), UNSCALED, note=PUBLISHED_SGM3D)
 
 
 def lidar_overfit() -> Recipe:
@@ -286,5 +329,5 @@ def _with_raw() -> DatasetConfig:
 RECIPES = (
     second, pointpillars, caddn, second_openpcdet, pointpillars_openpcdet, caddn_openpcdet, cmkd_second,
     cmkd_pointpillars, cmkd_second_raw, monotakd, monotakd_raw, monotakd_released, cmkd_labelled, monotakd_labelled,
-    lidar_overfit,
+    odm3d, sgm3d, lidar_overfit,
 )  # fmt: skip

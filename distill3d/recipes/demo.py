@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 from distill3d.data.augment.image import AugmentConfig
 from distill3d.detectors.monodle import tiny
 from distill3d.distill.methods.monodistill import MonoDistillConfig
@@ -52,16 +50,3 @@ def demo() -> Recipe:
         EvaluationConfig(every=4),
         note="synthetic streets; schedule and size are this project's own",
     )
-
-
-def demo_control() -> Recipe:
-    """The demo with a sceptic's control: a student taught by a second RGB network, with MonoSKD's terms.
-
-    If it gained as much as LiDAR's student, the gain would be a second network's and not LiDAR's.
-    """
-    recipe = demo()
-    control = (
-        StageConfig("rgb_teacher", "control", tiny(), SCHEDULE, AUGMENT, seed_offset=1000),
-        StageConfig("control", "control", tiny(), SCHEDULE, AUGMENT, ("rgb_teacher",), MonoSKDConfig()),
-    )
-    return replace(recipe, name="demo_control", stages=recipe.stages + control)

@@ -8,13 +8,16 @@ from dataclasses import replace
 from typing import Any
 
 from distill3d.data.augment.lidar import LidarAugmentConfig
+from distill3d.data.augment.paste import PasteConfig
 from distill3d.detectors import DetectorConfig, caddn, did_m3d, gupnet, monocon, monodetr, monodle, pointpillars, second
+from distill3d.distill.methods.add import ADDStyleConfig
 from distill3d.distill.methods.cmkd import CMKDConfig
 from distill3d.distill.methods.monodistill import MonoDistillConfig
 from distill3d.distill.methods.monoskd import MonoSKDConfig
 from distill3d.distill.methods.monostl import MonoSTLConfig
 from distill3d.distill.methods.monotakd import MonoTAKDConfig
-from distill3d.recipes.bev import CAMERA, CMKD_LABELLED, FLIP, LIDAR, MAP_SHARE, TAMED
+from distill3d.distill.methods.sgm3d import SGM3DConfig
+from distill3d.recipes.bev import CAMERA, CMKD_LABELLED, FLIP, LIDAR, MAP_SHARE, TAMED, with_pasted
 from distill3d.recipes.demo import AUGMENT, SCHEDULE, demo
 from distill3d.recipes.kitti import BASES, CARS, for_base
 from distill3d.train.recipe import Recipe, StageConfig
@@ -68,6 +71,16 @@ def tiny(name: str) -> Callable[[], Recipe]:
     return build
 
 
+def tiny_add_style() -> Recipe:
+    """In the manner of ADD, tiny, on synthetic streets: MonoDLE alone, and taught by itself, told of depths."""
+    recipe = tiny("monodle")()
+    baseline = recipe.stage("baseline")
+    told = replace(TINY["monodle"], input="rgb+object_depth")
+    student = replace(recipe.stage("monoskd"), name="add_style", method=ADDStyleConfig())
+    stages = (replace(recipe.stage("teacher"), detector=told), baseline, student)
+    return replace(recipe, name="tiny_add_style", stages=stages)
+
+
 #: Turned a little, for the streets' cars keep to their lanes; the classes that the small configurations know.
 SCANS = LidarAugmentConfig(rotation=math.pi / 8, counts=(("Car", 15),))
 #: Short forms of the papers' schedules: hundreds of steps, not tens of thousands.  So batch norm's statistics follow as
@@ -114,6 +127,33 @@ def tiny_bev() -> Recipe:
                         inherit=("teacher", "bev")),
         ),
     )  # fmt: skip
+
+
+#: Objects show few points in small pictures.
+PASTE = PasteConfig(counts=(("Car", 3),), least_points=5)
+
+
+def tiny_odm3d() -> Recipe:
+    """ODM3D, tiny, on synthetic streets: CMKD where the scan has points, with pasted objects; beside labels too, where
+    the baseline with pasted objects is what to compare with."""
+    recipe, unlabelled = tiny_labelled(), tiny_bev()
+    stages = tuple(recipe.stage(name) for name in ("teacher", "baseline", "continued", "cmkd_occupied"))
+    *_, continued, taught = stages
+    continued = replace(continued, name="continued_pasted", augment=replace(FLIP, paste=PASTE))
+    bev, cmkd = (with_pasted(unlabelled.stage(name), PASTE) for name in ("bev", "cmkd"))
+    more = (replace(with_pasted(taught, PASTE), name="odm3d_labelled"), bev, replace(cmkd, name="odm3d"))
+    return replace(recipe, name="tiny_odm3d", stages=(*stages, continued, *more))
+
+
+def tiny_sgm3d() -> Recipe:
+    """PointPillars teaches, tiny, on synthetic streets: the camera student alone, and with SGM3D beside its labels."""
+    teacher = pointpillars.tiny()
+    teacher = replace(teacher, head=replace(teacher.head, offers_map=True))
+    schedule = replace(TINY_MAP, epochs=TINY_MAP.epochs + TINY_RESPONSE.epochs)
+    baseline = StageConfig("baseline", "baseline", caddn.tiny(head=teacher.head), schedule, FLIP)
+    student = replace(baseline, name="sgm3d", role="student", teachers=("teacher",), method=SGM3DConfig())
+    scans = StageConfig("teacher", "teacher", teacher, TINY_LIDAR, None, lidar_augment=SCANS)
+    return replace(demo(), name="tiny_sgm3d", stages=(scans, baseline, student))
 
 
 #: CMKD's terms on maps and what might make them help students that keep their labels: rows of the benchmark, to be

@@ -148,6 +148,8 @@ class KittiSource(Source):
         labelled = data.parts[0] if isinstance(data, JointDataset) else data
         if stage.lidar_augment is not None and isinstance(labelled, KittiDataset):
             _ = labelled.object_database
+        elif stage.augment is not None and stage.augment.paste is not None and isinstance(labelled, KittiDataset):
+            _ = labelled.donors
         return data
 
     def frames(self, stage: StageConfig) -> Dataset:

@@ -197,7 +197,9 @@ class Teacher(nn.Module):
 def is_repeatable(augment: AugmentConfig | None, modality: str) -> bool:
     """Whether a frame takes at most two forms, plain and mirrored, in the eyes of a teacher with this input."""
     if augment is None:
-        return True
+        return modality != "rgb+object_depth"
+    if augment.paste is not None or modality == "rgb+object_depth":  # what is pasted differs; labels are not kept
+        return False
     recoloured = augment.photometric or augment.distortion is not None
     return augment.crop == 0 and not (modality.startswith("rgb") and recoloured)
 

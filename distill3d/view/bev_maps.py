@@ -88,6 +88,7 @@ MAPS = {
 #: What a map is made of, by the owner's input.
 SOURCES = {
     "points": "the LiDAR scan", "rgb": "the picture alone", "rgb+gt_depth": "the picture and the true depth",
+    "rgb+object_depth": "the picture and the labelled objects' depths",
     "rgb+points": "the picture and the LiDAR scan",
 }  # fmt: skip
 #: Maps that share a scale, which the first of them that is there sets.

@@ -215,7 +215,8 @@ def test_a_sample_is_seen_alike_in_any_batch() -> None:
 
 def one_of(batch: SurroundBatch, i: int) -> SurroundBatch:
     one = slice(i, i + 1)
-    kept = {f.name: getattr(batch, f.name)[one] for f in fields(batch) if f.name not in ("objects", "points")}
+    told = {f.name: getattr(batch, f.name) for f in fields(batch) if f.name not in ("objects", "points")}
+    kept = {name: None if value is None else value[one] for name, value in told.items()}
     return replace(batch, **kept, objects=None)
 
 

@@ -11,7 +11,7 @@ TESTS = Path(__file__).resolve().parents[1]
 SETS = (
     "monodle", "monodistill", "monoskd", "monostl", "monodetr", "cmkd", "monotakd", "bevdepth", "labeldistill",
     "nuscenes", "cmkd_mv", "unidistill", "tig_bev", "distillbev", "vcd", "bevdet", "bevformer", "uvtr_kd",
-    "bevdistill", "simdistill", "monocon",
+    "bevdistill", "simdistill", "monocon", "sgm3d",
 )  # fmt: skip
 
 

@@ -17,6 +17,7 @@ from distill3d.distill.methods.mixed import MixedConfig
 from distill3d.recipes import RECIPES, get_recipe
 from distill3d.recipes.head_start import READERS
 from distill3d.recipes.kitti import BASES, METHODS, selective_monoskd
+from distill3d.recipes.monosd import RGB_TEACHER
 from distill3d.train.checkpoint import load_matching, load_weights
 from distill3d.train.loop import RunOptions, TrainingStep, build_step
 from distill3d.train.recipe import Recipe, StageConfig
@@ -256,6 +257,7 @@ def test_recipes_name_what_they_reproduce(name: str) -> None:
             if config.input == "depth":
                 assert replace(config, input=own.input, depth_encoding=own.depth_encoding) == own
             else:
-                to_camera = config.input in ("points", "labels", "rgb+gt_depth", "rgb+points")
+                to_camera = config.input in ("points", "labels", "rgb+gt_depth", "rgb+object_depth", "rgb+points")
                 to_camera &= own.input in ("rgb", "rgb+gt_depth")
+                to_camera |= teacher == RGB_TEACHER and config == own
                 assert to_camera or (name == "unidistill_lidar" and (config.input, own.input) == ("rgb", "points"))

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from distill3d.boxes import Boxes3D, wrap_angle
 from distill3d.camera import ImageAffine
+from distill3d.data.augment.paste import PasteConfig
 from distill3d.data.sample import Objects, Sample
 from distill3d.settings import Ascending, Between, Deviation, Share, added
 
@@ -80,6 +81,7 @@ class AugmentConfig:
     distortion: DistortionConfig | None = added(None)  # of the picture as its file has it; independent of the jitter
     #: In place of a crop, images in the canvas's corner are moved by this many px at most, across and down.
     move: Annotated[int, Between(0, 1000)] = added(0)
+    paste: PasteConfig | None = added(None)  # objects of other frames, in every modality; data sets in KITTI's layout
 
 
 def frame_generator(seed: int, epoch: int, index: int) -> torch.Generator:

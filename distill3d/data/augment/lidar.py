@@ -227,11 +227,12 @@ def _crop(scene: LidarScene, least_points: int) -> ObjectDatabase:
     points = scene.points[index]
     points[:, :3] -= objects.boxes.centre[owner].to(points)
     return ObjectDatabase(
-        _rows(objects.boxes).double(), objects.boxes.label, objects.difficulty, inside[held].sum(1), points
+        ground_rows(objects.boxes).double(), objects.boxes.label, objects.difficulty, inside[held].sum(1), points
     )
 
 
-def _rows(boxes: Boxes3D) -> Float[Tensor, "n 7"]:
+def ground_rows(boxes: Boxes3D) -> Float[Tensor, "n 7"]:
+    """Boxes as rows: x, y, z of the centre, length, width, height (m), yaw (rad)."""
     return torch.cat((boxes.centre, boxes.size, boxes.yaw[:, None]), dim=1)
 
 
@@ -247,7 +248,7 @@ def draw_objects(
         UserError: the settings count a class that the data set does not have.
     """
     present = boxes[boxes.label != IGNORE]
-    taken = _rows(present).to(database.boxes)
+    taken = ground_rows(present).to(database.boxes)
     drawn = []
     for name, count in config.counts:
         if name not in classes:
@@ -263,13 +264,13 @@ def draw_objects(
         if config.style == "released":
             kept = free & ~(clashes | clashes.T).any(1)
         else:
-            kept = _first_come(clashes, free)
+            kept = first_come(clashes, free)
         drawn.append(candidates[kept])
         taken = torch.cat((taken, rows[kept]))
     return torch.cat(drawn) if drawn else torch.zeros(0, dtype=torch.int64)
 
 
-def _first_come(clashes: Bool[Tensor, "n n"], free: Bool[Tensor, "n"]) -> Bool[Tensor, "n"]:
+def first_come(clashes: Bool[Tensor, "n n"], free: Bool[Tensor, "n"]) -> Bool[Tensor, "n"]:
     """The free candidates that clash with no earlier one that is kept; ``clashes`` is lower triangular.
 
     Each round settles at least the first candidate that is still wrong, so it ends.
@@ -336,7 +337,7 @@ def augment_lidar(
         pasted = _pasted(rows, database.label[chosen], database.difficulty[chosen], sample)
         covered = pasted.boxes.to(points.dtype).contains(points[:, :3]).any(0)
         points = torch.cat((database.points_of(chosen, rows[:, :3]), points[~covered]))
-        objects = _joined(objects, pasted)
+        objects = joined(objects, pasted)
     points = motion.points(points)
     if config.shuffle:
         points = points[torch.randperm(len(points), generator=generator)]
@@ -360,7 +361,7 @@ def _pasted(
     return Objects(boxes, torch.zeros_like(boxes.yaw), torch.zeros_like(label), difficulty)
 
 
-def _joined(first: Objects, second: Objects) -> Objects:
+def joined(first: Objects, second: Objects) -> Objects:
     """Label lines of ``first``, then of ``second``, in the precision of ``first``."""
     kind = first.boxes.centre.dtype
     a, b = first.boxes, second.boxes.to(kind)

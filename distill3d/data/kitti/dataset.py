@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, field, replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Generic, Literal, NamedTuple, TypeVar
 
@@ -28,10 +28,12 @@ from distill3d.data.augment.lidar import (
     field_of_view,
     lidar_objects,
 )
+from distill3d.data.augment.paste import Donors, PasteConfig, paste_objects
+from distill3d.data.augment.paste import Scene as PastedScene
 from distill3d.data.cache import cache_folder, cache_key
 from distill3d.data.depth import CompletionConfig, cached_depth, complete_depth, project_depth, read_depth
 from distill3d.data.kitti.calibration import Calibration, read_calibration
-from distill3d.data.kitti.labels import read_labels
+from distill3d.data.kitti.labels import read_labels, training_difficulty
 from distill3d.data.kitti.names import KITTI_NAMES, LabelNames
 from distill3d.data.kitti.scans import VELODYNE_COLUMNS, read_plane, read_points
 from distill3d.data.pictures import picture_named, read_image
@@ -136,7 +138,7 @@ class FrameDataset(ABC, Generic[C]):
             )
         source = Sample(self.frame_ids[index], image, frame.camera, ImageAffine.crop(size, size), *frame[2:])
         if generator is not None:
-            source = self._augment_scan(source, generator)
+            source = self._augment_scene(source, generator)
         depth_mode = "nearest" if self.config.depth == "lidar" else "bilinear"
         sample = to_canvas(source, canvas, self._image_augment, generator, depth_mode, self.config.placement)
         return sample if sample.objects is None else replace(sample, objects=_single(sample.objects))
@@ -145,8 +147,8 @@ class FrameDataset(ABC, Generic[C]):
     def _read(self, index: int) -> _Frame:
         """The files of frame ``index``."""
 
-    def _augment_scan(self, source: Sample, generator: torch.Generator) -> Sample:
-        """A frame in its file's own pixels with its points and objects augmented; by default as it is."""
+    def _augment_scene(self, source: Sample, generator: torch.Generator) -> Sample:
+        """A frame in its file's own pixels with what it shows augmented; by default as it is."""
         return source
 
     def _frame(
@@ -164,11 +166,7 @@ class FrameDataset(ABC, Generic[C]):
         fault = misfit(calibration.camera, size)
         if fault is not None:
             raise UserError(f"{calibration.path}: {fault}, the size of {image}")
-        projection = calibration.p2.clone()
-        if config.divide == "rect_z":
-            projection[2, 3] = 0
-        camera = Camera(projection)
-        points = depth = None
+        camera, points, depth = self._camera(calibration), None, None
         if config.points or config.depth in ("lidar", "completed"):
             points = carry(read_points(scan, config.scan_columns), calibration.lidar_to_rect)
         if config.depth == "png" and depth_image is not None:
@@ -185,6 +183,13 @@ class FrameDataset(ABC, Generic[C]):
             pixels, camera, objects, None if depth is None else depth[None], points if config.points else None,
             calibration.lidar_to_rect if calibration.has_lidar else None,
         )  # fmt: skip
+
+    def _camera(self, calibration: Calibration) -> Camera:
+        """The left colour camera as the settings have it."""
+        projection = calibration.p2.clone()
+        if self.config.divide == "rect_z":
+            projection[2, 3] = 0
+        return Camera(projection)
 
     def _depth(
         self, frame_id: str, points: Float[Tensor, "m 4"], camera: Camera, size: tuple[int, int]
@@ -258,10 +263,45 @@ class KittiDataset(FrameDataset[KittiConfig]):
         path = self._cache / f"objects-{self.config.split}-{key}.npz"
         return ObjectDatabase.cached(path, scenes, config.least_points)
 
-    def _augment_scan(self, source: Sample, generator: torch.Generator) -> Sample:
+    @cached_property
+    def donors(self) -> Donors:
+        """The objects of this split's frames that can be pasted into others' pictures.
+
+        Ask before worker processes are started, or each of them reads all labels.
+
+        Raises:
+            UserError: a file is absent or malformed, or there are no labels.
+        """
+        return Donors.of([self._labels(frame) for frame in self.frame_ids])
+
+    def _scanned(self, index: int) -> PastedScene | None:
+        """Picture and whole scan of frame ``index``; None where it has no scan."""
+        frame = self.frame_ids[index]
+        path = self._path("velodyne", frame)
+        if not path.is_file():
+            return None
+        known, calibration = self._memory.get(index), read_calibration(self._path("calib", frame))
+        pixels = read_image(self._path("image_2", frame)) if known is None else known.pixels
+        points = carry(read_points(path, self.config.scan_columns), calibration.lidar_to_rect)
+        return PastedScene(pixels.float().div_(255), self._camera(calibration), points)
+
+    def _with_pasted(self, source: Sample, config: PasteConfig, generator: torch.Generator) -> Sample:
+        """A frame with objects of others; as it is where it has no labels or no scan."""
+        path = self._path("velodyne", source.frame_id)
+        if not self.labelled or source.lidar_to_camera is None or not path.is_file():
+            return source
+        points = carry(read_points(path, self.config.scan_columns), source.lidar_to_camera)
+        return paste_objects(
+            source, points, self.donors, self._scanned, config, self.classes,
+            partial(training_difficulty, height_scale=self.config.min_height_scale), generator,
+            None if self.config.depth == "lidar" else self.config.completion,
+        )  # fmt: skip
+
+    def _augment_scene(self, source: Sample, generator: torch.Generator) -> Sample:
         config = self.config.lidar_augment
         if config is None:
-            return source
+            paste = self._image_augment and self._image_augment.paste
+            return self._with_pasted(source, paste, generator) if paste else source
         database = self.object_database if self.labelled and config.counts else None
         on_plane = self._planes and config.road_planes
         plane = read_plane(self._path("planes", source.frame_id)) if on_plane else None

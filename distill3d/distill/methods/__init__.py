@@ -12,6 +12,7 @@ from typing import Any
 from distill3d.detectors.base import FeatureMap
 from distill3d.distill.context import Context
 from distill3d.distill.methods import (
+    add,
     bevdistill,
     cmkd,
     dense_truth,
@@ -22,6 +23,7 @@ from distill3d.distill.methods import (
     monostl,
     monotakd,
     pseudo_labels,
+    sgm3d,
     simdistill,
     tig_bev,
     trusted,
@@ -55,6 +57,8 @@ METHODS: dict[str, Method] = {
         Method("monostl", monostl.MonoSTLConfig, monostl.terms),
         Method("cmkd", cmkd.CMKDConfig, cmkd.terms),
         Method("monotakd", monotakd.MonoTAKDConfig, monotakd.terms),
+        Method("add_style", add.ADDStyleConfig, add.terms),
+        Method("sgm3d", sgm3d.SGM3DConfig, sgm3d.terms),
         Method("labeldistill", labeldistill.LabelDistillConfig, labeldistill.terms),
         Method("unidistill", unidistill.UniDistillConfig, unidistill.terms),
         Method("tig_bev", tig_bev.TiGBEVConfig, tig_bev.terms),
@@ -77,6 +81,8 @@ MethodConfig = (
     | monostl.MonoSTLConfig
     | cmkd.CMKDConfig
     | monotakd.MonoTAKDConfig
+    | sgm3d.SGM3DConfig
+    | add.ADDStyleConfig
     | labeldistill.LabelDistillConfig
     | unidistill.UniDistillConfig
     | tig_bev.TiGBEVConfig

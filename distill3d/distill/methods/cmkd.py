@@ -25,7 +25,8 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from distill3d.detectors.base import BevGeometry, Detector, Outputs
+from distill3d.detectors.base import BevGeometry
+from distill3d.distill.anchor_responses import anchor_predictions
 from distill3d.distill.centre_responses import (
     BoxMean,
     BoxWeight,
@@ -36,14 +37,13 @@ from distill3d.distill.centre_responses import (
     surround_box_loss,
     surround_class_loss,
 )
-from distill3d.distill.context import Context, comparable, same_grid
+from distill3d.distill.context import Context, comparable
 from distill3d.distill.distances import weighted_mean
 from distill3d.distill.map_terms import MapTermConfig, adapter_of, as_compared, held_back, occupied
 from distill3d.distill.precision import full_precision
 from distill3d.distill.style import UnlabelledUse, option
 from distill3d.distill.term import Term
 from distill3d.errors import UserError
-from distill3d.layers.heads.anchor_head import AnchorHeadConfig
 from distill3d.layers.heads.anchors import quality_focal, sine_difference, smooth_l1
 from distill3d.layers.heads.centre_head import CentreHeadConfig
 from distill3d.settings import Share, Weight, added
@@ -52,10 +52,6 @@ from distill3d.settings import Share, Weight, added
 BACKGROUND_WEIGHT = 0.05
 #: Maps whose mean is at most this are not divided by it.
 MEAN_EPS = 1e-12
-#: An anchor's numbers in the predictions "box": x, y, z, length, width, height, yaw.
-BOX_CODE = 7
-#: The raw maps of an anchor head.
-ANCHOR_MAPS = ("cls", "box", "dir")
 #: The settings of the response terms with which CMKD compares centre heads.
 CENTRE_RESPONSE: dict[str, Any] = {"response": "centres", "cls_weight": 1.0, "loc_weight": 4.0, "dir_weight": 0.0}
 #: The same for surround views (CMKD-MV).
@@ -249,48 +245,9 @@ def centre_sides(
 
 
 def anchor_rows(context: Context, config: ResponseConfig) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """``ANCHOR_MAPS`` of student and detached teacher, (B, Y, X, A k) as (B, Y X A, k).
-
-    Raises:
-        UserError: one of them has no anchor maps, or theirs differ in shape or classes.
-        ValueError: their BEV maps lie on different grids.
-    """
-    sides = {"student": context.student, "teacher": context.named(config.teacher)}
-    for who, outputs in sides.items():
-        if any(name not in outputs.predictions for name in ANCHOR_MAPS):
-            raise UserError(
-                f"the response terms compare anchor maps {', '.join(ANCHOR_MAPS)}, but the {who} predicts "
-                f"{', '.join(outputs.predictions) or 'nothing'}: set cls_weight, loc_weight and dir_weight to 0"
-            )
-    student, teacher = sides.values()
-    same_grid(config.tap, student, teacher, config.teacher_tap)
-    for name in ANCHOR_MAPS:
-        shapes = [tuple(o.predictions[name].shape) for o in (student, teacher)]
-        if shapes[0] != shapes[1]:
-            raise UserError(
-                f"the anchor map {name!r} is {shapes[0]} in the student and {shapes[1]} in the teacher: give both the "
-                "same classes and anchors"
-            )
-    anchors = [_anchors(d) for d in (context.student_detector, context.detector_named(config.teacher))]
-    if None not in anchors and anchors[0] != anchors[1]:
-        raise UserError(
-            "the anchors (class, length x width x height and z of the bottom, m) are {} in the student and {} in the "
-            "teacher: give both the same, in one order".format(*anchors)
-        )
-    return _rows(student), {name: rows.detach() for name, rows in _rows(teacher).items()}
-
-
-def _anchors(detector: Detector | None) -> str | None:
-    """What a detector's anchors are, in words; None where that is not known."""
-    head = getattr(getattr(detector, "config", None), "head", None)
-    if not isinstance(head, AnchorHeadConfig):
-        return None
-    return ", ".join(f"{a.name} {' x '.join(map(str, a.size))} at {a.bottom}" for a in head.classes)
-
-
-def _rows(outputs: Outputs) -> dict[str, Tensor]:
-    anchors = outputs.predictions["box"].shape[-1] // BOX_CODE
-    return {name: outputs.predictions[name].unflatten(-1, (anchors, -1)).flatten(1, 3) for name in ANCHOR_MAPS}
+    """``anchor_predictions`` of student and teacher."""
+    instead = "set cls_weight, loc_weight and dir_weight to 0"
+    return anchor_predictions(context, config.teacher, config.tap, config.teacher_tap, instead)
 
 
 @full_precision

@@ -7,6 +7,7 @@ from typing import Literal
 
 from distill3d.detectors.base import Modality
 from distill3d.detectors.monodle import DepthEncoding
+from distill3d.distill.methods.add import ADDStyleConfig
 from distill3d.distill.methods.bevdistill import BEVDistillConfig
 from distill3d.distill.methods.cmkd import CMKDConfig
 from distill3d.distill.methods.dense_truth import DenseTruthConfig
@@ -17,6 +18,7 @@ from distill3d.distill.methods.monoskd import MonoSKDConfig
 from distill3d.distill.methods.monostl import MonoSTLConfig
 from distill3d.distill.methods.monotakd import MonoTAKDConfig
 from distill3d.distill.methods.pseudo_labels import PseudoLabelsConfig
+from distill3d.distill.methods.sgm3d import SGM3DConfig
 from distill3d.distill.methods.simdistill import SimDistillConfig
 from distill3d.distill.methods.tig_bev import TiGBEVConfig
 from distill3d.distill.methods.trusted import TrustedConfig
@@ -35,6 +37,8 @@ PartConfig = (
     | MonoSTLConfig
     | CMKDConfig
     | MonoTAKDConfig
+    | SGM3DConfig
+    | ADDStyleConfig
     | LabelDistillConfig
     | DistillBEVConfig
     | UniDistillConfig

@@ -100,6 +100,8 @@ class AnchorHeadConfig:
     # released versus intended
     claimed: ClaimedTarget = "anchor"
     quality_batch: Literal["sum", "mean"] = "sum"  # of the quality focal loss over images; weights suit a sum over 8
+    #: Whether the map that the read-outs see is a tap of the detector (``HEAD_TAP`` of detectors/anchor_outputs.py).
+    offers_map: bool = added(False)
 
 
 def focal_head(**fields: Any) -> AnchorHeadConfig:
