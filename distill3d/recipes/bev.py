@@ -83,8 +83,8 @@ ASSISTANT = replace(TAUGHT, input="rgb+gt_depth", depth_weight=0.0)
 ALIGNED = replace(TAUGHT, spatial_alignment=True, fusion="ffm", depth_weight=0.0)
 #: MonoTAKD's student where its head is trained already.
 LABELLED_ALIGNED = replace(STUDENT, spatial_alignment=True, fusion="skip")
-#: Beside labels.  How the map terms are compared and how much they may weigh is this project's first guess, which no
-#: measurement has confirmed yet.
+#: Beside labels.  How the map terms are compared is what did best on the validation split of this project's benchmark
+#: (docs/bev-family.md), on synthetic streets; how much they may weigh was not searched for.
 MAP_SHARE = 0.5
 TAMED: dict[str, Any] = {"compared": "adapted", "map_share": MAP_SHARE}
 LABELLED: dict[str, Any] = {"nonzero_weighting": True, **TAMED}
