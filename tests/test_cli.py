@@ -40,7 +40,7 @@ def assert_one_sentence(code: int, err: str, *words: str) -> None:
     [
         (["trian"], ["'trian'", "did you mean 'train'"]),
         (["train"], ["expected a recipe's name"]),
-        (["train", "monosdk_monodle"], ["'monosdk_monodle'", "did you mean 'monoskd_monodle'"]),
+        (["train", "monoskd_monodel"], ["'monoskd_monodel'", "did you mean 'monoskd_monodle'"]),
         (["train", "demo"], ["--data-root"]),
         (["train", "demo", "--bogus", "3"], ["unknown option '--bogus'"]),
         (["train", "demo", "--stages.techer.schedule.epochs", "3"], ["no stage 'techer'", "teacher"]),

@@ -135,7 +135,7 @@ PUBLISHED_MONOTAKD_BEVFORMER = (
 )
 PUBLISHED_MONOSTL_BEVDET = (
     "inferred: MonoSTL's code holds nothing for surround views and no number of it could be obtained; regions are the "
-    "objects' footprints, the student is BEVDepth4D in BEVDet's form, for BEVDet's own view has no depth that anything "
+    "objects' footprints, the student is BEVDepth in BEVDet's form, for BEVDet's own view has no depth that anything "
     "supervises, and its twin with the LiDAR's depth teaches"
 )
 PUBLISHED_CMKD_BEVDET = (
