@@ -10,6 +10,7 @@ import torch
 from drives import small_surround_detector, small_surround_preset, write_drives
 
 from distill3d import export
+from distill3d.autolabel import AutolabelConfig, autolabel
 from distill3d.boxes import Boxes3D
 from distill3d.data.nuscenes.dataset import CAMERAS, NuScenesDataset
 from distill3d.detectors import bevdepth, bevformer, build_detector
@@ -74,6 +75,19 @@ def test_a_run_is_evaluated_on_its_own_rig_or_as_told(
     assert submissions[0] == submissions[1] != submissions[2]
     with pytest.raises(UserError, match=r"has no camera CAM_ROOF, those there are: CAM_FRONT, "):
         evaluate_stage(trained, drives, out=tmp_path / "none", device="cpu", cameras=("CAM_ROOF",))
+
+
+def test_labels_are_made_on_its_own_rig_or_as_told(trained: Path, drives: Path, tmp_path: Path) -> None:
+    """A folder that was begun on one rig is not gone on with on another."""
+    config = AutolabelConfig(tmp_path / "labels", "nuscenes", version="v1.0-synth", max_frames=1, device="cpu")
+    assert autolabel(trained, drives, config, progress=False).frames == 1
+    assert autolabel(trained, drives, config, progress=False).frames == 1
+    with pytest.raises(UserError, match="begun with another cameras"):
+        autolabel(trained, drives, replace(config, cameras=("CAM_FRONT",)), progress=False)
+    with pytest.raises(UserError, match="has no camera CAM_ROOF, those there are: "):
+        other = replace(config, out=tmp_path / "others", cameras=("CAM_ROOF",))
+        autolabel(trained, drives, other, progress=False)
+    assert not (tmp_path / "others").exists()
 
 
 def test_another_rig_is_another_training(drives: Path) -> None:
