@@ -339,12 +339,14 @@ def _evaluate_run(arguments: list[str]) -> None:
         #: Of the data set, by default the stage's own; with another, frames of equal names are other frames.
         identity: str | None = None
         min_height_scale: HeightScale | None = None  # of KITTI's least box heights; by default as trained with
+        cameras: tuple[str, ...] = ()  # of surround views; by default those of training
 
     o = parse(Options, "eval run", arguments)
     from distill3d.evaluate_run import evaluate_stage, show
 
     given = (o.run, o.data_root, o.split, o.out, o.device, o.batch_size, o.allow_overlap)
-    show(evaluate_stage(*given, version=o.version, identity=o.identity, min_height_scale=o.min_height_scale))
+    others = {"version": o.version, "identity": o.identity, "min_height_scale": o.min_height_scale}
+    show(evaluate_stage(*given, **others, cameras=o.cameras or None))
 
 
 EVALUATIONS: dict[str, Callable[[list[str]], None]] = {
@@ -469,11 +471,13 @@ def check(arguments: list[str]) -> int:
         scan_columns: ScanColumns | None = None  # of the scans' files; by default the layout's: 4, or 5 of nuscenes
         classes: tuple[str, ...] = ()  # of labels in KITTI's layout; by default those of its classes.txt, or KITTI's
         label_names: tuple[str, ...] = ()  # other names in label files, each as name=class, or name=DontCare
+        cameras: tuple[str, ...] = ()  # the rig, in nuScenes' layout; by default all cameras of the tables
 
     options = parse(Options, "check", arguments)
     from distill3d.data.check import run_check
 
-    return run_check(options.folder, options.layout, options.scan_columns, options.classes, options.label_names)
+    given = (options.folder, options.layout, options.scan_columns, options.classes, options.label_names)
+    return run_check(*given, options.cameras)
 
 
 def raw_list(arguments: list[str]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from distill3d.train.evaluation import EVALUATION, PREDICTIONS
 from distill3d.train.loop import METRICS
 from distill3d.train.precision import choose_precision
 from distill3d.train.recipe import EvaluationConfig, Recipe, StageConfig, SurroundDatasetConfig
+from distill3d.train.rigs import cameras_of, refuse_other_rig
 from distill3d.train.sources import Verdict, source_of
 from distill3d.train.stages import data_of
 from distill3d.train.teachers import refuse_overlap, refuse_own_labels
@@ -31,7 +33,7 @@ OWN = "own"
 def evaluate_stage(
     run: Path, data_root: Path, split: str = "val", out: Path | None = None, device: str = "auto", batch_size: int = 8,
     allow_overlap: bool = False, progress: bool = True, version: str | None = None, identity: str | None = None,
-    min_height_scale: float | None = None,
+    min_height_scale: float | None = None, cameras: tuple[str, ...] | None = None,
 ) -> Verdict:  # fmt: skip
     """Detects on a split of the data set that the stage's recipe names and evaluates that officially.
 
@@ -39,11 +41,13 @@ def evaluate_stage(
     ``identity`` and ``min_height_scale`` are those of the data set, by default the recipe's: a data set of another
     identity shares no frame with those that the stage was trained on, whatever the frames are called.  Of a shipped
     student it is ``OWN`` by default: nobody has the streets that it was trained on, unless they were made anew.
+    ``cameras`` are those of surround views, by default those of training; a detector that has a code for each camera
+    takes no others.
     Predictions and evaluation.json go to ``out``, by default the stage's own folder, where the report finds them.
 
     Raises:
-        UserError: the folder holds no stage, frames cannot be read, the stage was trained on frames of the split, or
-            there are predictions in the folder already.
+        UserError: the folder holds no stage, frames cannot be read, the detector cannot look at the cameras, the stage
+            was trained on frames of the split, or there are predictions in the folder already.
     """
     given, run = run, shipped_or_path(run)
     if run != given and out is None:
@@ -62,7 +66,16 @@ def evaluate_stage(
             raise UserError(
                 f"--min-height-scale is {min_height_scale:g}, but {run} looks at surround views: it is KITTI's"
             )
-        dataset = replace(dataset, version=version or _version_in(data_root, dataset.version))
+        trained = cameras_of(card)
+        dataset = replace(
+            dataset, version=version or _version_in(data_root, dataset.version), cameras=cameras or trained
+        )
+        refuse_other_rig(run, detector.config, card, dataset.cameras)
+        if progress and dataset.cameras != trained:
+            told = f"{run} was trained on {', '.join(trained)} and is evaluated on {', '.join(dataset.cameras)}"
+            print(f"note: {told}", file=sys.stderr)
+    elif cameras:
+        raise UserError(f"--cameras are {', '.join(cameras)}, but {run} looks at KITTI's layout, which has no rigs")
     elif version is not None:
         raise UserError(f"--version is {version!r}, but {run} looks at KITTI's layout, which has no versions")
     elif min_height_scale is not None:

@@ -37,6 +37,7 @@ from distill3d.files import refuse_foreign, write_output
 from distill3d.settings import fingerprint
 from distill3d.train.card import require
 from distill3d.train.checkpoint import load_detector
+from distill3d.train.rigs import cameras_of
 
 #: Of the operators; GridSample and DeformConv want 19 or more.
 OPSET = 20
@@ -59,8 +60,7 @@ LIDAR = {
     "LiDAR, that of the metadata",
 }
 SURROUND = {
-    "images": "RGB in 0..1 on the canvas, normalised in the graph: the key frame, then earlier ones as trained, of "
-    + ", ".join(CAMERAS),
+    "images": "RGB in 0..1 on the canvas, normalised in the graph: the key frame, then earlier ones as trained, of ",
     "intrinsics": "camera matrices of the pictures, px",
     "camera_to_ego": "from each camera, at its time, to the vehicle at the key frame (x ahead, y left, z up), m",
     "image_affine": "from px of the pictures to px of the canvas, the same for all frames",
@@ -80,7 +80,7 @@ ANGLES = ("yaw", "alpha")
 #: Of a slot, whether it is a detection; where scores tie, rounding decides that, too.
 KEPT = "kept"
 #: What the metadata repeats of a checkpoint's card.
-OF_THE_CARD = ("recipe", "stage", "focal", "file_focal", "placement", "past", "lidar_to_camera")
+OF_THE_CARD = ("recipe", "stage", "focal", "file_focal", "placement", "cameras", "past", "lidar_to_camera")
 
 HEADING = "logits of 12 bins of the observation angle, then each bin's residual, rad"
 MAPS = {
@@ -199,12 +199,18 @@ def _picture(card: dict[str, Any], rng: np.random.Generator) -> dict[str, np.nda
 
 def _surround_views(frames: int, card: dict[str, Any], rng: np.random.Generator) -> dict[str, np.ndarray]:
     from distill3d.synth.settings import NUSCENES_HEIGHT, NUSCENES_WIDTH, SurroundStreetConfig
+    from distill3d.synth.surround_rig import CAMERAS as MOUNTS
     from distill3d.synth.surround_rig import random_calibrations, turn_about
 
     (width, height), step = card["canvas"], rng.uniform(2, 6)
-    rig = random_calibrations(rng, SurroundStreetConfig(width=NUSCENES_WIDTH, height=NUSCENES_HEIGHT))
-    intrinsics, poses = (np.tile(np.eye(4), (frames, len(CAMERAS), 1, 1)) for _ in range(2))
-    for i, camera in enumerate(rig[name] for name in CAMERAS):
+    cameras = cameras_of(card)
+    texts = tuple(
+        name if name in MOUNTS else f"OWN_{i}={360 * i / len(cameras):g},1,0,1.5" for i, name in enumerate(cameras)
+    )
+    street = SurroundStreetConfig(width=NUSCENES_WIDTH, height=NUSCENES_HEIGHT, cameras=texts)
+    rig = random_calibrations(rng, street)
+    intrinsics, poses = (np.tile(np.eye(4), (frames, len(cameras), 1, 1)) for _ in range(2))
+    for i, camera in enumerate(rig[name] for name in street.mounts):
         assert camera.intrinsics is not None
         intrinsics[:, i, :3, :3] = camera.intrinsics
         for frame in range(frames):  # the vehicle drives ahead, in a bend
@@ -215,14 +221,16 @@ def _surround_views(frames: int, card: dict[str, Any], rng: np.random.Generator)
     affine = np.diag((scale, scale, 1.0, 1.0))
     affine[:2, 3] = (width - NUSCENES_WIDTH * scale) / 2, height - NUSCENES_HEIGHT * scale  # the lowest rows
     return {
-        "images": rng.random((frames, len(CAMERAS), 3, height, width)), "intrinsics": intrinsics,
-        "camera_to_ego": poses, "image_affine": np.tile(affine, (len(CAMERAS), 1, 1)),
+        "images": rng.random((frames, len(cameras), 3, height, width)), "intrinsics": intrinsics,
+        "camera_to_ego": poses, "image_affine": np.tile(affine, (len(cameras), 1, 1)),
     }  # fmt: skip
 
 
-def input_texts(detector: Detector) -> dict[str, str]:
-    """What each input of a detector's graph is, in order."""
-    return SURROUND if detector.name == "bevdepth" else PICTURE | (LIDAR if detector.name == "caddn" else {})
+def input_texts(detector: Detector, cameras: Sequence[str] = CAMERAS) -> dict[str, str]:
+    """What each input of a detector's graph is, in order; surround views are of ``cameras``."""
+    if detector.name == "bevdepth":
+        return SURROUND | {"images": SURROUND["images"] + ", ".join(cameras)}
+    return PICTURE | (LIDAR if detector.name == "caddn" else {})
 
 
 def described(
@@ -238,7 +246,10 @@ def described(
         "detector": detector.name, "card": fingerprint(card), "canvas": [pictures.shape[-1], pictures.shape[-2]],
         "classes": list(classes), "frame": "ego" if surround else "camera", **known,
     }  # fmt: skip
-    texts = {f"input.{name}": text for name, text in input_texts(detector).items()}
+    cameras = cameras_of(card)
+    if surround and len(cameras) != pictures.shape[2]:
+        cameras = [f"camera {number}" for number in range(1, pictures.shape[2] + 1)]  # nobody says which
+    texts = {f"input.{name}": text for name, text in input_texts(detector, cameras).items()}
     texts |= {f"output.{name}": told[name] for name in outputs}
     return {name: value if isinstance(value, str) else json.dumps(value) for name, value in facts.items()} | texts
 

@@ -37,6 +37,7 @@ from distill3d.train.card import require
 from distill3d.train.checkpoint import load_detector, weights_sum
 from distill3d.train.progress import ProgressBar
 from distill3d.train.recipe import SurroundDatasetConfig
+from distill3d.train.rigs import cameras_of, refuse_other_rig
 from distill3d.train.sources import frame_settings, surround_settings
 from distill3d.train.stages import data_of
 from distill3d.train.teachers import listed
@@ -56,6 +57,7 @@ class AutolabelConfig:
     frames: Path | None = None  # of raw: a list of frames, as raw-list writes it; by default all
     beside: Path | None = None  # of raw: the object data's folder, whose frames and splits stand beside the drives'
     version: str = "v1.0-trainval"  # of nuscenes: folder of the tables
+    cameras: tuple[str, ...] = ()  # of nuscenes; by default those of training
     score: Share = 0.5  # boxes of a lower one are left out
     max_frames: Number | None = None  # the first ones alone
     workers: Workers = 0  # processes that load frames
@@ -140,7 +142,7 @@ def _settings(data: Path, config: AutolabelConfig) -> dict[str, Any]:
             "list": None if config.frames is None else str(config.frames.resolve()),
             "beside": None if config.beside is None else str(config.beside.resolve()),
         },
-        "nuscenes": {"split": config.split, "version": config.version},
+        "nuscenes": {"split": config.split, "version": config.version, "cameras": list(config.cameras) or None},
     }[config.layout]
     return {**of_all, **of_layout, "score": config.score, "max_frames": config.max_frames}
 
@@ -187,7 +189,11 @@ def _open(run: Path, data: Path, config: AutolabelConfig, detector: Detector, ca
         raise UserError(f"{run} looks at {kind}")
     dataset = data_of(run, surround)
     if isinstance(dataset, SurroundDatasetConfig):
-        dataset = replace(dataset, classes=getattr(detector.config, "classes", dataset.classes))  # that it names
+        dataset = replace(
+            dataset, classes=getattr(detector.config, "classes", dataset.classes),  # that it names
+            cameras=config.cameras or cameras_of(card),
+        )  # fmt: skip
+        refuse_other_rig(run, detector.config, card, dataset.cameras)
         moments = NuScenesDataset(
             NuScenesConfig(root=data, version=config.version, split=config.split,
                            **surround_settings(dataset, inputs))

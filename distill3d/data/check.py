@@ -11,7 +11,7 @@ from distill3d.data.kitti.contents import kitti_contents
 from distill3d.data.kitti.labels import UNKNOWN_CLASS
 from distill3d.data.kitti.names import names_of
 from distill3d.data.kitti.scans import VELODYNE_COLUMNS
-from distill3d.data.nuscenes.check import check_nuscenes, nuscenes_contents
+from distill3d.data.nuscenes.check import check_nuscenes, nuscenes_cameras, nuscenes_contents
 from distill3d.data.nuscenes.dataset import SCAN_COLUMNS
 from distill3d.data.nuscenes.json_columns import RecordFault
 from distill3d.data.scans import refuse_columns
@@ -42,7 +42,7 @@ def layout_of(root: Path) -> str:
 
 def run_check(
     root: Path, layout: str | None = None, scan_columns: int | None = None, classes: tuple[str, ...] = (),
-    label_names: tuple[str, ...] = (),
+    label_names: tuple[str, ...] = (), cameras: tuple[str, ...] = (),
 ) -> int:  # fmt: skip
     """Prints one line per problem and their number; where all is well, what there is and what can be learnt.
 
@@ -50,12 +50,13 @@ def run_check(
         layout: by default what the folder looks like.
         scan_columns: of the scans' files; by default the layout's.
         classes, label_names: of KITTI's layout, as ``names_of`` takes them.
+        cameras: of nuScenes' layout, the rig; by default all there are.
 
     Returns:
         0 for a clean data set, 2 for one with problems.
 
     Raises:
-        UserError: the folder is absent, the layout is not known, or no scan has so many columns.
+        UserError: the folder is absent, the layout is not known or has no ``cameras``, or no scan has so many columns.
     """
     if layout is None:
         layout = layout_of(root)
@@ -63,6 +64,8 @@ def run_check(
         raise UserError(f"layout is {layout!r}, expected one of {', '.join(LAYOUTS)}")
     if scan_columns is not None:
         refuse_columns(scan_columns)
+    if cameras and layout == "kitti":
+        raise UserError(f"cameras are {', '.join(cameras)}, but {root} is in KITTI's layout, which has no rigs")
     problems: Sequence[Problem | RecordFault]
     contents: Iterator[str]
     if layout == "kitti":
@@ -71,12 +74,13 @@ def run_check(
         problems = check_kitti(root, None, scan_columns or VELODYNE_COLUMNS, names)
         contents = kitti_contents(root, names)
     else:
-        problems = check_nuscenes(root, scan_columns=scan_columns or SCAN_COLUMNS)
+        problems = check_nuscenes(root, scan_columns or SCAN_COLUMNS, cameras or None)
         contents = nuscenes_contents(root)
     if not problems:
         print(*contents, "sound", sep="\n")
         return 0
-    for line in _told(problems):
+    rigs = nuscenes_cameras(root) if layout == "nuscenes" else ()
+    for line in (*rigs, *_told(problems)):
         print(one_line(line))
     own = layout == "kitti" and any(p.sentence.startswith(UNKNOWN_CLASS) for p in problems)
     hint = "; for names of your own there are --classes, --label-names and classes.txt" if own else ""

@@ -41,7 +41,7 @@ class SurroundObjects:
 
 @dataclass(frozen=True)
 class SurroundSample:
-    """One moment seen by N cameras, with S - 1 earlier key frames."""
+    """One moment seen by N cameras, one or more, with S - 1 earlier key frames."""
 
     frame_id: str  # the sample's token
     intrinsics: Float[Tensor, "s n 4 4"]  # of the image files; float64
@@ -50,6 +50,7 @@ class SurroundSample:
     image_affine: Float[Tensor, "n 4 4"]  # from pixels of the image files to those of ``images``; float64
     bev_affine: Float[Tensor, "4 4"]  # augmentation of the ego frame; float64
     ego_to_global: Float[Tensor, "4 4"]  # of the key ego frame before augmentation; float64
+    cameras: tuple[str, ...] = ()  # names of the N; none where nobody named them
     #: RGB in 0..1; [0] is the key frame, then the earlier ones as configured.  None where nobody looks at images.
     images: Float[Tensor, "s n 3 h w"] | None = None
     objects: SurroundObjects | None = None  # None where the moment has no annotations (test split)
@@ -58,6 +59,11 @@ class SurroundSample:
     instances: Int[Tensor, "n h w"] | None = None
     #: x, y, z (m, augmented key ego frame), intensity 0..255, time before the key frame (s, positive for the past).
     points: Float[Tensor, "m 5"] | None = None
+
+    @property
+    def camera_names(self) -> tuple[str, ...]:
+        """Of each camera, in the order of the pictures; numbers where nobody named them."""
+        return self.cameras or tuple(f"camera_{number}" for number in range(1, self.intrinsics.shape[1] + 1))
 
 
 @dataclass(frozen=True)
@@ -101,6 +107,7 @@ class SurroundBatch:
     image_affine: Float[Tensor, "b n 4 4"]
     bev_affine: Float[Tensor, "b 4 4"]
     ego_to_global: Float[Tensor, "b 4 4"]
+    cameras: tuple[str, ...] = ()  # names of the N, the same for all moments
     images: Float[Tensor, "b s n 3 h w"] | None = None  # RGB in 0..1, not normalised: the detector does that
     objects: SurroundObjectBatch | None = None
     depth: Float[Tensor, "b n h w"] | None = None
@@ -116,12 +123,16 @@ class SurroundBatch:
 
 
 def collate_surround(samples: list[SurroundSample]) -> SurroundBatch:
-    """Samples of one image size and one number of frames and cameras as a batch.
+    """Samples of one rig, one image size and one number of frames as a batch.
 
     Raises:
-        UserError: the images differ in number or size, or only some samples have images, annotations, depth, masks or
-            points.
+        UserError: the cameras differ, or the images in number or size, or only some samples have images, annotations,
+            depth, masks or points.
     """
+    rigs = {s.cameras: s.frame_id for s in samples}
+    if len(rigs) > 1:
+        listed = ", ".join(f"{', '.join(rig) or 'none named'} (sample {frame})" for rig, frame in rigs.items())
+        raise UserError(f"samples of one batch must be of the same cameras in one order, got {listed}")
     shapes = {tuple(s.images.shape): s.frame_id for s in samples if s.images is not None}
     if len(shapes) > 1:
         listed = ", ".join(f"{shape} (sample {frame})" for shape, frame in shapes.items())
@@ -136,6 +147,7 @@ def collate_surround(samples: list[SurroundSample]) -> SurroundBatch:
     }
     return SurroundBatch(
         frame_ids=[s.frame_id for s in samples],
+        cameras=samples[0].cameras,
         images=None if images is None else torch.stack(images),
         objects=None if objects is None else SurroundObjectBatch.pad(objects),
         depth=None if depth is None else torch.stack(depth),

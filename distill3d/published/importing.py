@@ -206,7 +206,8 @@ def _preprocessing(recipe: Recipe) -> dict[str, Any]:
     dataset = recipe.dataset
     if not isinstance(dataset, DatasetConfig):
         return {"canvas": list(dataset.canvas), "classes": list(dataset.classes), "version": dataset.version,
-                "past": list(dataset.past), "ego_frame": dataset.ego_frame}  # fmt: skip
+                "cameras": list(dataset.cameras), "past": list(dataset.past),
+                "ego_frame": dataset.ego_frame}  # fmt: skip
     scale = float(place(KITTI_SIZE, dataset.canvas, dataset.placement).scale)
     return {
         "canvas": list(dataset.canvas), "focal": KITTI_FOCAL * scale, "file_focal": KITTI_FOCAL,

@@ -13,11 +13,12 @@ import numpy as np
 
 from . import road, roadside
 from .light import random_light
+from .mounts import NUSCENES_FOCAL
 from .placing import SPOT_GAP, Builder, Footprints, Place, StreetObject, View, standing
 from .road import Road
 from .scene import Scene, assembled, contact_shade, furnish, random_sides
 from .sensors import AddedCaster, RayCaster
-from .settings import NUSCENES_FOCAL, NUSCENES_WIDTH, SurroundStreetConfig
+from .settings import NUSCENES_WIDTH, SurroundStreetConfig
 from .shapes import Mesh, unit
 
 UP = np.array([0.0, 0.0, 1.0])

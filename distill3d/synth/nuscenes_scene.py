@@ -20,7 +20,7 @@ from .drive import Drive, random_drive
 from .labels import identity_map, label_objects
 from .nuscenes_records import CATEGORY_OF_KIND, CLASS_NUMBER, VERSION, Record, attribute_of, link, token, visibility_of
 from .settings import SurroundStreetConfig
-from .surround_rig import CAMERAS, LIDAR, MODALITIES, Calibration
+from .surround_rig import LIDAR, Calibration, modalities
 
 FIRST_TIME, SCENE_SPACING = 1_577_836_800_000_000, 600_000_000  # us: 2020-01-01 UTC; time between scenes
 LOCATION, VEHICLE, DATE = "synthetic", "synth", "2020-01-01"
@@ -60,11 +60,11 @@ class Reading:
 
 def readings(config: SurroundStreetConfig) -> list[Reading]:
     """All readings of a scene by sensor and time; each sensor begins with the first key frame."""
-    found = []
-    for channel in MODALITIES:
+    found, mounts = [], config.mounts
+    for channel in modalities(config):
         rate = config.lidar_rate if channel == LIDAR else config.camera_rate
         per_key = round(rate * config.key_interval)
-        delay = 0.0 if channel == LIDAR else CAMERAS[channel].delay
+        delay = 0.0 if channel == LIDAR else mounts[channel].delay
         for k in range((config.frames_per_scene - 1) * per_key + 1):
             time = round(1e6 * (k * config.key_interval / per_key - delay))
             found.append(Reading(channel, -(-k // per_key), k % per_key == 0, time))
@@ -255,7 +255,7 @@ def _frame_records(names: Names, world: World) -> dict[str, list[Record]]:
     ]
     link(samples)
     poses: list[Record] = []
-    data: dict[str, list[Record]] = {channel: [] for channel in MODALITIES}
+    data: dict[str, list[Record]] = {channel: [] for channel in modalities(config)}
     for reading in readings(config):
         rotation, position = world.drive.ego_pose(reading.time / 1e6)
         stamp, is_camera = names.timestamp(reading.time), reading.channel != LIDAR

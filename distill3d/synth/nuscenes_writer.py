@@ -14,6 +14,7 @@ from pathlib import Path
 
 from PIL import Image
 
+from ..errors import UserError
 from ..files import write_atomically, write_text
 from ..instances import FOLDER
 from ..settings import check_settings
@@ -22,7 +23,7 @@ from .folder import available_cores
 from .nuscenes_records import TABLES, VERSION, Record, terms, token
 from .nuscenes_scene import is_complete, readings, record_path, scene_name, write_scene
 from .settings import SurroundStreetConfig
-from .surround_rig import CAMERAS, MODALITIES
+from .surround_rig import LIDAR, modalities
 
 LAYOUT = "nuscenes 1"
 MAP_SIDE = 64  # px of the black image that stands for the map, which the devkit asks for
@@ -49,20 +50,21 @@ def write_nuscenes(
     on the other scenes. A call that was cut short is completed by the same call; complete scenes are kept.
 
     Raises UserError if a setting lies outside its range, if the folder holds streets of other settings, of another
-    generator, or other data, and where configs names a split that there is not.
+    generator, or other data, and where configs names a split that there is not or has other cameras than config.
     """
     out, config = Path(out), config or SurroundStreetConfig()
     check_settings(folder.Writing(seed, workers))
     for name, settings in {"": config, **(configs or {})}.items():
         check_settings(settings, name)
     sizes = folder.split_sizes(scenes, val_share, splits, writer="write_nuscenes", unit="scenes")
+    _refuse_other_cameras(config, configs or {})
     by_scene = folder.settings_in_order(config, configs, sizes, writer="write_nuscenes")
     own = {name: asdict(configs[name]) for name in sizes if configs and name in configs}
     record = {"layout": LAYOUT, "seed": seed, "splits": sizes, "config": asdict(config), "configs": own}
     with folder.claimed(out, record, ("samples", "sweeps", FOLDER, VERSION)):
         taken = {reading for settings in by_scene for reading in readings(settings)}
         rooms = {out / ("samples" if r.is_key_frame else "sweeps") / r.channel for r in taken}
-        masks = {out / FOLDER / r.channel for r in taken if r.is_key_frame and r.channel in CAMERAS}
+        masks = {out / FOLDER / r.channel for r in taken if r.is_key_frame and r.channel != LIDAR}
         for room in (*rooms, *masks, record_path(out, 0).parent, out / "maps", out / "splits"):
             room.mkdir(parents=True, exist_ok=True)
         total = sum(sizes.values())
@@ -71,7 +73,7 @@ def write_nuscenes(
             partial(_make, out, seed, by_scene), missing, total=total, chunk=1, workers=workers or available_cores(),
             unit="scenes", progress=progress,
         )  # fmt: skip
-        _write_tables(out, total)
+        _write_tables(out, total, modalities(config))
         # Written last: a folder with splits is complete.
         names = {name: [scene_name(i) for i in indices] for name, indices in folder.split_ranges(sizes).items()}
         custom = {f"synth_{name}": scenes for name, scenes in names.items()}
@@ -87,9 +89,19 @@ def _make(out: Path, seed: int, configs: Sequence[SurroundStreetConfig], indices
     return len(indices)
 
 
-def _write_tables(out: Path, scenes: int) -> None:
+def _refuse_other_cameras(config: SurroundStreetConfig, configs: Mapping[str, SurroundStreetConfig]) -> None:
+    """A folder is of one rig."""
+    for name, other in configs.items():
+        if other.cameras != config.cameras:
+            raise UserError(
+                f"cameras of split {name!r} are {', '.join(other.cameras)}, of the others {', '.join(config.cameras)}: "
+                "a folder has one rig"
+            )
+
+
+def _write_tables(out: Path, scenes: int, sensors: Mapping[str, str]) -> None:
     """Join the scenes' records into the official tables."""
-    tables: dict[str, list[Record]] = {name: [] for name in TABLES} | terms(MODALITIES)
+    tables: dict[str, list[Record]] = {name: [] for name in TABLES} | terms(sensors)
     for index in range(scenes):
         for name, records in json.loads(record_path(out, index).read_text(encoding="utf-8")).items():
             tables[name] += records

@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 from ..errors import UserError
 from ..settings import Ascending, Between, Share, Stride, is_in_range
 from . import cars
+from .mounts import CAMERAS, Mount, mounts_of
 
 CLEAR_HAZE = 0.0014  # 1 / m, visibility 2.8 km: what is above it counts as fog, and sun and LiDAR suffer
 LOW_SUN = 22.0  # degrees: below it the sun's way through the air counts
@@ -170,18 +171,22 @@ class StreetConfig(Conditions):
         return found
 
 
-NUSCENES_FOCAL, NUSCENES_WIDTH, NUSCENES_HEIGHT = 1266.0, 1600, 900  # px; the front camera and the image files
+NUSCENES_WIDTH, NUSCENES_HEIGHT = 1600, 900  # px, of the image files
 LONGEST_WAY = 90.0  # m that a street built for one camera has room for, with things before and behind
 
 
 @dataclass(frozen=True)
 class SurroundStreetConfig(Conditions):
-    """What is drawn and how a vehicle with nuScenes' six cameras and LiDAR sees it. Ranges are (lowest, highest).
+    """What is drawn and how a vehicle with cameras, by default nuScenes' six, and LiDAR sees it. Ranges are (lowest,
+    highest).
 
     The road is flat and level, for nuScenes' boxes turn about the global z axis only and its vehicle poses have z = 0;
     kerbs, pavements and what lies beyond rise as on the other streets.
     """
 
+    cameras: tuple[str, ...] = tuple(CAMERAS)
+    """The rig: names of nuScenes' cameras, and own ones as NAME=yaw,x,y,z or NAME=yaw,x,y,z,focal: yaw in degrees, left
+    positive; place in m, x ahead, y left, z up from the ground under the rear axle; focal length in px at 1600 px."""
     width: PictureSide = 256
     """Image width, px: all of a camera's view, so that intrinsics are nuScenes', scaled by width / 1600."""
     height: PictureSide = 96
@@ -228,6 +233,7 @@ class SurroundStreetConfig(Conditions):
         if not is_in_range(self):
             return
         _refuse_rays(self)
+        mounts_of(self.cameras)
         if self.height * NUSCENES_WIDTH > self.width * NUSCENES_HEIGHT:
             raise UserError(f"height {self.height} is above width * 900 / 1600; the cameras see no more")
         for name in ("lidar_rate", "camera_rate"):
@@ -239,6 +245,11 @@ class SurroundStreetConfig(Conditions):
                 f"ego_speed and frames_per_scene: the vehicle may drive {self.ego_speed[1] * self.duration:g} m, "
                 f"but the street has room for {LONGEST_WAY:g} m"
             )
+
+    @property
+    def mounts(self) -> dict[str, Mount]:
+        """The cameras by name, in order."""
+        return mounts_of(self.cameras)
 
     @property
     def duration(self) -> float:

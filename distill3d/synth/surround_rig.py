@@ -1,4 +1,4 @@
-"""nuScenes' sensors: six cameras and a LiDAR on one vehicle, their mounting and when they fire.
+"""The sensors of a surround-view drive: cameras, nuScenes' six or others, and a LiDAR on one vehicle.
 
 Frames: vehicle x ahead, y left, z up, origin under the middle of the rear axle; camera x right, y down, z ahead;
 LIDAR_TOP x right, y ahead, z up. Figures: calibration of nuScenes' vehicle n015, rounded.
@@ -10,41 +10,13 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from .mounts import CAMERAS, LIDAR
 from .sensors import Lidar, Rig
-from .settings import NUSCENES_FOCAL, NUSCENES_HEIGHT, NUSCENES_WIDTH, SurroundStreetConfig
+from .settings import NUSCENES_HEIGHT, NUSCENES_WIDTH, SurroundStreetConfig
 
-LIDAR = "LIDAR_TOP"
-BACK_FOCAL = 809.0  # px; the rear camera sees wider
 CENTRE = (816.0, 491.0)  # px, principal point in images of 1600 x 900
 LIDAR_POSITION = (0.94, 0.0, 1.84)  # m
 LIDAR_BEAMS = np.linspace(-30.67, 10.67, 32)  # degrees; ring 0 looks down
-TURN = 0.05  # s that the LiDAR takes for a turn, clockwise seen from above
-TURN_END = 110.0  # degrees, left positive: where a scan ends, and the time that it carries
-
-
-@dataclass(frozen=True)
-class Mount:
-    """Where a camera sits: yaw in degrees, left positive; position in the vehicle frame, m; focal length at 1600 px."""
-
-    yaw: float
-    position: tuple[float, float, float]
-    focal: float = NUSCENES_FOCAL
-
-    @property
-    def delay(self) -> float:
-        """Time from the exposure to the time of the scan, s: the camera fires as the beam passes its middle."""
-        return TURN * (1 - ((TURN_END - self.yaw) % 360 or 360) / 360)
-
-
-CAMERAS = {
-    "CAM_FRONT": Mount(0.0, (1.70, 0.0, 1.51)),
-    "CAM_FRONT_RIGHT": Mount(-55.0, (1.55, -0.49, 1.50)),
-    "CAM_BACK_RIGHT": Mount(-110.0, (1.01, -0.48, 1.56)),
-    "CAM_BACK": Mount(180.0, (0.03, 0.0, 1.58), BACK_FOCAL),
-    "CAM_BACK_LEFT": Mount(110.0, (1.04, 0.48, 1.59)),
-    "CAM_FRONT_LEFT": Mount(55.0, (1.52, 0.49, 1.51)),
-}
-MODALITIES = {**dict.fromkeys(CAMERAS, "camera"), LIDAR: "lidar"}
 
 _VEHICLE_FROM_CAMERA = np.array([[0.0, 0.0, 1.0], [-1.0, 0.0, 0.0], [0.0, -1.0, 0.0]])
 _VEHICLE_FROM_LIDAR = np.array([[0.0, 1.0, 0.0], [-1.0, 0.0, 0.0], [0.0, 0.0, 1.0]])
@@ -84,20 +56,32 @@ def quaternion(rotation: np.ndarray) -> np.ndarray:
     return main * (np.sign(main[np.flatnonzero(np.abs(main) > 1e-9)[0]]))
 
 
+def modalities(config: SurroundStreetConfig) -> dict[str, str]:
+    """What each sensor is, by channel: the cameras in their order, then the LiDAR."""
+    return {**dict.fromkeys(config.mounts, "camera"), LIDAR: "lidar"}
+
+
 def random_calibrations(rng: np.random.Generator, config: SurroundStreetConfig) -> dict[str, Calibration]:
-    """All sensors of one vehicle by channel, with small errors of mounting."""
+    """All sensors of one vehicle by channel, with small errors of mounting.
+
+    nuScenes' six have theirs whether or not they are mounted, so that vehicles with other cameras drive through the
+    same world, and those which they share look the same way.
+    """
+    (for_own,) = rng.spawn(1)
+    tilts = {channel: _random_tilt(rng, config) for channel in (*CAMERAS, LIDAR)}
+    tilts |= {channel: _random_tilt(for_own, config) for channel in config.mounts if channel not in tilts}
     sensors = {}
-    for channel in MODALITIES:
-        tilt = np.eye(3)
-        for axis, angle in enumerate(config.mount_sigma * np.clip(rng.standard_normal(3), -2.5, 2.5)):
-            tilt = turn_about(axis, float(angle)) @ tilt
-        if channel == LIDAR:
-            sensors[channel] = Calibration(tilt @ _VEHICLE_FROM_LIDAR, np.array(LIDAR_POSITION))
-            continue
-        mount = CAMERAS[channel]
-        rotation = turn_about(2, mount.yaw) @ tilt @ _VEHICLE_FROM_CAMERA
+    for channel, mount in config.mounts.items():
+        rotation = turn_about(2, mount.yaw) @ tilts[channel] @ _VEHICLE_FROM_CAMERA
         sensors[channel] = Calibration(rotation, np.array(mount.position), intrinsics(mount.focal, config))
-    return sensors
+    return sensors | {LIDAR: Calibration(tilts[LIDAR] @ _VEHICLE_FROM_LIDAR, np.array(LIDAR_POSITION))}
+
+
+def _random_tilt(rng: np.random.Generator, config: SurroundStreetConfig) -> np.ndarray:
+    tilt = np.eye(3)
+    for axis, angle in enumerate(config.mount_sigma * np.clip(rng.standard_normal(3), -2.5, 2.5)):
+        tilt = turn_about(axis, float(angle)) @ tilt
+    return tilt
 
 
 def intrinsics(focal: float, config: SurroundStreetConfig) -> np.ndarray:

@@ -71,6 +71,7 @@ class Card(TypedDict, total=False):
     lidar_to_camera: Matrix | None
     classes: list[str]
     version: str
+    cameras: list[str]  # of surround views, in the order of the pictures; absent: nuScenes' six
     past: list[int]
     ego_frame: str
     best_of_reported: dict[str, Any]  # see train/evaluation.py

@@ -51,6 +51,7 @@ from distill3d.train.learnable import ClassCount, kitti_counts, nuscenes_counts,
 from distill3d.train.loggers import refuse_absent
 from distill3d.train.loop import RunOptions, TrainingStep
 from distill3d.train.recipe import DatasetConfig, Recipe, StageConfig, SurroundDatasetConfig
+from distill3d.train.rigs import refuse_other_number
 from distill3d.train.schedules import build_optimiser
 from distill3d.train.sources import Source, source_of
 
@@ -144,6 +145,8 @@ def _check_networks(recipe: Recipe, stages: Sequence[StageConfig]) -> list[Stage
         for stage in stages:
             _refuse_without_weights(stage)
             _refuse_other_classes(recipe, stage)
+            if isinstance(recipe.dataset, SurroundDatasetConfig):
+                refuse_other_number(stage.name, stage.detector, recipe.dataset.cameras)
             build_optimiser(_untrained_step(recipe, stage), stage.schedule)
     return [stage for stage in stages if stage.method is not None and stage.teachers]
 
@@ -292,8 +295,9 @@ class _Looked:
         for folder, (data, rows) in self.surround.items():
             tables, chosen, columns = data.tables, sorted(rows), data.config.scan_columns
             paths = [*sorted(folder.glob("*.json")), *(tables.file(row) for row in chosen)]
-            look = partial(_surround_sentences, tables, chosen, columns)
-            problems += self._verdict(folder, paths, look, columns)
+            rig = data.config.cameras
+            look = partial(_surround_sentences, tables, chosen, columns, rig)
+            problems += self._verdict(folder, paths, look, columns, rig)
         if problems:
             layout = "kitti" if isinstance(recipe.dataset, DatasetConfig) else "nuscenes"
             more = f" (and {len(problems) - NAMED} more)" if len(problems) > NAMED else ""
@@ -368,8 +372,8 @@ def _sentence(look: Any) -> Iterator[str]:
         yield str(error)
 
 
-def _surround_sentences(tables: Any, rows: list[int], scan_columns: int) -> Iterator[str]:
-    yield from map(str, table_faults(tables))
+def _surround_sentences(tables: Any, rows: list[int], scan_columns: int, rig: tuple[str, ...]) -> Iterator[str]:
+    yield from map(str, table_faults(tables, rig))
     yield from map(str, file_faults(tables, rows, scan_columns, quick=True))
 
 

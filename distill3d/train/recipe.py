@@ -13,7 +13,7 @@ from distill3d.data.augment.image import AugmentConfig, Placement
 from distill3d.data.augment.lidar import LidarAugmentConfig
 from distill3d.data.augment.surround import BevAugmentConfig, ImageAugmentConfig
 from distill3d.data.kitti.scans import VELODYNE_COLUMNS
-from distill3d.data.nuscenes.dataset import SCAN_COLUMNS, EgoFrame, SweepConfig
+from distill3d.data.nuscenes.dataset import CAMERAS, SCAN_COLUMNS, EgoFrame, SweepConfig, refuse_no_rig
 from distill3d.data.scans import ScanColumns
 from distill3d.distill import methods
 from distill3d.distill.methods import method_name, objects_rule, unlabelled_use
@@ -77,6 +77,8 @@ class SurroundDatasetConfig:
     eval_split: str = "val"
     select_split: str | None = None  # for ``keep="best"``; never the split that is reported
     classes: tuple[str, ...] = NUSCENES_CLASSES  # that are trained and evaluated; fewer are no official evaluation
+    #: The rig: camera sensors of the tables, one or more, in the order in which networks are given their pictures.
+    cameras: tuple[str, ...] = added(CAMERAS)
     canvas: tuple[CanvasSide, CanvasSide] = (704, 256)  # (width, height) px
     past: tuple[FramesBack, ...] = ()  # earlier key frames that cameras see, counted back
     missing_past: Literal["nearest", "current"] = "nearest"
@@ -84,6 +86,10 @@ class SurroundDatasetConfig:
     scan_columns: ScanColumns = added(SCAN_COLUMNS)  # float32 of each point of the scans' files
     ego_frame: EgoFrame = "mean_camera"
     in_memory: bool = False
+
+    def __post_init__(self) -> None:
+        if is_in_range(self):
+            refuse_no_rig(self.cameras)
 
 
 @dataclass(frozen=True)

@@ -279,7 +279,8 @@ class NuScenesSource(Source):
     def card(self, data: NuScenesDataset) -> dict[str, Any]:
         config = data.config
         return {"canvas": list(config.canvas), "classes": list(config.classes), "version": config.version,
-                "past": list(config.past), "ego_frame": config.ego_frame}  # fmt: skip
+                "cameras": list(config.cameras), "past": list(config.past),
+                "ego_frame": config.ego_frame}  # fmt: skip
 
 
 def nuscenes_config(recipe: Recipe, stage: StageConfig, split: str, train: bool) -> NuScenesConfig:
@@ -301,7 +302,7 @@ def nuscenes_config(recipe: Recipe, stage: StageConfig, split: str, train: bool)
 def surround_settings(dataset: SurroundDatasetConfig, inputs: set[str]) -> dict[str, Any]:
     """Settings of ``NuScenesConfig`` by which moments come out for networks that look at ``inputs``."""
     return {
-        "classes": dataset.classes, "canvas": dataset.canvas, "past": dataset.past,
+        "classes": dataset.classes, "cameras": dataset.cameras, "canvas": dataset.canvas, "past": dataset.past,
         "missing_past": dataset.missing_past, "sweeps": dataset.sweeps, "scan_columns": dataset.scan_columns,
         "ego_frame": dataset.ego_frame, "images": bool(inputs & CAMERA_INPUTS),
         "points": bool(inputs & POINT_INPUTS), "depth": bool(inputs & DEPTH_INPUTS),

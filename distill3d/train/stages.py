@@ -39,6 +39,7 @@ from distill3d.train.loop import CONFIG, METRICS, RunOptions, train_stage, write
 from distill3d.train.memory import keep_freed_memory
 from distill3d.train.preflight import check_recipe
 from distill3d.train.recipe import DatasetConfig, Recipe, StageConfig, SurroundDatasetConfig
+from distill3d.train.rigs import refuse_other_rig
 from distill3d.train.sources import source_of
 from distill3d.train.teachers import refuse_overlap
 
@@ -125,6 +126,8 @@ def with_taken(recipe: Recipe, folder: Path) -> Recipe:
             detector, card = load_detector(source)
             require(card, stage.taken_from, "trained_on.frames")
             _refuse_other_frame(recipe, card, stage.taken_from)
+            if isinstance(recipe.dataset, SurroundDatasetConfig):
+                refuse_other_rig(stage.taken_from, detector.config, card, recipe.dataset.cameras)
             moved = source != stage.taken_from
             origin = card.get("taken_from", {}) if moved else {"sha256": weights_sum(source)}
             stage = replace(stage, detector=detector.config, taken_sha256=origin.get("sha256"))

@@ -28,7 +28,6 @@ from torch import Tensor
 from distill3d.boxes import IGNORE, Boxes3D
 from distill3d.camera import Camera
 from distill3d.data.augment.lidar import carry
-from distill3d.data.nuscenes.dataset import CAMERAS
 from distill3d.data.sample import Sample
 from distill3d.errors import UserError
 from distill3d.view.bev_maps import GroundMap, ramp
@@ -149,7 +148,7 @@ def surround_frame(
         raise ValueError("the sample has no pictures")
     views = {
         name: _view(image, key_camera(sample, index), sample.camera_to_ego[0, index].double())
-        for index, (name, image) in enumerate(zip(CAMERAS, sample.images[0], strict=True))
+        for index, (name, image) in enumerate(zip(sample.camera_names, sample.images[0], strict=True))
     }
     stages = {name: BoxSet(boxes, here, found) for name, boxes in moment.sets.items() if name != TRUE}
     points = None if sample.points is None else sample.points[:, :3].double()

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from distill3d.data.nuscenes.dataset import CAMERAS
 from distill3d.evaluate.nuscenes import OFFICIAL, TP_ERRORS
 from distill3d.view.charts import Chart
 from distill3d.view.distance import LEAST_SCORE
@@ -28,7 +29,7 @@ from distill3d.view.pieces import (
 )
 from distill3d.view.records import BestOfReported, MetricsLine
 from distill3d.view.runs import Stage
-from distill3d.view.surround_gallery import moments, pictured, pictured_moment, trained_classes
+from distill3d.view.surround_gallery import camera_name, moments, pictured, pictured_moment, trained_classes
 
 #: The data that the benchmark's public numbers are of: version and split.
 BENCHMARK = ("v1.0-trainval", "val")
@@ -110,7 +111,7 @@ def _words(name: str) -> str:
 
 
 class SurroundKind(Kind):
-    """Six cameras or a LiDAR around a vehicle, nuScenes' metric."""
+    """Cameras or a LiDAR around a vehicle, nuScenes' metric."""
 
     template = "surround.html"
 
@@ -123,6 +124,7 @@ class SurroundKind(Kind):
         return {
             "Version": shared([data.get("version") for data in datasets]),
             "Classes": shared([", ".join(map(_words, data.get("classes") or ())) or None for data in datasets]),
+            "Cameras": shared([", ".join(map(camera_name, data.get("cameras") or CAMERAS)) for data in datasets]),
             "Earlier key frames": shared([", ".join(map(str, p)) or "none" for p in past if p is not None]),
             "LiDAR scans": shared([(data.get("sweeps") or {}).get("scans") for data in datasets]),
         }

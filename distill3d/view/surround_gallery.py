@@ -90,7 +90,7 @@ def open_dataset(stage: Stage) -> NuScenesDataset:
     root, version, split, classes, canvas = stage.named_in_recipe("root", "version", "eval_split", "classes", "canvas")
     config = NuScenesConfig(
         root=Path(root), version=version, split=split, classes=tuple(classes), canvas=tuple(canvas), points=True,
-        sweeps=ONE_SCAN,
+        cameras=tuple(dataset.get("cameras") or CAMERAS), sweeps=ONE_SCAN,
         ego_frame=dataset.get("ego_frame", NuScenesConfig.ego_frame), nan_velocity="keep",
         in_memory=bool(dataset.get("in_memory")),
     )  # fmt: skip
@@ -261,7 +261,8 @@ def _reach(sets: Sequence[Boxes3D]) -> float:
 
 @dataclass(frozen=True)
 class MomentFigure:
-    """A moment as a page shows it: the cameras in two rows of three as they look, below them the view from above."""
+    """A moment as a page shows it: the cameras in rows of three, nuScenes' six as they look, below them the view from
+    above."""
 
     title: str
     reason: str
@@ -274,7 +275,8 @@ def pictured_moment(moment: Moment, parts: dict[str, Shown]) -> MomentFigure:
     """The pictures of a moment, and how many boxes of each class every part has; classes that none has are left out."""
     of_part, title = colours(parts), moment.title
     drawn = {part: moment.sets[part] for part in (TRUE, *pictured(parts))}
-    panels = dict(zip(map(_camera_name, CAMERAS), camera_panels(moment.sample, drawn, of_part), strict=True))
+    names = map(camera_name, moment.sample.camera_names)
+    panels = dict(zip(names, camera_panels(moment.sample, drawn, of_part), strict=True))
     above = ground_view(moment.sample.points, moment.sets, of_part).quantize(BIRD_COLOURS)
     counts = {name: [counts.get(name, 0) for counts in moment.counts.values()] for name in CLASSES}
     return MomentFigure(
@@ -285,6 +287,6 @@ def pictured_moment(moment: Moment, parts: dict[str, Shown]) -> MomentFigure:
     )  # fmt: skip
 
 
-def _camera_name(channel: str) -> str:
+def camera_name(channel: str) -> str:
     """CAM_FRONT_LEFT as "front left"."""
     return channel.removeprefix("CAM_").replace("_", " ").lower()

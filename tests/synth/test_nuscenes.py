@@ -228,7 +228,7 @@ def test_readings_belong_to_the_sample_that_follows(database: Database) -> None:
         assert len(sweeps) == (per_key if sample["prev"] else 1)
         assert max(d["timestamp"] for d in sweeps) == sample["timestamp"]
         keys = {database.channel(d): d for d in data if d["is_key_frame"]}
-        assert set(keys) == set(surround_rig.MODALITIES)
+        assert set(keys) == set(surround_rig.modalities(SurroundStreetConfig()))
         lags = {c: sample["timestamp"] - d["timestamp"] for c, d in keys.items()}
         order = ("CAM_FRONT_LEFT", "CAM_FRONT", "CAM_FRONT_RIGHT", "CAM_BACK_RIGHT", "CAM_BACK", "CAM_BACK_LEFT")
         assert sorted(order, key=lags.__getitem__, reverse=True) == list(order)

@@ -11,7 +11,14 @@ import numpy as np
 
 from distill3d.boxes import NUSCENES_ATTRIBUTES, NUSCENES_CLASSES
 from distill3d.camera import Camera, misfit
-from distill3d.data.nuscenes.dataset import CLASS_OF_CATEGORY, OTHER_CATEGORIES, SCAN_COLUMNS
+from distill3d.data.nuscenes.dataset import (
+    CAMERAS,
+    CLASS_OF_CATEGORY,
+    OTHER_CATEGORIES,
+    SCAN_COLUMNS,
+    refuse_no_rig,
+    unknown_cameras,
+)
 from distill3d.data.nuscenes.json_columns import RecordFault
 from distill3d.data.nuscenes.tables import (
     ANNOTATION,
@@ -28,7 +35,9 @@ from distill3d.data.scans import glance_at_rows, read_rows
 from distill3d.errors import UserError
 
 
-def check_nuscenes(root: Path, scan_columns: int = SCAN_COLUMNS) -> list[RecordFault]:
+def check_nuscenes(
+    root: Path, scan_columns: int = SCAN_COLUMNS, cameras: Sequence[str] | None = None
+) -> list[RecordFault]:
     """All problems of a data set in nuScenes' layout; empty where it is sound.
 
     Every version's folder of tables is checked, and the files that they name: those of key frames are read, of those
@@ -37,23 +46,55 @@ def check_nuscenes(root: Path, scan_columns: int = SCAN_COLUMNS) -> list[RecordF
     Args:
         root: the folder that holds ``samples`` and the versions' folders.
         scan_columns: of the scans' files.
+        cameras: the rig, whose cameras every version must have, and those alone are looked at; by default all there
+            are.
 
     Raises:
-        UserError: the folder is absent.
+        UserError: the folder is absent, or no rig has such cameras.
     """
+    if cameras is not None:
+        refuse_no_rig(cameras)
     if not os.path.isdir(root):
         raise UserError(f"{root}: no such folder")
     versions = _versions(root)
     if not versions:
         return [RecordFault(root, None, "holds no folder of nuScenes' tables (v1.0-trainval, v1.0-mini, ...)")]
-    return [fault for folder in versions for fault in _version_faults(folder, scan_columns)]
+    return [fault for folder in versions for fault in _version_faults(folder, scan_columns, cameras)]
+
+
+def nuscenes_cameras(root: Path) -> Iterator[str]:
+    """Which cameras each version has whose tables can be read, whatever is wrong with it."""
+    for folder in _versions(root):
+        tables, _ = read_tables(folder)
+        if tables is not None:
+            yield from _camera_lines(tables)
+
+
+def _camera_lines(t: Tables) -> Iterator[str]:
+    """A line of a version's cameras, with the size of their pictures and in how many samples they are; another where
+    these are not nuScenes' own."""
+    yield f"{t.folder.name}: cameras: {', '.join(_described_cameras(t)) or 'none'}"
+    if t.cameras and not set(CAMERAS) <= set(t.cameras):
+        yield f"{t.folder.name}: not nuScenes' six: train with --dataset.cameras {' '.join(t.cameras)}"
+
+
+def _described_cameras(t: Tables) -> Iterator[str]:
+    data, channel = t.sample_data, _channels_of_data(t)
+    for name in t.cameras:
+        own = channel == t.channels.index(name)
+        samples = len(np.unique(data.sample[own & data.is_key_frame & (data.sample != NONE)]))
+        sizes = np.unique(np.stack((data.width, data.height), 1)[own].astype(np.int64), axis=0).tolist()
+        pictures = " and ".join(f"{width} x {height} px" for width, height in sizes) or "no pictures"
+        yield f"{name} ({pictures}, in {samples} of {len(t.samples)} samples)"
 
 
 def nuscenes_contents(root: Path) -> Iterator[str]:
-    """A line for each class of a sound data set and version: how many objects there are, and how many of them hold
-    points; a warning for categories with objects that nuScenes does not have."""
+    """Of each version of a sound data set its cameras, and a line for each class: how many objects there are, and how
+    many of them hold points; a warning for categories with objects that nuScenes does not have."""
     for folder in _versions(root):
         tables, _ = read_tables(folder)
+        if tables is not None:
+            yield from _camera_lines(tables)
         if tables is None or not tables.annotated:
             yield f"{folder.name}: no annotations"
             continue
@@ -94,18 +135,33 @@ def _versions(root: Path) -> list[Path]:
     return [f for f in sorted(root.iterdir()) if f.is_dir() and any(table_file(f, t).is_file() for t in REQUIRED)]
 
 
-def _version_faults(folder: Path, scan_columns: int) -> Iterator[RecordFault]:
+def _version_faults(folder: Path, scan_columns: int, cameras: Sequence[str] | None) -> Iterator[RecordFault]:
     tables, faults = read_tables(folder)
     yield from faults
     if tables is not None:
-        yield from table_faults(tables)
-        yield from file_faults(tables, range(len(tables.sample_data)), scan_columns)
+        unknown = None if cameras is None else unknown_cameras(tables, cameras)
+        if unknown is not None:
+            yield RecordFault(table_file(folder, "sensor"), None, unknown)
+        yield from table_faults(tables, cameras)
+        left_out = np.append(~_looked_at(tables, cameras), False)[_channels_of_data(tables)]
+        yield from file_faults(tables, np.flatnonzero(~left_out).tolist(), scan_columns)
 
 
-def table_faults(tables: Tables) -> Iterator[RecordFault]:
-    """What is wrong between the records of tables that could be read."""
-    for check in (_scene_faults, _sample_faults, _sample_data_faults, _calibration_faults, _annotation_faults):
-        yield from check(tables)
+def table_faults(tables: Tables, cameras: Sequence[str] | None = None) -> Iterator[RecordFault]:
+    """What is wrong between the records of tables that could be read; of cameras outside the rig ``cameras`` their
+    calibration, and where they lack pictures, are nobody's concern."""
+    looked_at = _looked_at(tables, cameras)
+    yield from _scene_faults(tables)
+    yield from _sample_faults(tables, looked_at, cameras or ())
+    yield from _sample_data_faults(tables, looked_at)
+    yield from _calibration_faults(tables, looked_at)
+    yield from _annotation_faults(tables)
+
+
+def _looked_at(t: Tables, cameras: Sequence[str] | None) -> np.ndarray:
+    """Of each channel, whether it is of the rig, or no camera; all where there is no rig."""
+    outside = set() if cameras is None else set(t.cameras) - set(cameras)
+    return np.array([channel not in outside for channel in t.channels], bool)
 
 
 def _scene_faults(t: Tables) -> Iterator[RecordFault]:
@@ -120,7 +176,7 @@ def _scene_faults(t: Tables) -> Iterator[RecordFault]:
     )  # fmt: skip
 
 
-def _sample_faults(t: Tables) -> Iterator[RecordFault]:
+def _sample_faults(t: Tables, looked_at: np.ndarray, rig: Sequence[str]) -> Iterator[RecordFault]:
     path, samples, data = table_file(t.folder, "sample"), t.samples, t.sample_data
     yield from _link_faults(path, samples.token, samples.prev, samples.next, samples.timestamp, samples.scene, "scene")
     follows = np.append(samples.scene[1:] == samples.scene[:-1], False)
@@ -132,27 +188,32 @@ def _sample_faults(t: Tables) -> Iterator[RecordFault]:
     channel = t.calibrated_sensors.channel[data.calibrated_sensor[known]]
     count = np.zeros((len(samples), len(t.channels)), np.int64)
     np.add.at(count, (data.sample[known][channel != NONE], channel[channel != NONE]), 1)
-    for name, of_channel in zip(t.channels, count.T, strict=True):
-        if of_channel.any():
+    for name, of_channel, looked in zip(t.channels, count.T, looked_at, strict=True):
+        if looked and (of_channel.any() or name in rig):
             none, several = np.flatnonzero(of_channel == 0), np.flatnonzero(of_channel > 1)
             yield from listed(path, samples.token, none, lambda r, n=name: f"has no key frame of {n}")
             yield from listed(path, samples.token, several, lambda r, n=name: f"has more than one key frame of {n}")
 
 
-def _sample_data_faults(t: Tables) -> Iterator[RecordFault]:
+def _sample_data_faults(t: Tables, looked_at: np.ndarray) -> Iterator[RecordFault]:
     path, data = table_file(t.folder, "sample_data"), t.sample_data
     channel = _channels_of_data(t)
     yield from _link_faults(path, data.token, data.prev, data.next, data.timestamp, channel, "sensor")
-    camera = np.array([m == "camera" for m in t.modalities] + [False])[channel]
+    camera = _is_camera(t, looked_at)[channel]
     flat = np.flatnonzero(camera & ((data.width <= 0) | (data.height <= 0)))
     yield from listed(
         path, data.token, flat, lambda r: f"is {data.width[r]} x {data.height[r]} px, expected the size of an image"
     )
 
 
-def _calibration_faults(t: Tables) -> Iterator[RecordFault]:
+def _is_camera(t: Tables, looked_at: np.ndarray) -> np.ndarray:
+    """Of each channel, whether it is a camera that is looked at; the last, False, is NONE's."""
+    return np.append(looked_at & np.array([m == "camera" for m in t.modalities], bool), False)
+
+
+def _calibration_faults(t: Tables, looked_at: np.ndarray) -> Iterator[RecordFault]:
     path, sensors = table_file(t.folder, "calibrated_sensor"), t.calibrated_sensors
-    camera = np.array([m == "camera" for m in t.modalities] + [False])[sensors.channel]
+    camera = _is_camera(t, looked_at)[sensors.channel]
     focal = sensors.camera_intrinsic[:, (0, 1), (0, 1)]
     blind = np.flatnonzero(camera & ~(focal > 0).all(-1))  # NaN where there is no matrix
     yield from listed(path, sensors.token, blind, lambda r: "camera_intrinsic has no positive focal lengths")

@@ -46,7 +46,8 @@ from distill3d.errors import UserError
 from distill3d.instances import FOLDER, STEP, mask_file
 from distill3d.settings import Between, Count, FramesBack, Length, Number, Pixels, check_settings, is_in_range
 
-#: The cameras in the order of the field's code (BEVDepth bevdepth/exps/nuscenes/base_exp.py).
+#: nuScenes' cameras in the order of the field's code (BEVDepth bevdepth/exps/nuscenes/base_exp.py): the rig of data
+#: sets that name no other.
 CAMERAS = ("CAM_FRONT_LEFT", "CAM_FRONT", "CAM_FRONT_RIGHT", "CAM_BACK_LEFT", "CAM_BACK", "CAM_BACK_RIGHT")
 LIDAR = "LIDAR_TOP"
 #: Pillow's names of grey pictures of 16 bits.
@@ -131,13 +132,16 @@ class NuScenesConfig:
     Augmentations are drawn only where ``get`` is given a generator.
 
     Raises:
-        UserError: a class is none of nuScenes', or earlier key frames are out of order.
+        UserError: a class is none of nuScenes', a camera is named twice or none is, or earlier key frames are out of
+            order.
     """
 
     root: Path
     version: str = "v1.0-trainval"  # the tables' folder
     split: str = "train"  # a file <root>/splits/<split>.txt, or else an official split
     classes: tuple[str, ...] = NUSCENES_CLASSES  # objects of others are left out
+    #: The rig: camera sensors of the tables, one or more, in the order in which their pictures come out.
+    cameras: tuple[str, ...] = CAMERAS
     canvas: tuple[Pixels, Pixels] = (704, 256)  # (width, height) px of the pictures that come out
     #: Earlier key frames, counted back from the key frame (every 0.5 s).  BEVDepth: (1,); LabelDistill: (2, 4) or
     #: (2, 4, 6, 8).
@@ -151,8 +155,9 @@ class NuScenesConfig:
     instances: bool = False  # masks of single things in the key frame's pictures, see distill3d/instances.py
     sweeps: SweepConfig = field(default_factory=SweepConfig)  # of ``points``
     scan_columns: ScanColumns = SCAN_COLUMNS  # float32 of each point of the scans' files
-    #: What counts as the ego frame: the vehicle's at the key frame, in the mean over the cameras' exposures (BEVDepth)
-    #: or at the key scan, or the LiDAR's own at the key scan, x to the right and y ahead (mmdetection3d, det3d).
+    #: What counts as the ego frame: the vehicle's at the key frame, in the mean over the exposures of ``cameras``
+    #: (BEVDepth) or at the key scan, or the LiDAR's own at the key scan, x to the right and y ahead (mmdetection3d,
+    #: det3d).
     ego_frame: EgoFrame = "mean_camera"
     #: ``neglected``: every camera's own pose at its key exposure stands for the key ego frame, as the released code of
     #: BEVDepth has it; pictures and objects are then up to half a metre apart.
@@ -172,12 +177,36 @@ class NuScenesConfig:
         unknown = [name for name in self.classes if name not in NUSCENES_CLASSES]
         if unknown or not self.classes:
             raise UserError(f"classes are {self.classes}, expected some of {', '.join(NUSCENES_CLASSES)}")
+        refuse_no_rig(self.cameras)
         if list(self.past) != sorted(set(self.past)):
             raise UserError(f"past is {self.past}, expected key frames back in ascending order, e.g. (2, 4)")
         if self.camera_motion == "neglected" and self.ego_frame == "lidar_sensor":
             raise UserError(
                 "camera_motion is 'neglected', which takes the vehicle's poses: no ego_frame 'lidar_sensor'"
             )
+
+
+# -------------------------------------------------------------------------------------------------------------- the rig
+
+
+def refuse_no_rig(cameras: Sequence[str]) -> None:
+    """What is wrong with the names of a rig's cameras, whatever the tables have.
+
+    Raises:
+        UserError: there is none, or one stands there twice.
+    """
+    if not cameras:
+        raise UserError(f"cameras is empty, expected camera sensors of the tables, as {', '.join(CAMERAS)}")
+    twice = sorted({name for name in cameras if list(cameras).count(name) > 1})
+    if twice:
+        raise UserError(f"cameras names {', '.join(twice)} more than once: {', '.join(cameras)}")
+
+
+def unknown_cameras(tables: Tables, cameras: Sequence[str]) -> str | None:
+    """What is to be said of a rig of which the tables do not know all cameras; None where they do."""
+    lacking = [name for name in cameras if name not in tables.cameras]
+    there = ", ".join(tables.cameras) or "none"
+    return f"has no camera {', '.join(lacking)}, those there are: {there}" if lacking else None
 
 
 # ------------------------------------------------------------------------------------------------------------- geometry
@@ -374,13 +403,17 @@ class NuScenesDataset:
     """Moments of nuScenes as ``SurroundSample``; labels index ``config.classes``.
 
     Raises:
-        UserError: a table or the split is absent or malformed, or (when a sample is read) one of its files is.
+        UserError: a table or the split is absent or malformed, the tables lack a camera of the rig, or (when a sample
+            is read) one of its files is absent or malformed.
     """
 
     def __init__(self, config: NuScenesConfig) -> None:
         check_settings(config)
         self.config, self.root, self.classes = config, Path(config.root), config.classes
         self.tables = load_tables(self.root, config.version, cache=not config.in_memory)
+        unknown = unknown_cameras(self.tables, config.cameras)
+        if unknown is not None:
+            raise UserError(f"{self._table('sensor')}: {unknown}: name the rig's with `cameras`")
         self._samples = split_samples(self.tables, self.root, config.split)
         self.frame_ids = [self.tables.sample_token(sample) for sample in self._samples]
         self._pictures: dict[int, Image.Image] = {}
@@ -402,7 +435,7 @@ class NuScenesDataset:
         """Sample ``index``; augmented only with both a generator and a setting that asks for it."""
         config, sample = self.config, self._samples[index]
         frames = [sample, *past_samples(self.tables, sample, config.past, config.missing_past)]
-        cameras = [self._key_data(frame, CAMERAS) for frame in frames]
+        cameras = [self._key_data(frame, config.cameras) for frame in frames]
         ego_to_global = self._ego_to_global(sample)
         intrinsics, camera_to_ego = self._cameras(cameras, ego_to_global)
 
@@ -420,6 +453,7 @@ class NuScenesDataset:
             image_affine=torch.stack([placement.matrix for placement in placements]),
             bev_affine=motion.matrix,
             ego_to_global=ego_to_global,
+            cameras=config.cameras,
             images=self._images(cameras, placements) if config.images else None,
             objects=self._objects(sample, ego_to_global, motion),
             depth=self._depth(sample, cameras[0], intrinsics[0], placements) if config.depth else None,
@@ -457,7 +491,7 @@ class NuScenesDataset:
         for sample in self._samples:
             frames = [sample, *past_samples(self.tables, sample, config.past, config.missing_past)]
             if config.images:
-                rows.update(row for frame in frames for row in self._key_data(frame, CAMERAS))
+                rows.update(row for frame in frames for row in self._key_data(frame, config.cameras))
             if config.points or config.depth:
                 (key,) = self._key_data(sample, (LIDAR,))
                 rows.update(sweep_rows(self.tables, key, config.sweeps) if config.points else (key,))
@@ -516,7 +550,7 @@ class NuScenesDataset:
     def _ego_to_global(self, sample: int) -> Float[Tensor, "4 4"]:
         if self.config.ego_frame == "lidar_sensor":
             return torch.from_numpy(self._sensor_to_global(*self._key_data(sample, (LIDAR,))))
-        rows = self._key_data(sample, (LIDAR,) if self.config.ego_frame == "lidar" else CAMERAS)
+        rows = self._key_data(sample, (LIDAR,) if self.config.ego_frame == "lidar" else self.config.cameras)
         moments, poses = self.tables.sample_data.ego_pose[rows], self.tables.ego_poses
         return torch.from_numpy(mean_pose(poses.translation[moments], poses.rotation[moments]))
 

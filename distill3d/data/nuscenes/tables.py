@@ -159,6 +159,11 @@ class Tables:
         """Whether the version has any annotation; a test split has none."""
         return len(self.annotations) > 0
 
+    @property
+    def cameras(self) -> tuple[str, ...]:
+        """Names of the camera sensors."""
+        return tuple(name for name, kind in zip(self.channels, self.modalities, strict=True) if kind == "camera")
+
     def sample_row(self, token: str) -> int:
         """The row of a sample.
 
