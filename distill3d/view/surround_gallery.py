@@ -116,7 +116,7 @@ class Drives:
         self.tokens = [token for token in self.dataset.frame_ids if all(token in one for one in present)]
         if not self.tokens:
             raise UserError(f"no sample of {first.run} has predictions of every part and lies in its split")
-        self._found = {name: _of_samples(one, self.tokens, least_score) for name, one in submissions.items()}
+        self._found = {name: of_samples(one, self.tokens, least_score) for name, one in submissions.items()}
 
     def telling(self, compared: tuple[str, str] | None, count: int) -> list[Choice]:
         """At most ``count`` samples, chosen by ``choose_frames``; ``compared`` names a baseline and a student among
@@ -137,11 +137,11 @@ class Drives:
         labelled = Boxes3D.empty("ego") if sample.objects is None else sample.objects.boxes
         known = torch.tensor([name in self.classes for name in dataset.classes])
         sets = {TRUE: labelled[known[labelled.label]]}
-        counts = {TRUE: _counts(sets[TRUE], dataset.classes)}
+        counts = {TRUE: class_counts(sets[TRUE], dataset.classes)}
         to_ego = torch.linalg.inv(sample.ego_to_global)
         for name, boxes in self._found.items():
-            sets[name] = carry_boxes(_boxes(boxes[boxes.sample == choice.index]), to_ego, "ego")
-            counts[name] = _counts(sets[name], CLASSES)
+            sets[name] = carry_boxes(global_boxes(boxes[boxes.sample == choice.index]), to_ego, "ego")
+            counts[name] = class_counts(sets[name], CLASSES)
         tables = dataset.tables
         row = tables.sample_row(token)
         scene = int(tables.samples.scene[row])
@@ -160,7 +160,7 @@ def moments(parts: dict[str, Shown], classes: Sequence[str], count: int) -> Iter
     yield from map(drives.moment, drives.telling(rivals(parts), count))
 
 
-def _of_samples(boxes: DetectionBoxes, tokens: Sequence[str], least_score: float) -> DetectionBoxes:
+def of_samples(boxes: DetectionBoxes, tokens: Sequence[str], least_score: float) -> DetectionBoxes:
     """The boxes at least as sure as ``least_score``, of the named samples and numbered as these are."""
     number = {token: index for index, token in enumerate(tokens)}
     renumbered = np.array([number.get(token, -1) for token in boxes.samples])[boxes.sample]
@@ -185,7 +185,7 @@ def _position_errors(objects: DetectionBoxes, found: DetectionBoxes) -> Float[np
     return frame_errors(objects.sample, offset, len(objects.samples))
 
 
-def _boxes(found: DetectionBoxes) -> Boxes3D:
+def global_boxes(found: DetectionBoxes) -> Boxes3D:
     """Global boxes; labels index the official ten classes."""
     return Boxes3D(
         torch.from_numpy(found.translation), torch.from_numpy(found.wlh[:, [1, 0, 2]].copy()),
@@ -194,7 +194,7 @@ def _boxes(found: DetectionBoxes) -> Boxes3D:
     )  # fmt: skip
 
 
-def _counts(boxes: Boxes3D, classes: Sequence[str]) -> dict[str, int]:
+def class_counts(boxes: Boxes3D, classes: Sequence[str]) -> dict[str, int]:
     return {name: int((boxes.label == label).sum()) for label, name in enumerate(classes)}
 
 
