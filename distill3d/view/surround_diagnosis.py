@@ -153,7 +153,8 @@ def _number(value: float, digits: int = DIGITS) -> str:
 
 
 def _signed(value: float, digits: int = DIGITS) -> str:
-    return f"{value + 0.0:+.{digits}f}".replace("-", MINUS)
+    rounded = round(value, digits)
+    return f"{rounded:+.{digits}f}".replace("-", MINUS) if rounded else f"{0:.{digits}f}"
 
 
 def _toned(text: str, gain: float, **more: Any) -> Cell:

@@ -5,15 +5,26 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
+import yaml
+from drives import small_surround_preset, write_drives
 from html_page import Page
-from surround_run import CLASSES, open_drive
+from made_up_runs import made_up_run
+from surround_run import CLASSES, open_drive, write_predictions
 
+from distill3d.answers import depth_log_scales
 from distill3d.diagnose import Diagnosis, diagnose
+from distill3d.diagnosed import SurroundWork
+from distill3d.distill.methods import method_name
 from distill3d.errors import UserError
 from distill3d.evaluate.nuscenes import filtered, ground_truth
 from distill3d.evaluate.surround_fields import SURROUND_FIELDS
 from distill3d.evaluate.transfer import OUTCOMES
+from distill3d.settings import to_plain
+from distill3d.view.runs import read_runs
+from distill3d.view.surround_diagnosis import in_ego
 
 
 @pytest.fixture(scope="module")
@@ -113,3 +124,74 @@ def test_kinds_of_runs_do_not_mix(surround_original: Path, make_run: Callable[..
         ) as refused:
             diagnose(run, baseline=str(other), out=tmp_path / "page.html")
         assert "\n" not in str(refused.value) and not (tmp_path / "page.html").exists()
+
+
+# --------------------------------------------------------------------------------------------------------- the networks
+
+#: Metres by which each stage of the run with networks misses every object.
+MISSES = {"teacher": 0.1, "baseline": 1.2, "assistant": 0.3, "monotakd": 0.5, "monostl": 1.4}
+
+
+@pytest.fixture(scope="module")
+def networked(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of MonoTAKD and MonoSTL with untrained networks, whose results are made up."""
+    folder = tmp_path_factory.mktemp("networked")
+    root = write_drives(folder / "drives")
+    recipe = small_surround_preset("tiny_surround", root)
+    drive = open_drive(root, images=False)
+    for stage in recipe.stages:
+        path = made_up_run(
+            folder / "runs", recipe, stage.name, teachers=list(stage.teachers),
+            method=None if stage.method is None else method_name(stage.method), method_config=to_plain(stage.method),
+        )  # fmt: skip
+        (path / "config.yaml").write_text(yaml.safe_dump(to_plain(stage)))
+        (path / "metrics.jsonl").write_text("")
+        if stage.name in MISSES:
+            (path / "predictions").mkdir()
+            write_predictions(path, drive, MISSES[stage.name], found=1)
+    return folder / "runs" / recipe.name
+
+
+@pytest.fixture(scope="module")
+def with_networks(networked: Path) -> Diagnosis:
+    return diagnose(networked, device="cpu")
+
+
+def test_maps_of_the_ground(with_networks: Diagnosis) -> None:
+    told = json.loads(with_networks.files[1].read_text())["students"]
+    assert [one["frame"] for one in told["monotakd"]["bev_maps"]] == [s.token for s in with_networks.sections[0].seen]
+    assert told["monostl"]["bev_maps"] is None  # compares no maps
+    for one in with_networks.sections:
+        for moment in one.seen:
+            parts = {(seen.part, seen.name) for seen in moment.panels}
+            assert {(part, "heatmap") for part in ("baseline", "student", "teacher")} <= parts
+            assert all(np.isfinite(seen.ground.values).all() for seen in moment.panels)
+    page = Page(with_networks.files[0].read_text(encoding="utf-8"))
+    page.assert_self_contained()
+    for words in ("What they see of the ground", "probability of a centre", "Maps of the ground", "the LiDAR scan"):
+        assert words in page.text
+    assert "left out" not in with_networks.text() and "no maps" not in with_networks.text()
+
+
+def test_uncertainty_is_that_of_each_object(networked: Path) -> None:
+    """Asked of the baseline, a BEVDepth, which says how unsure it is of what a camera sees."""
+    stages = {stage.name: stage for stage in read_runs([networked])}
+    work = SurroundWork(stages["baseline"], stages["monotakd"], 0.02)
+    dataset, objects = work.dataset, work.objects
+    by_sample = depth_log_scales(stages["baseline"], dataset.frame_ids, torch.device("cpu"))
+    values, problem = work.log_scale(stages["baseline"], torch.device("cpu"))
+    assert values is not None and problem == "" and np.isfinite(values).any() and len(values) == len(objects)
+    for index, token in enumerate(dataset.frame_ids):
+        known = dataset.get(index).objects
+        assert known is not None and not np.isfinite(by_sample[token][len(known) :]).any()
+        said = by_sample[token][: len(known)]
+        centres = known.boxes.centre.double().numpy()
+        here = objects.frame == index
+        ours = in_ego(objects.boxes[here], dataset, token).centre.numpy()
+        nearest = np.linalg.norm(ours[:, None] - centres[None], axis=-1).argmin(axis=1)
+        np.testing.assert_array_equal(values[here], said[nearest])
+
+
+def test_what_networks_do_not_say_is_said(with_networks: Diagnosis) -> None:
+    assert "centerpoint predicts no uncertainty of depth" in with_networks.text()
+    assert "bevdepth predicts no uncertainty of depth" in with_networks.text()  # the assistant, which sees the depth
