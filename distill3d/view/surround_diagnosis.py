@@ -122,6 +122,7 @@ def _words(name: str) -> str:
 def _content(one: SurroundSection, dataset: NuScenesDataset) -> dict[str, Any]:
     """What the template asks for of one student beside what every template asks for."""
     figures, problem = [], ""
+    seen, dark = _maps(one, dataset)
     try:
         figures = _figures(one, dataset)
     except (UserError, OSError) as error:
@@ -140,7 +141,8 @@ def _content(one: SurroundSection, dataset: NuScenesDataset) -> dict[str, Any]:
         "no_pictures": problem,
         "drawn": [_named(one, part) for part in drawn] if len(drawn) < len(one.parts) else [],
         "colours": {part: LOOKS[part].colour for part in (TRUE, *one.parts)},
-        "seen": _maps(one, dataset),
+        "seen": seen,
+        "dark": dark,
     }  # fmt: skip
 
 
@@ -336,27 +338,35 @@ class SeenFigure:
 
     title: str
     reason: str
-    panels: list[tuple[str, str, Photo]]  # whose, what, picture
+    rows: list[list[tuple[str, str, Photo]]]  # probabilities of all parts, then their maps: whose, what, picture
 
 
-def _maps(one: SurroundSection, dataset: NuScenesDataset) -> list[SeenFigure]:
-    """Each part's maps in the moments that tell most; a map's scale is that of all moments."""
-    ends: dict[tuple[str, str], float] = {}
+def _maps(one: SurroundSection, dataset: NuScenesDataset) -> tuple[list[SeenFigure], list[str]]:
+    """Each part's maps in the moments that tell most, and a sentence for each that is dark everywhere.
+
+    A map's scale is that of all moments.
+    """
+    cells: dict[tuple[str, str], list[np.ndarray]] = {}
     for seen in (panel for moment in one.seen for panel in moment.panels):
-        key = (seen.part, seen.name)
-        if key not in ends:
-            cells = [p.ground.values.ravel() for m in one.seen for p in m.panels if (p.part, p.name) == key]
-            ends[key] = 1.0 if seen.name == HEAT else end_of_scale(np.concatenate(cells))[0]
+        cells.setdefault((seen.part, seen.name), []).append(seen.ground.values.ravel())
+    ends = {
+        (part, name): 1.0 if name == HEAT else end_of_scale(np.concatenate(values))[0]
+        for (part, name), values in cells.items()
+    }
+    dark = [
+        f"{_named(one, part)}: the mean of its map {name} is nowhere above 0, so that it is not drawn."
+        for (part, name), end in ends.items() if end <= 0
+    ]  # fmt: skip
     figures = []
     for moment in one.seen:
-        title, panels = moment_title(dataset, moment.token), []
+        title = moment_title(dataset, moment.token)
+        rows: list[list[tuple[str, str, Photo]]] = [[], []]
         for seen in moment.panels:
-            what = "probability of a centre" if seen.name == HEAT else f"map {seen.name}, mean over its channels"
-            ends_at = ends[seen.part, seen.name]
-            picture = map_picture(seen.ground.values, seen.ground.geometry, moment.outlines, ends_at)
-            alt = f"{title} from above: {seen.part}, {what}"
-            panels.append(
-                (_named(one, seen.part), f"{what}; brightest {ends_at:.2g}", photo(picture.quantize(MAP_COLOURS), alt))
-            )
-        figures.append(SeenFigure(title, moment.reason, panels))
-    return figures
+            end = ends[seen.part, seen.name]
+            if end > 0:
+                what = "probability of a centre" if seen.name == HEAT else f"map {seen.name}, brightest {end:.2g}"
+                picture = map_picture(seen.ground.values, seen.ground.geometry, moment.outlines, end)
+                shown = photo(picture.quantize(MAP_COLOURS), f"{title} from above: {seen.part}, {what}")
+                rows[seen.name != HEAT].append((_named(one, seen.part), what, shown))
+        figures.append(SeenFigure(title, moment.reason, [row for row in rows if row]))
+    return figures, dark
