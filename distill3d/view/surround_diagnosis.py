@@ -47,6 +47,7 @@ from distill3d.view.surround_gallery import (
     MomentFigure,
     class_counts,
     global_boxes,
+    moment_title,
     pictured,
     pictured_moment,
 )
@@ -296,15 +297,6 @@ def _figures(one: SurroundSection, dataset: NuScenesDataset) -> list[ToldMoment]
         figure = pictured_moment(Moment(title, reason, sample, sets, counts), shown)
         figures.append(ToldMoment(figure, "" if index is None else _object_caption(one, dataset, index)))
     return figures
-
-
-def moment_title(dataset: NuScenesDataset, token: str) -> str:
-    """Where in which scene a sample is."""
-    tables = dataset.tables
-    row = tables.sample_row(token)
-    scene = int(tables.samples.scene[row])
-    of_scene = tables.scene_samples(scene)
-    return f"{tables.scene_name(scene)}, key frame {row - of_scene[0] + 1} of {len(of_scene)} (sample {token})"
 
 
 def _object_caption(one: SurroundSection, dataset: NuScenesDataset, index: int) -> str:

@@ -116,7 +116,7 @@ class Drives:
         self.tokens = [token for token in self.dataset.frame_ids if all(token in one for one in present)]
         if not self.tokens:
             raise UserError(f"no sample of {first.run} has predictions of every part and lies in its split")
-        self._found = {name: of_samples(one, self.tokens, least_score) for name, one in submissions.items()}
+        self._found = {name: _of_samples(one, self.tokens, least_score) for name, one in submissions.items()}
 
     def telling(self, compared: tuple[str, str] | None, count: int) -> list[Choice]:
         """At most ``count`` samples, chosen by ``choose_frames``; ``compared`` names a baseline and a student among
@@ -142,12 +142,7 @@ class Drives:
         for name, boxes in self._found.items():
             sets[name] = carry_boxes(global_boxes(boxes[boxes.sample == choice.index]), to_ego, "ego")
             counts[name] = class_counts(sets[name], CLASSES)
-        tables = dataset.tables
-        row = tables.sample_row(token)
-        scene = int(tables.samples.scene[row])
-        of_scene = tables.scene_samples(scene)
-        place = f"{tables.scene_name(scene)}, key frame {row - of_scene[0] + 1} of {len(of_scene)}"
-        return Moment(f"{place} (sample {token})", choice.reason, sample, sets, counts)
+        return Moment(moment_title(dataset, token), choice.reason, sample, sets, counts)
 
 
 def moments(parts: dict[str, Shown], classes: Sequence[str], count: int) -> Iterator[Moment]:
@@ -160,7 +155,16 @@ def moments(parts: dict[str, Shown], classes: Sequence[str], count: int) -> Iter
     yield from map(drives.moment, drives.telling(rivals(parts), count))
 
 
-def of_samples(boxes: DetectionBoxes, tokens: Sequence[str], least_score: float) -> DetectionBoxes:
+def moment_title(dataset: NuScenesDataset, token: str) -> str:
+    """Where in which scene a sample is."""
+    tables = dataset.tables
+    row = tables.sample_row(token)
+    scene = int(tables.samples.scene[row])
+    of_scene = tables.scene_samples(scene)
+    return f"{tables.scene_name(scene)}, key frame {row - of_scene[0] + 1} of {len(of_scene)} (sample {token})"
+
+
+def _of_samples(boxes: DetectionBoxes, tokens: Sequence[str], least_score: float) -> DetectionBoxes:
     """The boxes at least as sure as ``least_score``, of the named samples and numbered as these are."""
     number = {token: index for index, token in enumerate(tokens)}
     renumbered = np.array([number.get(token, -1) for token in boxes.samples])[boxes.sample]
