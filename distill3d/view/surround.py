@@ -7,8 +7,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from distill3d.evaluate.nuscenes import OFFICIAL, TP_ERRORS
+from distill3d.evaluate.nuscenes_boxes import CLASSES
 from distill3d.view.charts import Chart
 from distill3d.view.distance import LEAST_SCORE
+from distill3d.view.distance_section import distance_section
 from distill3d.view.draw import LOOK_AHEAD, RING_STEP
 from distill3d.view.gallery import Gallery, cast, made_gallery
 from distill3d.view.headline import Measure, Measures
@@ -28,7 +30,7 @@ from distill3d.view.pieces import (
 )
 from distill3d.view.records import BestOfReported, MetricsLine
 from distill3d.view.runs import Stage
-from distill3d.view.surround_gallery import moments, pictured, pictured_moment, trained_classes
+from distill3d.view.surround_gallery import Distances, moments, pictured, pictured_moment, trained_classes
 
 #: The data that the benchmark's public numbers are of: version and split.
 BENCHMARK = ("v1.0-trainval", "val")
@@ -154,6 +156,7 @@ class SurroundKind(Kind):
             "notes": _notes(entries),
             "progress": _progress(entries),
             **_precision(entries),
+            **distance_section(entries, Distances([name for name in CLASSES if name in _classes(entries)]).of),
             "gallery": made,
             "pictured": drawn if len(drawn) < len(made.parts) else [],
             "least_score": LEAST_SCORE,

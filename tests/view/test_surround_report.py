@@ -109,6 +109,20 @@ def test_curves_of_every_class_and_stage(surround_original: Path, tmp_path: Path
     assert f"Distilled: labeldistill, epoch 1: {100 * nds:.2f}" in html.split('id="training"')[1]
 
 
+def test_errors_against_distance(surround_original: Path, tmp_path: Path) -> None:
+    """Boxes are the objects moved forward; the baseline leaves out every second."""
+    html, page = report([surround_original], tmp_path)
+    section = html.split('id="distance"')[1].split("</section>")[0]
+    for stage, miss in (("Teacher", 0.1), ("Baseline", 1.2)):
+        found = re.findall(rf"<title>{stage}, [^:]*: ([0-9.]+) m \(", section)
+        assert found and all(float(value) <= miss + 0.01 for value in found)
+    shares = re.findall(r"<title>(\w+), [^:]*: ([0-9.]+) % \(", section)
+    assert {name for name, _ in shares} >= {"Teacher", "Baseline"}
+    assert all(float(share) == 100 for name, share in shares if name == "Teacher")
+    assert any(float(share) < 100 for name, share in shares if name == "Baseline")
+    assert "Error against distance" in page.text
+
+
 def test_same_run_same_page(surround_original: Path, tmp_path: Path) -> None:
     first, second = (report([surround_original], tmp_path / name, gallery=1)[0] for name in "ab")
     assert first == second
@@ -250,7 +264,10 @@ def remove(run: Path, *names: str) -> None:
     [
         (["labeldistill/evaluation.json"], ["drives/labeldistill is not finished", "not finished"]),
         (["labeldistill", "lidar"], ["drives/labeldistill has not begun", "No comparison yet"]),
-        (["baseline/predictions"], ["drives/baseline has no predictions: it is left out of the gallery."]),
+        (
+            ["baseline/predictions"],
+            ["drives/baseline has no predictions: it is left out of the gallery and of error against distance."],
+        ),
         (["lidar/metrics.jsonl"], ["drives/lidar/metrics.jsonl is missing"]),
         (["recipe.yaml"], ["drives/recipe.yaml is missing", "The gallery is left out: the recipe of run drives has"]),
         (
