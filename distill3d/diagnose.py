@@ -25,7 +25,7 @@ from distill3d.settings import to_plain
 from distill3d.view.bev_maps import FrameMaps
 from distill3d.view.diagnosis import Section, contrast_sentences, net, things, untaught_sentences, write_page
 from distill3d.view.runs import PREPARATION, TAKEN, Stage, read_runs, with_root
-from distill3d.view.surround_diagnosis import SurroundSection, write_surround_page
+from distill3d.view.surround_diagnosis import SurroundSection, exchange_sentences, write_surround_page
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -64,7 +64,13 @@ class Diagnosis:
         lines = dict.fromkeys(sentence for one in self.sections for sentence in untaught_sentences(one))
         every = dict.fromkeys((*self.lacks, *(sentence for one in self.sections for sentence in one.lacks)))
         told = [f"{one.student.name}: {sentence}" for one in self.sections for sentence in contrast_sentences(one)]
-        return "\n".join([*lines, *told, *every])
+        worth = [
+            sentence
+            for one in self.sections
+            if isinstance(one, SurroundSection)
+            for sentence in exchange_sentences(one)
+        ]
+        return "\n".join([*lines, *told, *worth, *every])
 
 
 def _short(estimate: Estimate | None) -> str:

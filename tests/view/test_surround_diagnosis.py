@@ -86,11 +86,7 @@ def test_outcome_of_each_object(result: Diagnosis) -> None:
 def test_errors_and_exchange(told: dict) -> None:
     student = told["students"]["labeldistill"]
     errors = student["errors"]["all"]
-    assert (
-        errors["baseline"]["objects"]
-        == errors["labeldistill" if "labeldistill" in errors else "student"]["objects"]
-        > 0
-    )
+    assert errors["baseline"]["objects"] == errors["student"]["objects"] > 0
     for part, miss in (("baseline", 1.2), ("student", 0.4), ("teacher", 0.1)):
         assert 0 < errors[part]["along"]["mean"] < miss and errors[part]["width"]["mean"] == pytest.approx(0, abs=1e-3)
         assert errors[part]["flipped"] == 0
@@ -114,6 +110,42 @@ def test_page(result: Diagnosis, page: Page) -> None:
         assert words in page.text
     assert page.html.count('<div class="frame cameras">') == 2 * 2  # two students, two moments each
     assert "shows no maps of the ground" in page.text  # the made-up run has no weights
+
+
+def test_terminal_tells_what_fields_are_worth(result: Diagnosis, told: dict) -> None:
+    forward = told["students"]["labeldistill"]["exchanged"]["baseline_takes_student"]
+    sentence = f"mAP: labeldistill {forward['end']['mAP']:.1f}, baseline {forward['start']['mAP']:.1f}"
+    assert sentence in result.text() and "Of the single fields" in result.text()
+
+
+def test_missing_pieces(surround_run: Path, tmp_path: Path) -> None:
+    out = tmp_path / "page.html"
+    (surround_run / "teacher" / "predictions" / "submission.json").unlink()
+    (surround_run / "lidar" / "evaluation.json").unlink()
+    result = diagnose(surround_run, out=out, device="cpu")
+    assert [one.student.name for one in result.sections] == ["labeldistill"]
+    assert "teacher has no result files: nothing is told about its errors." in result.text()
+    assert "lidar is not finished: it is left out." in result.text()
+    assert "teacher" not in json.loads(result.files[1].read_text())["students"]["labeldistill"]["errors"]["all"]
+
+
+@pytest.mark.parametrize(
+    ("damage", "sentence"),
+    [
+        ('{"meta": {}, "results": {}}', "samples to evaluate are missing"),
+        ('{"meta": {}, "results": {"a": [', "submission.json"),
+    ],
+)
+def test_results_that_do_not_fit_are_refused(surround_run: Path, tmp_path: Path, damage: str, sentence: str) -> None:
+    (surround_run / "labeldistill" / "predictions" / "submission.json").write_text(damage)
+    with pytest.raises(UserError, match=sentence) as refused:
+        diagnose(surround_run, out=tmp_path / "page.html", student="labeldistill", device="cpu")
+    assert "\n" not in str(refused.value) and not (tmp_path / "page.html").exists()
+
+
+def test_data_that_is_not_there_is_refused(surround_original: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="nowhere"):
+        diagnose(surround_original, tmp_path / "nowhere", out=tmp_path / "page.html", device="cpu")
 
 
 def test_kinds_of_runs_do_not_mix(surround_original: Path, make_run: Callable[..., Path], tmp_path: Path) -> None:
