@@ -123,7 +123,9 @@ def map_picture(
     """
     x0, y0, x1, y1 = geometry.extent
     if geometry.frame not in ("lidar", "ego") or geometry.axes != ("y", "x"):
-        raise ValueError(f"maps are drawn in the LiDAR's frame with axes (y, x), this one lies on {geometry}")
+        raise ValueError(
+            f"maps are drawn in the LiDAR's or the vehicle's frame with axes (y, x), this one lies on {geometry}"
+        )
     cells = (round((y1 - y0) / geometry.cell), round((x1 - x0) / geometry.cell))
     if values.shape != cells:
         raise ValueError(f"a map of {values.shape} cells does not lie on a grid of {cells}")

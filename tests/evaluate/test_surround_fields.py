@@ -190,7 +190,7 @@ def test_errors_are_of_the_field_that_is_wrong(seed: int) -> None:
         wrong = {unit for unit, spread in errors["all"]["baseline"].errors.items() if spread.mean > 1e-6}
         assert wrong == touched
         assert np.isnan(errors["barrier"]["baseline"].errors["velocity"].mean)  # barriers have none
-    assert errors.keys() == {"all", *JUDGED} and errors["car"]["baseline"].errors.keys() == SURROUND_UNITS.keys()
+        assert errors.keys() == {"all", *JUDGED} and errors["car"]["baseline"].errors.keys() == SURROUND_UNITS.keys()
 
 
 def test_half_a_turn_is_flipped_and_no_error() -> None:
