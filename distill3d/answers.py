@@ -16,9 +16,12 @@ from distill3d.boxes import IGNORE
 from distill3d.data.augment.lidar import carry
 from distill3d.data.collate import batches, collate
 from distill3d.data.kitti.dataset import KittiDataset
+from distill3d.data.nuscenes.dataset import NuScenesConfig, NuScenesDataset
 from distill3d.data.sample import Dataset, Sample
+from distill3d.data.surround import SurroundSample, collate_surround
 from distill3d.detectors.base import DEPTH_INPUTS, POINT_INPUTS, BevGeometry, Detector, FeatureMap, Outputs
-from distill3d.distill.context import comparable
+from distill3d.detectors.bevdepth import UNSEEN
+from distill3d.distill.context import same_grid, tapped
 from distill3d.distill.methods import METHODS
 from distill3d.distill.methods.cmkd import ResponseConfig
 from distill3d.distill.methods.monotakd import MonoTAKDConfig, normalised, residual
@@ -28,12 +31,12 @@ from distill3d.settings import from_plain
 from distill3d.train.card import CARD
 from distill3d.train.checkpoint import load_detector, outline
 from distill3d.train.progress import ProgressBar
-from distill3d.train.recipe import Recipe, StageConfig
-from distill3d.train.sources import source_of
+from distill3d.train.recipe import Recipe, StageConfig, SurroundDatasetConfig
+from distill3d.train.sources import source_of, surround_settings
 from distill3d.train.stages import data_of
 from distill3d.view.bev_maps import COMPARED, MAPS, BevMaps, FrameMaps, GroundMap, end_of_scale
 from distill3d.view.gallery import open_dataset
-from distill3d.view.runs import Stage, refuse_surround
+from distill3d.view.runs import Stage
 
 BATCH_SIZE = 8
 #: What methods compare on the ground: the map that a camera's or KITTI's detector makes, the first of CenterPoint's and
@@ -42,12 +45,21 @@ GROUND_TAPS = ("bev", "bev_0", "bev_spatial")
 HEAT = "heatmap"
 
 
-def open_inputs(stage: Stage, inputs: Collection[str]) -> KittiDataset:
+def open_inputs(stage: Stage, inputs: Collection[str]) -> KittiDataset | NuScenesDataset:
     """The split that a stage was evaluated on, as training gives it to networks that look at ``inputs``.
 
     Raises:
-        UserError: as ``open_dataset``.
+        UserError: as ``open_dataset``, or a stage's recipe cannot be read.
     """
+    if stage.layout == "nuscenes":
+        recipe = data_of(stage.folder, True)
+        assert isinstance(recipe, SurroundDatasetConfig)
+        return NuScenesDataset(
+            NuScenesConfig(
+                root=Path(stage.named_in_recipe("root")[0]), version=recipe.version, split=recipe.eval_split,
+                in_memory=recipe.in_memory, **surround_settings(recipe, set(inputs)),
+            )
+        )  # fmt: skip
     config, points = open_dataset(stage).config, bool(POINT_INPUTS & set(inputs))
     depth = stage.dataset.get("depth", "completed") if DEPTH_INPUTS & set(inputs) else "none"
     return KittiDataset(replace(config, depth=depth, points=points, field_of_view=points))
@@ -58,13 +70,13 @@ def open_inputs(stage: Stage, inputs: Collection[str]) -> KittiDataset:
 
 @torch.no_grad()
 def depth_log_scales(teacher: Stage, frames: Sequence[str], device: torch.device) -> dict[str, Float[np.ndarray, " k"]]:
-    """The log scale of depth that a trained detector gives each label line of each frame; NaN where it says nothing.
+    """The log scale of depth that a trained detector gives each label line of each frame, of surround views each of the
+    data set's objects; NaN where it says nothing.
 
     Raises:
         UserError: its weights or the data cannot be read.
         NotImplementedError: the detector does not say how sure it is.
     """
-    refuse_surround([teacher], "the uncertainty of depth")
     detector, _ = load_detector(teacher.folder)
     if type(detector).depth_log_scale is Detector.depth_log_scale:
         raise NotImplementedError(f"{detector.name} predicts no uncertainty of depth")
@@ -79,8 +91,10 @@ def depth_log_scales(teacher: Stage, frames: Sequence[str], device: torch.device
             batch = batch.to(device)
             targets: Any = detector.encode(batch)
             scale = detector.depth_log_scale(detector.forward_at(batch, targets), batch, targets)
-            # Two-stage detectors look at trained slots only, others wherever a centre is on the map.
-            told = targets.on_map & targets.mask_2d
+            if teacher.layout == "nuscenes":
+                told = targets.seen_at != UNSEEN
+            else:  # two-stage detectors look at trained slots only, others wherever a centre is on the map
+                told = targets.on_map & targets.mask_2d
             values = scale.float().masked_fill(~told, torch.nan).cpu().numpy().astype(np.float64)
             scales |= dict(zip(batch.frame_ids, values, strict=True))
             bar.advance()
@@ -103,7 +117,6 @@ def ground_maps(
     Raises:
         UserError: the student's weights or the data cannot be read, or a frame is not in the split.
     """
-    refuse_surround([student], "the comparison of ground maps")
     method = METHODS.get(str(student.card.get("method")))
     if method is None or not issubclass(method.config_type, ResponseConfig):
         return None, []
@@ -129,7 +142,8 @@ def ground_maps(
     with ProgressBar(f"{student.name}: maps of the ground", len(frames)) as bar:
         for frame, reason in frames.items():
             sample = dataset.get(dataset.frame_ids.index(frame))
-            batch = collate([sample]).to(device)
+            batch = collate_surround([sample]) if isinstance(sample, SurroundSample) else collate([sample])
+            batch = batch.to(device)
             outputs = {name: network(batch) for name, network in networks.items()}
             geometry = outputs[student.name].features[config.tap].geometry
             maps = _maps(outputs, owners, config, shared)
@@ -169,22 +183,34 @@ def _maps(
     """The maps (1, C, Y, X) that there are of one frame, by the names of ``view.bev_maps.MAPS``.
 
     Raises:
-        ValueError: they lie on different grids.
+        UserError: the student lacks the map that is compared, or they lie on different grids.
     """
     student = outputs[owners["student"]]
-    maps = {"visual": student.features[config.tap].tensor}
+    maps = {"visual": tapped(config.tap, student, "student").tensor}
     if owners["teacher"] in outputs:
-        maps["teacher"] = comparable(config.tap, student, outputs[owners["teacher"]])[1].tensor
+        maps["teacher"] = _beside(config.tap, student, outputs[owners["teacher"]], config.teacher_tap, "teacher")
     if not isinstance(config, MonoTAKDConfig):
         return maps
     if config.spatial_tap in student.features:
         maps["spatial"] = student.features[config.spatial_tap].tensor
     if owners["assistant"] in outputs:
         tap = config.assistant_tap if shared else config.assistant_map or config.tap
-        maps["assistant"] = comparable(config.tap, student, outputs[owners["assistant"]], tap, "assistant")[1].tensor
-    if {"teacher", "assistant"} <= maps.keys():
+        maps["assistant"] = _beside(config.tap, student, outputs[owners["assistant"]], tap, "assistant")
+    if {"teacher", "assistant"} <= maps.keys() and maps["teacher"].shape == maps["assistant"].shape:
         maps["residual"] = residual(maps["teacher"], normalised(maps["assistant"], config.normalise), config)
     return maps
+
+
+def _beside(tap: str, student: Outputs, other: Outputs, other_tap: str | None, who: str) -> Tensor:
+    """The other's map (1, C, Y, X), on the student's grid.
+
+    Raises:
+        UserError: it is not there, or lies on another grid.
+    """
+    try:
+        return same_grid(tap, student, other, other_tap, who)[1].tensor
+    except ValueError as error:
+        raise UserError(str(error)) from error
 
 
 def _residual_text(config: ResponseConfig) -> str:
@@ -204,11 +230,11 @@ def _residual_text(config: ResponseConfig) -> str:
 
 
 def _distances(maps: dict[str, Tensor]) -> dict[tuple[str, str], float]:
-    """|a - b| / |b| of the maps that are compared; NaN where b is nothing but zeros."""
+    """|a - b| / |b| of the maps that are compared and have as many channels; NaN where b is nothing but zeros."""
     return {
         (a, b): float((maps[a] - maps[b]).norm() / maps[b].norm()) if maps[b].any() else float("nan")
         for a, b in COMPARED
-        if {a, b} <= maps.keys()
+        if {a, b} <= maps.keys() and maps[a].shape == maps[b].shape
     }
 
 
@@ -272,11 +298,17 @@ def _heat(detector: Detector, outputs: Outputs) -> dict[str, GroundMap]:
     return {HEAT: GroundMap(values, BevGeometry(head.config.extent, head.config.cell, "ego"), 1.0)}
 
 
-def _outlines(sample: Sample, classes: Sequence[str], names: Sequence[str]) -> Float[np.ndarray, "n 4 2"]:
-    """The corners on the ground of the labelled boxes of some classes, in the LiDAR's frame."""
-    assert sample.objects is not None and sample.lidar_to_camera is not None
+def _outlines(
+    sample: Sample | SurroundSample, classes: Sequence[str], names: Sequence[str]
+) -> Float[np.ndarray, "n 4 2"]:
+    """The corners on the ground of the labelled boxes of some classes, in the LiDAR's frame, of surround views in the
+    vehicle's."""
+    assert sample.objects is not None
     boxes = sample.objects.boxes
     wanted = torch.tensor([name.lower() in classes for name in names])
     corners = boxes[(boxes.label != IGNORE) & wanted[boxes.label.clamp(min=0)]].corners()[:, :4].double()
+    if isinstance(sample, SurroundSample):
+        return corners[..., :2].numpy()
+    assert sample.lidar_to_camera is not None
     on_ground = carry(corners.flatten(0, 1), torch.linalg.inv(sample.lidar_to_camera))
     return on_ground.view(corners.shape)[..., :2].numpy()

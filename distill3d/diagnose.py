@@ -11,45 +11,26 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 from jaxtyping import Float
 
-from distill3d.answers import depth_log_scales, ground_maps
-from distill3d.data.kitti.dataset import KittiDataset
+from distill3d.data.nuscenes.dataset import NuScenesDataset
 from distill3d.devices import find_device
+from distill3d.diagnosed import KittiWork, SurroundWork, is_ready
 from distill3d.errors import UserError
-from distill3d.evaluate.kitti import Annotations, result_frames
-from distill3d.evaluate.transfer import (
-    NEGATIVE,
-    OUTCOMES,
-    POSITIVE,
-    Analysis,
-    Bin,
-    Estimate,
-    Found,
-    LabelledObjects,
-    TransferSettings,
-    analyse,
-    find,
-    labelled_objects,
-    largest,
-)
+from distill3d.evaluate.surround_fields import SurroundErrors
+from distill3d.evaluate.surround_transfer import SurroundLabelled
+from distill3d.evaluate.transfer import OUTCOMES, Analysis, Bin, Estimate, Found, JudgeSettings, LabelledObjects
 from distill3d.files import refuse_foreign, write_output_text
 from distill3d.settings import to_plain
 from distill3d.view.bev_maps import FrameMaps
 from distill3d.view.diagnosis import Section, contrast_sentences, net, things, untaught_sentences, write_page
-from distill3d.view.gallery import label_folder, open_dataset, read_frame
-from distill3d.view.runs import PREPARATION, TAKEN, Stage, everything_behind, read_runs, refuse_surround, with_root
+from distill3d.view.runs import PREPARATION, TAKEN, Stage, read_runs, with_root
+from distill3d.view.surround_diagnosis import SurroundSection, exchange_sentences, write_surround_page
 
 if TYPE_CHECKING:
     from rich.table import Table
 
 PAGE = "diagnosis.html"
-#: Frames of which maps of the ground are shown.
-MAPPED_FRAMES = 4
-RANKS = ("", "second ", "third ", "fourth ")
-#: Roles of detectors that see no more than the baseline, for comparison with the taught ones.
-UNTAUGHT_ROLES = ("baseline", "control")
 
 
 @dataclass(frozen=True)
@@ -83,7 +64,13 @@ class Diagnosis:
         lines = dict.fromkeys(sentence for one in self.sections for sentence in untaught_sentences(one))
         every = dict.fromkeys((*self.lacks, *(sentence for one in self.sections for sentence in one.lacks)))
         told = [f"{one.student.name}: {sentence}" for one in self.sections for sentence in contrast_sentences(one)]
-        return "\n".join([*lines, *told, *every])
+        worth = [
+            sentence
+            for one in self.sections
+            if isinstance(one, SurroundSection)
+            for sentence in exchange_sentences(one)
+        ]
+        return "\n".join([*lines, *told, *worth, *every])
 
 
 def _short(estimate: Estimate | None) -> str:
@@ -92,7 +79,7 @@ def _short(estimate: Estimate | None) -> str:
 
 def diagnose(
     run: Path, data_root: Path | None = None, baseline: str | None = None, student: str | None = None,
-    out: Path | None = None, margin: float = TransferSettings.margin, device: str = "auto",
+    out: Path | None = None, margin: float = JudgeSettings.margin, device: str = "auto",
 ) -> Diagnosis:  # fmt: skip
     """Compares the students of a run with its baseline, object by object, and writes the page, a JSON file and a CSV.
 
@@ -128,14 +115,21 @@ def diagnose(
         if student is None and stage.role == "student" and stage not in students
     ]
 
-    work = _Work(reference, students[0], margin)
+    sections: Sequence[Section]
+    if reference.layout == "nuscenes":
+        work = SurroundWork(reference, students[0], margin)
+        pictures = work.dataset
+    else:
+        work = KittiWork(reference, students[0], margin)
+        pictures = work.pictures()
+        lacks += [work.no_data] if pictures is None else []
     sections = [work.section(one, stages, where) for one in students]
-    dataset = work.pictures()
-    if dataset is None:
-        lacks.append(work.no_data)
     lacks += [problem for stage in (reference, *students) for problem in stage.problems]
     missing = (*lacks, *(sentence for one in sections for sentence in one.lacks))
-    write_page(sections, reference, dataset, page, missing)
+    if isinstance(pictures, NuScenesDataset):
+        write_surround_page(sections, reference, pictures, page, missing)
+    else:
+        write_page(sections, reference, pictures, page, missing)
     write_output_text(files[1], json.dumps(plain(sections, reference, missing), indent=1) + "\n")
     write_output_text(files[2], object_table(sections, reference))
     return Diagnosis(reference, tuple(sections), tuple(lacks), files)
@@ -145,9 +139,7 @@ def diagnose(
 
 
 def _read(run: Path, data_root: Path | None) -> list[Stage]:
-    stages = read_runs([run])
-    refuse_surround(stages, "distill3d diagnose")
-    return with_root(stages, data_root)
+    return with_root(read_runs([run]), data_root)
 
 
 def _reference(stages: Sequence[Stage], run: Path, name: str | None, data_root: Path | None) -> Stage:
@@ -159,6 +151,12 @@ def _reference(stages: Sequence[Stage], run: Path, name: str | None, data_root: 
     if name is None or any(stage.name == name for stage in stages) or not Path(name).is_dir():
         return _choose(stages, run, name, "baseline", "--baseline")[0]
     others = _read(Path(name), data_root)
+    if others[0].layout != stages[0].layout:
+        kitti, surround = sorted((stages[0], others[0]), key=lambda stage: stage.layout)
+        raise UserError(
+            f"run {kitti.run} is in KITTI's layout and run {surround.run} of surround views: their objects cannot be"
+            " compared"
+        )
     return _choose(others, Path(name), others[0].name if len(others) == 1 else None, "baseline", "--baseline")[0]
 
 
@@ -181,183 +179,12 @@ def _choose(stages: Sequence[Stage], run: Path, name: str | None, role: str, opt
         raise UserError(
             f"{option} is {chosen[0].name!r}, a stage of role {PREPARATION}: it holds weights for others, no detector"
         )
-    finished = [stage for stage in chosen if _is_ready(stage)]
+    finished = [stage for stage in chosen if is_ready(stage)]
     if not finished:
         reasons = "".join(f"; {problem}" for problem in chosen[0].problems)
         lacks = f"was {TAKEN}" if chosen[0].unjudged else "is not finished: it has no evaluation or no result files"
         raise UserError(f"the {role} {chosen[0].name} of {run} {lacks}{reasons}")
     return finished
-
-
-def _is_ready(stage: Stage) -> bool:
-    return stage.finished and any(stage.predictions.glob("*.txt"))
-
-
-def _teacher(student: Stage, stages: Sequence[Stage]) -> tuple[Stage | None, list[str]]:
-    """The first teacher of a student, or the run's first teacher where nothing names one; and what is to be said."""
-    names, said = student.teachers, []
-    if len(names) > 1:
-        said = [f"{student.name} was taught by {' and '.join(names)}: what is told of a teacher is told of {names[0]}."]
-    found = [s for s in stages if (s.name == names[0] if names else s.role == "teacher")]
-    if not found:
-        return None, [f"{student.name} has no teacher in this run: nothing is told about one."]
-    return found[0], said
-
-
-def _behind(stage: Stage, stages: Sequence[Stage]) -> set[str]:
-    """Names of the stages of a run whose answers or weights went into a stage, directly or through others."""
-    behind = {one.name: {*one.teachers, *one.starts_from} for one in stages}
-    return everything_behind({*stage.teachers, *stage.starts_from}, lambda name: behind.get(name, ()))
-
-
-def _untaught(student: Stage, baseline: Stage, teacher: Stage | None, stages: Sequence[Stage]) -> Stage | None:
-    """Another detector with the baseline's input that the student's teacher had no part in; best one without any."""
-    known = [
-        stage
-        for stage in stages
-        if stage not in (student, baseline, teacher)
-        and stage.role in UNTAUGHT_ROLES
-        and _is_ready(stage)
-        and _input(stage) == _input(baseline)
-        and (teacher is None or teacher.name not in _behind(stage, stages))
-    ]
-    return min(known, key=lambda stage: len(stage.teachers), default=None)
-
-
-def _input(stage: Stage) -> str | None:
-    return stage.card.get("input") or stage.config.get("detector", {}).get("input")
-
-
-# ------------------------------------------------------------------------------------------------------------- the work
-
-
-class _Work:
-    """Labels and result files of one run, read once."""
-
-    def __init__(self, baseline: Stage, student: Stage, margin: float) -> None:
-        self.baseline = baseline
-        frames = result_frames(baseline.predictions, label_folder(baseline))
-        rules = baseline.rules
-        detections = Annotations.from_folder(baseline.predictions, scored=True, frames=frames).named(rules)
-        self.labels = Annotations.from_folder(label_folder(baseline), scored=False, frames=frames).named(rules)
-        self.settings = TransferSettings(
-            classes=_classes(student, detections), margin=margin, min_height_scale=baseline.min_height_scale
-        )
-        self.objects: LabelledObjects = labelled_objects(self.labels, self.settings)
-        self.no_data = ""
-        self._found: dict[Path, Found] = {}
-        self._scales: dict[str, tuple[Float[np.ndarray, " g"] | None, str]] = {}
-
-    def found(self, stage: Stage) -> Found:
-        """What a stage says of each object.
-
-        Raises:
-            UserError: its result files are of other frames than the baseline's, or malformed.
-        """
-        if stage.folder not in self._found:
-            roots = [one.dataset.get("root") for one in (stage, self.baseline)]
-            if roots[0] != roots[1]:
-                raise UserError(
-                    f"{stage.folder} was evaluated on {roots[0]}, {self.baseline.folder} on {roots[1]}: if they are one"
-                    " data set, give its folder with --data-root"
-                )
-            frames = result_frames(stage.predictions, label_folder(self.baseline))
-            detections = Annotations.from_folder(stage.predictions, scored=True, frames=frames).named(stage.rules)
-            if detections.frames != self.labels.frames:
-                raise UserError(
-                    f"{stage.predictions} holds results of {len(detections.frames)} frames, and not of the same as the"
-                    f" {len(self.labels.frames)} of {self.baseline.predictions}: evaluate both on one split"
-                )
-            self._found[stage.folder] = find(self.labels, detections, self.objects, self.settings.least_overlap)
-        return self._found[stage.folder]
-
-    def section(self, student: Stage, stages: Sequence[Stage], device: torch.device) -> Section:
-        """The analysis of one student.
-
-        Raises:
-            UserError: as ``found``.
-        """
-        teacher, lacks = _teacher(student, stages)
-        of_teacher, scale = None, None
-        if teacher is not None:
-            if _is_ready(teacher):
-                of_teacher = self.found(teacher)
-            else:
-                lacks.append(f"{teacher.name} has no result files: nothing is told about its errors.")
-            scale, problem = self.log_scale(teacher, device)
-            lacks += [problem] if problem else []
-        baseline = self.found(self.baseline)
-        other = _untaught(student, self.baseline, teacher, stages)
-        untaught = None
-        if other is not None:
-            analysis = analyse(self.objects, baseline, self.found(other), of_teacher, scale, self.settings)
-            untaught = (other, analysis)
-        analysis = analyse(self.objects, baseline, self.found(student), of_teacher, scale, self.settings)
-        maps = None
-        try:
-            maps, left_out = ground_maps(student, stages, mapped_frames(analysis), self.settings.classes, device)
-            lacks += left_out
-        except (UserError, OSError) as error:
-            lacks.append(f"There are no maps of the ground of {student.name}: {error}.")
-        return Section(student, analysis, teacher, untaught, maps, tuple(lacks))
-
-    def pictures(self) -> KittiDataset | None:
-        """The split with images and points; None, with the reason in ``no_data``, where it cannot be read."""
-        try:
-            dataset = open_dataset(self.baseline)
-            read_frame(dataset, dataset.frame_ids[0])
-        except (UserError, OSError) as error:
-            self.no_data = f"There are no pictures: {error}."
-            return None
-        return dataset
-
-    def log_scale(self, teacher: Stage, device: torch.device) -> tuple[Float[np.ndarray, " g"] | None, str]:
-        """The teacher's log scale of the depth of each object, NaN where it has none; or None and the reason."""
-        if teacher.name not in self._scales:
-            try:
-                self._scales[teacher.name] = (self._ask(teacher, device), "")
-            except (UserError, NotImplementedError) as error:
-                self._scales[teacher.name] = (None, f"Nothing is told about the teacher's uncertainty: {error}.")
-        return self._scales[teacher.name]
-
-    def _ask(self, teacher: Stage, device: torch.device) -> Float[np.ndarray, " g"]:
-        by_frame = depth_log_scales(teacher, self.objects.frames, device)
-        frames = [self.objects.frames[frame] for frame in self.objects.frame]
-        missing = next((frame for frame in frames if frame not in by_frame), None)
-        if missing is not None:
-            raise UserError(f"frame {missing} is not in the split {teacher.dataset.get('eval_split')!r}")
-        values = [by_frame[frame] for frame in frames]
-        return np.array(
-            [
-                slots[line] if line < len(slots) else np.nan
-                for slots, line in zip(values, self.objects.line, strict=True)
-            ]
-        )
-
-
-def mapped_frames(analysis: Analysis) -> dict[str, str]:
-    """Frames of which maps are shown, and why: largest gain and largest harm in turn, then those of most objects."""
-    objects = analysis.objects
-    gains, harms = (largest(analysis, outcome, MAPPED_FRAMES) for outcome in (POSITIVE, NEGATIVE))
-    counts = np.bincount(objects.frame, minlength=len(objects.frames))
-    in_turn = [
-        (int(objects.frame[index]), f"{RANKS[n]}largest {kind}")
-        for n in range(MAPPED_FRAMES)
-        for kind, indices in (("gain", gains), ("harm", harms))
-        for index in indices[n : n + 1]
-    ]
-    fullest = [(index, f"{counts[index]} objects") for index in np.argsort(-counts, kind="stable").tolist()]
-    chosen: dict[int, str] = {}
-    for frame, reason in (*in_turn, *fullest):
-        if len(chosen) < MAPPED_FRAMES:
-            chosen.setdefault(frame, reason)
-    return {objects.frames[frame]: reason for frame, reason in chosen.items()}
-
-
-def _classes(student: Stage, detections: Annotations) -> tuple[str, ...]:
-    """The evaluated classes that the student was trained on, or else those in the baseline's result files."""
-    names = student.trained_classes or set(detections.name.tolist())
-    return tuple(name for name in student.rules.classes if name in names) or (student.leading,)
 
 
 # ------------------------------------------------------------------------------------------------------------ the files
@@ -381,13 +208,14 @@ def plain(sections: Sequence[Section], baseline: Stage, lacks: Sequence[str]) ->
                 if one.untaught is None
                 else {"stage": one.untaught[0].name, **_plain_analysis(one.untaught[1])},
                 "bev_maps": None if one.maps is None else [_plain_maps(frame) for frame in one.maps.frames],
+                **(_plain_fields(one) if isinstance(one, SurroundSection) else {}),
             }
             for one in sections
         },
     }
 
 
-def _plain_analysis(analysis: Analysis) -> dict[str, Any]:
+def _plain_analysis(analysis: Analysis[Any]) -> dict[str, Any]:
     groups = {
         grouping.key: {
             "title": grouping.title,
@@ -411,17 +239,50 @@ def _plain_analysis(analysis: Analysis) -> dict[str, Any]:
     return {"total": _plain_bin(analysis.total), "groups": groups, "contrasts": contrasts, "margins": margins}
 
 
+def _plain_fields(one: SurroundSection) -> dict[str, Any]:
+    """Errors of the fields of found objects by class and part, and what exchanged fields do to the metric."""
+    return {
+        "errors": {
+            kind: {part: _plain_errors(errors) for part, errors in of_part.items()}
+            for kind, of_part in one.errors.items()
+        },
+        "exchanged": {
+            name: {
+                "start": swaps.start,
+                "with": {"+".join(fields): scores for fields, scores in swaps.replaced.items()},
+                "end": swaps.end,
+                "boxes": swaps.boxes,
+                "matched": swaps.matched,
+            }
+            for name, swaps in (
+                ("baseline_takes_student", one.exchange.forward),
+                ("student_takes_baseline", one.exchange.backward),
+                ("baseline_takes_truth", one.exchange.oracle),
+            )
+        },
+    }
+
+
+def _plain_errors(one: SurroundErrors) -> dict[str, Any]:
+    return {
+        "objects": one.compared,
+        "flipped": _finite(one.flipped),
+        **{name: {"mean": _finite(e.mean), "median": _finite(e.median)} for name, e in one.errors.items()},
+    }
+
+
+def _finite(value: float) -> float | None:
+    return value if np.isfinite(value) else None
+
+
 def _plain_maps(one: FrameMaps) -> dict[str, Any]:
-    distances = [
-        {"of": a, "from": b, "relative_l2": value if np.isfinite(value) else None}
-        for (a, b), value in one.distances.items()
-    ]
+    distances = [{"of": a, "from": b, "relative_l2": _finite(value)} for (a, b), value in one.distances.items()]
     return {"frame": one.frame, "shown_for": one.reason, "distances": distances}
 
 
 def _plain_bin(one: Bin) -> dict[str, Any]:
     def finite(values: dict[str, float]) -> dict[str, float | None]:
-        return {name: value if np.isfinite(value) else None for name, value in values.items()}
+        return {name: _finite(value) for name, value in values.items()}
 
     return {
         "label": one.label,
@@ -446,13 +307,34 @@ def _plain_estimate(estimate: Estimate | None) -> dict[str, float | bool] | None
 
 
 def object_table(sections: Sequence[Section], baseline: Stage) -> str:
-    """CSV with one row per object: what every detector says of it, and what became of it; m and px.
+    """CSV with one row per object: what every detector says of it, and what became of it; m, m/s and px.
 
     Numbers of an object that a detector missed are empty.
     """
     first = sections[0].analysis
-    objects = first.objects
+    objects, around = first.objects, isinstance(first.objects, SurroundLabelled)
+    of_part = _surround_columns if around else _columns
     columns: dict[str, list[str]] = {
+        **(_surround_labels(objects) if around else _labels(objects)),
+        **of_part(baseline.name, first.parts["baseline"]),
+    }
+    for one in sections:
+        if one.teacher is not None:
+            teacher = one.analysis.parts.get("teacher")
+            columns |= {} if teacher is None else of_part(one.teacher.name, teacher)
+            columns[f"{one.teacher.name}_log_scale"] = _texts(one.analysis.log_scale)
+    for one in sections:
+        columns |= of_part(one.student.name, one.analysis.parts["student"])
+        columns[f"{one.student.name}_outcome"] = [OUTCOMES[code] for code in one.analysis.outcome]
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(columns)
+    writer.writerows(zip(*columns.values(), strict=True))
+    return text.getvalue()
+
+
+def _labels(objects: LabelledObjects) -> dict[str, list[str]]:
+    return {
         "frame": [objects.frames[frame] for frame in objects.frame],
         "line": [str(line + 1) for line in objects.line],
         "class": objects.name.tolist(),
@@ -461,21 +343,21 @@ def object_table(sections: Sequence[Section], baseline: Stage) -> str:
         "occlusion": [str(level) for level in objects.occlusion],
         "truncation": _texts(objects.truncation),
         "box_height": _texts(objects.box2d[:, 3] - objects.box2d[:, 1]),
-        **_columns(baseline.name, first.parts["baseline"]),
     }
-    for one in sections:
-        if one.teacher is not None:
-            teacher = one.analysis.parts.get("teacher")
-            columns |= {} if teacher is None else _columns(one.teacher.name, teacher)
-            columns[f"{one.teacher.name}_log_scale"] = _texts(one.analysis.log_scale)
-    for one in sections:
-        columns |= _columns(one.student.name, one.analysis.parts["student"])
-        columns[f"{one.student.name}_outcome"] = [OUTCOMES[code] for code in one.analysis.outcome]
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(columns)
-    writer.writerows(zip(*columns.values(), strict=True))
-    return text.getvalue()
+
+
+def _surround_labels(objects: SurroundLabelled) -> dict[str, list[str]]:
+    x, y, z = objects.boxes.translation.T
+    return {
+        "sample": [objects.frames[frame] for frame in objects.frame],
+        "class": objects.name.tolist(),
+        "x": _texts(x),
+        "y": _texts(y),
+        "z": _texts(z),
+        "distance": _texts(objects.distance),
+        "points": [str(points) for points in objects.boxes.num_pts],
+        "speed": _texts(objects.speed),
+    }
 
 
 def _columns(name: str, part: Found) -> dict[str, list[str]]:
@@ -487,6 +369,13 @@ def _columns(name: str, part: Found) -> dict[str, list[str]]:
         f"{name}_centre_error": _texts(part.centre_error),
         f"{name}_iou_3d": _texts(part.iou_3d),
     }
+
+
+def _surround_columns(name: str, part: Found) -> dict[str, list[str]]:
+    """The place of a box is told as labels tell theirs, in the world."""
+    columns = _columns(name, part)
+    height, x, bottom, z = part.box[:, [0, 3, 4, 5]].T
+    return columns | {f"{name}_x": _texts(x), f"{name}_y": _texts(z), f"{name}_z": _texts(height / 2 - bottom)}
 
 
 def _texts(values: Float[np.ndarray, " g"]) -> list[str]:

@@ -1,6 +1,7 @@
 """Runs as training leaves them, with untrained detectors: for what only asks a finished stage."""
 
 from pathlib import Path
+from typing import Any
 
 import torch
 import yaml
@@ -11,8 +12,11 @@ from distill3d.train.checkpoint import save_weights
 from distill3d.train.recipe import Recipe, SurroundDatasetConfig
 
 
-def made_up_run(folder: Path, recipe: Recipe, stage: str, frames: tuple[str, ...] = (), focal: float = 1.0) -> Path:
-    """The folder of a stage that says it was trained on ``frames`` of the recipe's data, at ``focal`` px."""
+def made_up_run(
+    folder: Path, recipe: Recipe, stage: str, frames: tuple[str, ...] = (), focal: float = 1.0, **more: Any
+) -> Path:
+    """The folder of a stage that says it was trained on ``frames`` of the recipe's data, at ``focal`` px; its card says
+    ``more`` besides."""
     torch.manual_seed(0)
     config, dataset = recipe.stage(stage).detector, recipe.dataset
     detector = build_detector(config)
@@ -25,6 +29,6 @@ def made_up_run(folder: Path, recipe: Recipe, stage: str, frames: tuple[str, ...
     if isinstance(dataset, SurroundDatasetConfig):
         card |= {"version": dataset.version}
     path = folder / recipe.name / stage
-    save_weights(path, detector.state_dict(), card)
+    save_weights(path, detector.state_dict(), card | more)
     (path.parent / "recipe.yaml").write_text(yaml.safe_dump(to_plain(recipe), sort_keys=False))
     return path

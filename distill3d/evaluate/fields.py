@@ -29,7 +29,7 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated, Literal, get_args
+from typing import Annotated, Generic, Literal, TypeVar, get_args
 
 import numpy as np
 import torch
@@ -62,6 +62,9 @@ FIELDS: tuple[Field, ...] = get_args(Field)
 LOCATION: tuple[Field, ...] = ("depth", "projected_centre")
 #: What is replaced at a time: each field alone, the location as a whole, all.
 REPLACED: tuple[tuple[Field, ...], ...] = (*((field,) for field in FIELDS), LOCATION, FIELDS)
+
+F = TypeVar("F", bound=str)  # fields
+C = TypeVar("C")  # what is measured
 
 Column = tuple[Metric, Overlaps]
 #: What is measured after each replacement: AP in 3D and in bird's-eye view, at both minimum overlaps.
@@ -112,58 +115,76 @@ class FieldErrors:
 
 
 @dataclass(frozen=True)
-class Swaps:
+class Swaps(Generic[F, C]):
     """AP of one detector's boxes as another's values replace theirs.
 
     For each column: total = gains of the single fields + interaction + unmatched.
     """
 
-    start: Precision  # the boxes as they are
-    replaced: dict[tuple[Field, ...], Precision]  # by REPLACED: with the other's values of these fields
-    end: Precision  # the other's own boxes
+    start: dict[C, float]  # of the boxes as they are, percent
+    replaced: dict[tuple[F, ...], dict[C, float]]  # with the other's values of these fields: each field alone, and all
+    end: dict[C, float]  # of the other's own boxes
     boxes: int  # of all classes
     matched: int  # of those
     other_boxes: int
 
-    def gain(self, column: Column, *fields: Field) -> float:
-        """What these fields, one of REPLACED, change together, in points of AP."""
+    @property
+    def singles(self) -> list[F]:
+        """The fields that were replaced alone."""
+        return [fields[0] for fields in self.replaced if len(fields) == 1]
+
+    @property
+    def everything(self) -> tuple[F, ...]:
+        """All fields."""
+        return max(self.replaced, key=len)
+
+    def gain(self, column: C, *fields: F) -> float:
+        """What these fields, one of ``replaced``, change together, in points of AP."""
         return self.replaced[fields][column] - self.start[column]
 
-    def total(self, column: Column) -> float:
+    def total(self, column: C) -> float:
         """What separates the two detectors, in points of AP."""
         return self.end[column] - self.start[column]
 
-    def interaction(self, column: Column) -> float:
+    def interaction(self, column: C) -> float:
         """What all fields together change beyond the sum of their single gains; the first remainder."""
-        return self.gain(column, *FIELDS) - sum(self.gain(column, field) for field in FIELDS)
+        return self.gain(column, *self.everything) - sum(self.gain(column, field) for field in self.singles)
 
-    def unmatched(self, column: Column) -> float:
+    def unmatched(self, column: C) -> float:
         """What comes of boxes that only one of the two has, and of the scale of scores; the second remainder."""
-        return self.end[column] - self.replaced[FIELDS][column]
+        return self.end[column] - self.replaced[self.everything][column]
 
 
 @dataclass(frozen=True)
-class Attribution:
-    """Which fields account for the difference between a baseline and a student."""
+class Exchange(Generic[F, C]):
+    """The boxes of a baseline and a student with single fields exchanged."""
 
-    settings: FieldSettings
-    frames: int
-    forward: Swaps  # the baseline's boxes take the student's values
-    backward: Swaps  # the student's boxes take the baseline's values: a negative gain is what the student loses by it
-    oracle: Swaps  # the baseline's boxes take the objects' values: the headroom
-    errors: dict[str, FieldErrors]  # "baseline" and "student"; both of the objects that both found
+    forward: Swaps[F, C]  # the baseline's boxes take the student's values
+    #: The student's boxes take the baseline's values: a negative gain is what the student loses by it.
+    backward: Swaps[F, C]
+    oracle: Swaps[F, C]  # the baseline's boxes take the objects' values: the headroom
 
-    def both_ways(self, column: Column, *fields: Field) -> float:
-        """Mean of what these fields, one of REPLACED, give the baseline and of what their loss costs the student.
+    def both_ways(self, column: C, *fields: F) -> float:
+        """Mean of what these fields, one of ``Swaps.replaced``, give the baseline and of what their loss costs the
+        student.
 
         In points of AP. The one is measured among the baseline's other fields, the other among the student's: the mean
         favours neither, and leaves a smaller remainder.
         """
         return (self.forward.gain(column, *fields) - self.backward.gain(column, *fields)) / 2
 
-    def remainder(self, column: Column) -> float:
+    def remainder(self, column: C) -> float:
         """The student's whole gain less the single fields' ``both_ways``, in points of AP."""
-        return self.forward.total(column) - sum(self.both_ways(column, field) for field in FIELDS)
+        return self.forward.total(column) - sum(self.both_ways(column, field) for field in self.forward.singles)
+
+
+@dataclass(frozen=True)
+class Attribution(Exchange[Field, Column]):
+    """Which fields account for the difference between a baseline and a student."""
+
+    settings: FieldSettings
+    frames: int
+    errors: dict[str, FieldErrors]  # "baseline" and "student"; both of the objects that both found
 
 
 def read_projections(calibration: Path, frames: Sequence[str]) -> Float[np.ndarray, "f 3 4"]:
@@ -246,12 +267,12 @@ def field_errors(
         found_at_rate=int((has_box & reached).sum()),
         false_boxes=len(wrong),
         compared=int(use.sum()),
-        errors={name: _spread(values) for name, values in errors.items()},
+        errors={name: spread_of(values) for name, values in errors.items()},
         flipped=float(flipped.mean()) if use.any() else np.nan,
     )
 
 
-def _spread(values: Float[np.ndarray, " n"]) -> Spread:
+def spread_of(values: Float[np.ndarray, " n"]) -> Spread:
     return Spread(float(np.median(values)), float(values.mean())) if len(values) else Spread(np.nan, np.nan)
 
 
@@ -308,18 +329,18 @@ def match_boxes(one: Annotations, other: Annotations, least_overlap: float) -> I
     order = candidate[np.lexsort((-overlap[candidate], one.frame[a[candidate]]))]
     a, b = a[order], b[order]
     taken = match_in_order(one.frame[a], a, b, np.ones((len(a), 1), dtype=bool))[:, 0]
-    return _partners(a[taken], b[taken], len(one.frame))
+    return partners_of(a[taken], b[taken], len(one.frame))
 
 
-def _partners(rows: Int[np.ndarray, " m"], partners: Int[np.ndarray, " m"], count: int) -> Int[np.ndarray, " n"]:
+def partners_of(rows: Int[np.ndarray, " m"], partners: Int[np.ndarray, " m"], count: int) -> Int[np.ndarray, " n"]:
     match = np.full(count, MISSED)
     match[rows] = partners
     return match
 
 
-def _inverted(match: Int[np.ndarray, " n"], count: int) -> Int[np.ndarray, " m"]:
+def inverted(match: Int[np.ndarray, " n"], count: int) -> Int[np.ndarray, " m"]:
     rows = np.flatnonzero(match != MISSED)
-    return _partners(match[rows], rows, count)
+    return partners_of(match[rows], rows, count)
 
 
 def swapped(
@@ -352,7 +373,7 @@ def swapped(
     if "box_2d" in fields:
         changed["box2d"] = new.box2d
     if "score" in fields:
-        changed["score"] = _in_order_of(new.score, own.score, np.char.lower(own.name))
+        changed["score"] = dealt_in_order(new.score, own.score, np.char.lower(own.name))
     return _with_rows(boxes, rows, changed)
 
 
@@ -364,7 +385,7 @@ def _with_rows(boxes: Annotations, rows: Int[np.ndarray, " m"], columns: dict[st
     return replace(boxes, **changed)
 
 
-def _in_order_of(by: Float[np.ndarray, " n"], values: Float[np.ndarray, " n"], name: np.ndarray) -> np.ndarray:
+def dealt_in_order(by: Float[np.ndarray, " n"], values: Float[np.ndarray, " n"], name: np.ndarray) -> np.ndarray:
     """Each class's values, dealt out in the order of ``by``; where that is equal, all get the least of their places."""
     dealt = values.copy()
     for one in np.unique(name):
@@ -422,7 +443,7 @@ def attribution(
 
     def swaps(
         boxes: Annotations, other: Annotations, match: Int[np.ndarray, " n"], start: Precision, end: Precision
-    ) -> Swaps:
+    ) -> Swaps[Field, Column]:
         def measured(*fields: Field) -> Precision:
             return _precision(labels, swapped(boxes, other, match, fields, projections), settings)
 
@@ -430,7 +451,7 @@ def attribution(
         replaced = {fields: measured(*fields) for fields in REPLACED}
         return Swaps(start, replaced, end, len(match), matched, len(other.frame))
 
-    back = _inverted(match, len(student.frame))
+    back = inverted(match, len(student.frame))
     return Attribution(
         settings=settings,
         frames=len(labels.frames),

@@ -363,7 +363,7 @@ def evaluate(
     labels = [truth.classes.index(name) if name in truth.classes else -1 for name in names]
     gt, gt_counts = filtered(truth[np.isin(truth.label, labels)], racks, config)
     det, det_counts = filtered(predictions[np.isin(predictions.label, labels)], racks, config)
-    hits = _match(gt, det, config)
+    hits = match_at_distances(gt, det, config)
     partner = hits[:, config.distances.index(config.tp_distance)]
 
     precision = np.zeros((len(names), len(config.distances), RECALL_POINTS))
@@ -404,7 +404,9 @@ def _by_descending_score(score: Float[np.ndarray, " n"]) -> Int[np.ndarray, " n"
     return np.argsort(score, kind="stable")[::-1]
 
 
-def _match(gt: DetectionBoxes, det: DetectionBoxes, config: DetectionConfig) -> Int[np.ndarray, "d t"]:
+def match_at_distances(
+    gt: DetectionBoxes, det: DetectionBoxes, config: DetectionConfig = OFFICIAL
+) -> Int[np.ndarray, "d t"]:
     """The annotation's row that each of D predictions is matched to at each of T distances, -1 for none."""
     matched = np.full((len(det), len(config.distances)), -1)
     gt_group = gt.sample * len(gt.classes) + gt.label
@@ -413,7 +415,7 @@ def _match(gt: DetectionBoxes, det: DetectionBoxes, config: DetectionConfig) -> 
     det_order = _by_descending_score(det.score)
     det_order = det_order[np.argsort(det_group[det_order], kind="stable")]
     pairs = list(
-        _candidates(
+        near_pairs(
             gt.translation[gt_order, :2], gt_group[gt_order], det.translation[det_order, :2], det_group[det_order],
             reach=max(config.distances), groups=len(gt.samples) * len(gt.classes),
         )
@@ -427,11 +429,11 @@ def _match(gt: DetectionBoxes, det: DetectionBoxes, config: DetectionConfig) -> 
     return matched
 
 
-def _candidates(
+def near_pairs(
     gt_xy: Float[np.ndarray, "g 2"], gt_group: Int[np.ndarray, " g"],
     det_xy: Float[np.ndarray, "d 2"], det_group: Int[np.ndarray, " d"], reach: float, groups: int,
 ) -> Iterator[tuple[Int[np.ndarray, " p"], Int[np.ndarray, " p"], Float[np.ndarray, " p"]]]:  # fmt: skip
-    """Prediction, annotation and distance of all pairs of a group nearer than ``reach``.
+    """Prediction, annotation and distance of all pairs of a group nearer than ``reach`` (m).
 
     Both sides are sorted by group. Pairs come in order of the prediction, then of distance, then of the annotation.
     """

@@ -17,7 +17,7 @@ witnesses. It tells how far other frames would move a number, not how far anothe
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, Any, Generic, Protocol, TypeVar
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
@@ -38,25 +38,68 @@ TEACHER_ERROR_EDGES = (0.5, 1.0, 2.0)
 UNCERTAINTY_BINS = 4  # with equally many objects each
 #: Margins, relative to depth, at which the result is told again.
 OTHER_MARGINS = (0.0, 0.01, 0.02, 0.05, 0.1)
+RANKS = ("", "second ", "third ", "fourth ")
 TAIL = 0.025  # of the resampled values that the interval leaves out at each end: it holds 95 %
 
 
 @dataclass(frozen=True)
-class TransferSettings:
-    """What counts as found, as transfer and as enough."""
+class JudgeSettings:
+    """What counts as transfer and as enough."""
 
     classes: tuple[str, ...] = ("car",)  # lower case; objects of all of them are judged together
     margin: Annotated[float, Between(0, 100)] = (
         0.02  # of the object's depth, above 0; about half of the median error of a good camera detector
     )
-    least_overlap: Share = 0.5  # IoU of image boxes; what KITTI asks of pedestrians and cyclists
-    min_height_scale: HeightScale = 1.0  # as in ``evaluate.kitti.evaluate``
     least_objects: Count = (
         20  # bins with fewer, or in fewer frames, get no estimate: intervals would not be trustworthy
     )
     least_frames: Count = 10
     resamples: Number = 2000
     seed: Annotated[int, Between(0, 2**62)] = 0
+
+
+@dataclass(frozen=True)
+class TransferSettings(JudgeSettings):
+    """The same of one camera's boxes, and what counts as found."""
+
+    least_overlap: Share = 0.5  # IoU of image boxes; what KITTI asks of pedestrians and cyclists
+    min_height_scale: HeightScale = 1.0  # as in ``evaluate.kitti.evaluate``
+
+
+class JudgedObjects(Protocol):
+    """G labelled objects that count, of whatever data set."""
+
+    @property
+    def frames(self) -> tuple[str, ...]: ...
+
+    @property
+    def frame(self) -> Int[np.ndarray, " g"]:
+        """Index into ``frames``."""
+        ...
+
+    @property
+    def name(self) -> np.ndarray:
+        """(G,) strings."""
+        ...
+
+    @property
+    def distance(self) -> Float[np.ndarray, " g"]:
+        """m on the ground."""
+        ...
+
+    @property
+    def depth(self) -> Float[np.ndarray, " g"]:
+        """m, what a camera has to guess."""
+        ...
+
+    def __len__(self) -> int: ...
+
+    def own_groupings(self) -> list[Grouping]:
+        """Ways to sort them by what their labels say beside class and distance."""
+        ...
+
+
+ObjectsT = TypeVar("ObjectsT", bound=JudgedObjects)
 
 
 @dataclass(frozen=True)
@@ -81,6 +124,11 @@ class LabelledObjects:
     def depth(self) -> Float[np.ndarray, " g"]:
         """z of the centre, m."""
         return self.box[:, 5]
+
+    def own_groupings(self) -> list[Grouping]:
+        """By how much of them is hidden."""
+        known = np.isin(self.occlusion, range(len(OCCLUSIONS)))
+        return [Grouping("occlusion", "occlusion", OCCLUSIONS, np.where(known, self.occlusion, -1))]
 
 
 @dataclass(frozen=True)
@@ -164,11 +212,11 @@ class MarginRow:
 
 
 @dataclass(frozen=True)
-class Analysis:
+class Analysis(Generic[ObjectsT]):
     """One student against its baseline. G objects throughout."""
 
-    settings: TransferSettings
-    objects: LabelledObjects
+    settings: JudgeSettings
+    objects: ObjectsT
     parts: dict[str, Found]  # "baseline", "student" and, where there is one, "teacher"
     log_scale: Float[np.ndarray, " g"]  # the teacher's, of depth; NaN where it has none
     outcome: Int[np.ndarray, " g"]  # index into OUTCOMES
@@ -241,17 +289,16 @@ def judge(
 
 
 def groupings(
-    objects: LabelledObjects, baseline: Found, teacher: Found | None, log_scale: Float[np.ndarray, " g"],
-    settings: TransferSettings,
+    objects: JudgedObjects, baseline: Found, teacher: Found | None, log_scale: Float[np.ndarray, " g"],
+    settings: JudgeSettings,
 ) -> list[Grouping]:  # fmt: skip
     """The bins that an object falls into; those that need a teacher only where there is one."""
     edges = [f"{edge:g}" for edge in (0.0, *DISTANCE_EDGES)]
     ranges = [f"{low}–{high}" for low, high in zip(edges[:-1], edges[1:], strict=True)]
-    known = np.isin(objects.occlusion, range(len(OCCLUSIONS)))
     chosen = [
         Grouping("distance", "distance (m)", (*ranges, f"over {edges[-1]}"),
                  np.searchsorted(DISTANCE_EDGES, objects.distance, side="right")),
-        Grouping("occlusion", "occlusion", OCCLUSIONS, np.where(known, objects.occlusion, -1)),
+        *objects.own_groupings(),
     ]  # fmt: skip
     if len(settings.classes) > 1:
         name = np.char.lower(objects.name)
@@ -308,7 +355,7 @@ def _above_median_within(
 class _Frames:
     """Resampled frames: how often each frame that holds objects is drawn, (R, F)."""
 
-    def __init__(self, frame: Int[np.ndarray, " g"], settings: TransferSettings) -> None:
+    def __init__(self, frame: Int[np.ndarray, " g"], settings: JudgeSettings) -> None:
         held, self._place = np.unique(frame, return_inverse=True)
         self._count = len(held)
         generator = np.random.default_rng(settings.seed)
@@ -335,9 +382,9 @@ def _estimate(value: float, resampled: Float[np.ndarray, " r"]) -> Estimate:
 
 
 def analyse(
-    objects: LabelledObjects, baseline: Found, student: Found, teacher: Found | None,
-    log_scale: Float[np.ndarray, " g"] | None, settings: TransferSettings,
-) -> Analysis:  # fmt: skip
+    objects: ObjectsT, baseline: Found, student: Found, teacher: Found | None,
+    log_scale: Float[np.ndarray, " g"] | None, settings: JudgeSettings,
+) -> Analysis[ObjectsT]:  # fmt: skip
     """Everything that is told of one student: outcomes, bins, contrasts and other margins.
 
     ``log_scale`` is the teacher's log scale of each object's depth, NaN where it has none.
@@ -366,7 +413,7 @@ def analyse(
     return Analysis(settings, objects, parts, scale, outcome, everything, groups, tuple(contrasts), tuple(margins))
 
 
-def _enough(chosen: Bool[np.ndarray, " g"], frames: _Frames, settings: TransferSettings) -> bool:
+def _enough(chosen: Bool[np.ndarray, " g"], frames: _Frames, settings: JudgeSettings) -> bool:
     return int(chosen.sum()) >= settings.least_objects and frames.holding(chosen) >= settings.least_frames
 
 
@@ -375,7 +422,7 @@ def _balance(outcome: Int[np.ndarray, " g"], better: int, worse: int) -> Float[n
 
 
 def _net(
-    balance: Float[np.ndarray, " g"], among: Bool[np.ndarray, " g"], frames: _Frames, settings: TransferSettings
+    balance: Float[np.ndarray, " g"], among: Bool[np.ndarray, " g"], frames: _Frames, settings: JudgeSettings
 ) -> Estimate | None:
     if not _enough(among, frames, settings):
         return None
@@ -388,14 +435,14 @@ def _both(outcome: Int[np.ndarray, " g"]) -> Bool[np.ndarray, " g"]:
 
 
 def _net_depth(
-    outcome: Int[np.ndarray, " g"], chosen: Bool[np.ndarray, " g"], frames: _Frames, settings: TransferSettings
+    outcome: Int[np.ndarray, " g"], chosen: Bool[np.ndarray, " g"], frames: _Frames, settings: JudgeSettings
 ) -> Estimate | None:
     return _net(_balance(outcome, POSITIVE, NEGATIVE), chosen & _both(outcome), frames, settings)
 
 
 def _summary(
     label: str, chosen: Bool[np.ndarray, " g"], outcome: Int[np.ndarray, " g"], parts: dict[str, Found],
-    frames: _Frames, settings: TransferSettings,
+    frames: _Frames, settings: JudgeSettings,
 ) -> Bin:  # fmt: skip
     counts = np.bincount(outcome[chosen], minlength=len(OUTCOMES)).tolist()
     both = chosen & _both(outcome)
@@ -422,8 +469,8 @@ def _summary(
 
 
 def _contrasts(
-    objects: LabelledObjects, teacher: Found | None, log_scale: Float[np.ndarray, " g"],
-    outcome: Int[np.ndarray, " g"], distance: Grouping, frames: _Frames, settings: TransferSettings,
+    objects: JudgedObjects, teacher: Found | None, log_scale: Float[np.ndarray, " g"],
+    outcome: Int[np.ndarray, " g"], distance: Grouping, frames: _Frames, settings: JudgeSettings,
 ) -> list[Contrast]:  # fmt: skip
     """Is there more harm where the teacher is wrong, or unsure?
 
@@ -454,7 +501,7 @@ def _contrasts(
     return contrasts
 
 
-def net_difference(one: Analysis, other: Analysis) -> Estimate | None:
+def net_difference(one: Analysis[Any], other: Analysis[Any]) -> Estimate | None:
     """Net depth transfer of one detector less that of another, both against the same baseline; None for too few.
 
     The same frames are drawn for both. With ``other`` a twin of the baseline from another seed, the difference is free
@@ -469,7 +516,7 @@ def net_difference(one: Analysis, other: Analysis) -> Estimate | None:
     return _estimate(values[0] - values[1], resampled[0] - resampled[1])
 
 
-def largest(analysis: Analysis, outcome: int, count: int) -> list[int]:
+def largest(analysis: Analysis[Any], outcome: int, count: int) -> list[int]:
     """At most ``count`` objects of an outcome (POSITIVE or NEGATIVE), largest relative change first, one per frame."""
     change = np.abs(np.nan_to_num(analysis.gain))
     order = np.lexsort((np.arange(len(change)), -change))
@@ -477,3 +524,25 @@ def largest(analysis: Analysis, outcome: int, count: int) -> list[int]:
     for index in order[analysis.outcome[order] == outcome].tolist():
         chosen.setdefault(int(analysis.objects.frame[index]), index)
     return list(chosen.values())[:count]
+
+
+def telling_objects(analysis: Analysis[Any], count: int) -> list[tuple[int, str, int | None]]:
+    """At most ``count`` frames (an index), why each is shown, and which object is meant by that: those of the largest
+    gain and the largest harm in turn, then those of most objects, where no single one is meant."""
+    objects = analysis.objects
+    gains, harms = (largest(analysis, outcome, count) for outcome in (POSITIVE, NEGATIVE))
+    counts = np.bincount(objects.frame, minlength=len(objects.frames))
+    in_turn: list[tuple[int, str, int | None]] = [
+        (int(objects.frame[index]), f"{RANKS[n]}largest {kind}", index)
+        for n in range(min(count, len(RANKS)))
+        for kind, indices in (("gain", gains), ("harm", harms))
+        for index in indices[n : n + 1]
+    ]
+    fullest: list[tuple[int, str, int | None]] = [
+        (index, f"{counts[index]} objects", None) for index in np.argsort(-counts, kind="stable").tolist()
+    ]
+    chosen: dict[int, tuple[int, str, int | None]] = {}
+    for one in (*in_turn, *fullest):
+        if len(chosen) < count:
+            chosen.setdefault(one[0], one)
+    return list(chosen.values())

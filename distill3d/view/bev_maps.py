@@ -1,6 +1,7 @@
 """Maps of the ground that detectors make of a scene, as pictures in a row: who sees what, and where.
 
-Maps and outlines are in the LiDAR's frame (x forward, y left; m).  Pictures show forward upwards and left at the left.
+Maps and outlines are in the LiDAR's frame, of surround views in the vehicle's (x forward, y left; m).  Pictures show
+forward upwards and left at the left.
 """
 
 from __future__ import annotations
@@ -118,11 +119,14 @@ def map_picture(
     0 and less is darkest, ``brightest`` and more is brightest.  The line within an outline runs to the box's front.
 
     Raises:
-        ValueError: the map is not of the LiDAR's frame with axes (y, x), or its cells are not the geometry's.
+        ValueError: the map is not of the LiDAR's or the vehicle's frame with axes (y, x), or its cells are not the
+            geometry's.
     """
     x0, y0, x1, y1 = geometry.extent
-    if geometry.frame != "lidar" or geometry.axes != ("y", "x"):
-        raise ValueError(f"maps are drawn in the LiDAR's frame with axes (y, x), this one lies on {geometry}")
+    if geometry.frame not in ("lidar", "ego") or geometry.axes != ("y", "x"):
+        raise ValueError(
+            f"maps are drawn in the LiDAR's or the vehicle's frame with axes (y, x), this one lies on {geometry}"
+        )
     cells = (round((y1 - y0) / geometry.cell), round((x1 - x0) / geometry.cell))
     if values.shape != cells:
         raise ValueError(f"a map of {values.shape} cells does not lie on a grid of {cells}")

@@ -22,7 +22,7 @@ from distill3d.evaluate.transfer import (
     Bin,
     Estimate,
     Grouping,
-    TransferSettings,
+    JudgeSettings,
     largest,
     net_difference,
 )
@@ -67,9 +67,9 @@ class Section:
     """One student against the baseline."""
 
     student: Stage
-    analysis: Analysis
+    analysis: Analysis[Any]
     teacher: Stage | None
-    untaught: tuple[Stage, Analysis] | None = None  # another camera detector that this teacher did not teach
+    untaught: tuple[Stage, Analysis[Any]] | None = None  # another camera detector that this teacher did not teach
     maps: BevMaps | None = None  # what student and teachers see of the ground, where they look at it
     lacks: tuple[str, ...] = ()  # what could not be shown, a sentence each
 
@@ -82,21 +82,35 @@ def write_page(
     Raises:
         UserError: ``out`` cannot be written, or holds what this library did not write.
     """
+    stages = [baseline, *(one.student for one in sections)]
+    head = page_head(
+        sections, baseline, lacks, [*caution(stages, KittiKind().measures(stages)), *height_cautions(stages)],
+        {"Least box height": f"KITTI's × {baseline.min_height_scale:.4g}"},
+    )  # fmt: skip
+    contents = [{**told(one), **_pictured(one, dataset)} for one in sections]
+    write_output_text(out, rendered("diagnosis.html", head, sections, baseline, contents))
+    return out
+
+
+def rendered(
+    template: str, head: Head, sections: Sequence[Section], baseline: Stage, contents: Sequence[dict[str, Any]],
+    **more: Any,
+) -> str:  # fmt: skip
+    """The page of a template, with what it asks for of each student."""
     settings = sections[0].analysis.settings
-    page = render(
-        "diagnosis.html",
-        head=_head(sections, baseline, lacks),
+    return render(
+        template,
+        head=head,
         titles={**{f"student-{n}": one.student.name for n, one in enumerate(sections)}, "method": "How it is counted"},
         sections=[
-            {"id": f"student-{n}", "title": f"{one.student.name} against {baseline.name}", **_section(one, dataset)}
-            for n, one in enumerate(sections)
+            {"id": f"student-{n}", "title": f"{one.student.name} against {baseline.name}", **content}
+            for n, (one, content) in enumerate(zip(sections, contents, strict=True))
         ],
         meanings=MEANING,
         settings=settings,
         margin=f"{100 * settings.margin:g}",
+        **more,
     )
-    write_output_text(out, page)
-    return out
 
 
 # ------------------------------------------------------------------------------------------------------------ the words
@@ -115,7 +129,7 @@ def verdict(estimate: Estimate | None) -> str:
     return f"{net(estimate)} points, {word} the noise of frames"
 
 
-def things(settings: TransferSettings) -> str:
+def things(settings: JudgeSettings) -> str:
     """What the objects are called."""
     return f"{settings.classes[0]}s" if len(settings.classes) == 1 else "objects"
 
@@ -184,9 +198,11 @@ def contrast_sentences(one: Section) -> list[str]:
     return sentences
 
 
-def _head(sections: Sequence[Section], baseline: Stage, lacks: Sequence[str]) -> Head:
+def page_head(
+    sections: Sequence[Section], baseline: Stage, lacks: Sequence[str], cautions: list[str], more: dict[str, str]
+) -> Head:
+    """The head of a page, with cautions and ``more`` settings of the data set's layout."""
     first, run = sections[0].analysis, sections[0].student.run
-    stages = [baseline, *(one.student for one in sections)]
     unnamed = {one.student.name: [one.teacher.name] if one.teacher else [] for one in sections}
     teachers = [name for one in sections for name in one.student.teachers or unnamed[one.student.name]]
     own = baseline.folder.parent == sections[0].student.folder.parent
@@ -195,7 +211,7 @@ def _head(sections: Sequence[Section], baseline: Stage, lacks: Sequence[str]) ->
         title=f"{run} {DASH} distill3d diagnosis",
         heading=f"Net depth transfer: {'; '.join(map(_told, sections))}",
         leads=[],
-        cautions=[*caution(stages, KittiKind().measures(stages)), *height_cautions(stages)],
+        cautions=cautions,
         settings={
             "Data": str(baseline.dataset.get("root", DASH)),
             "Split": str(baseline.dataset.get("eval_split", DASH)),
@@ -206,7 +222,7 @@ def _head(sections: Sequence[Section], baseline: Stage, lacks: Sequence[str]) ->
             "Baseline": baseline.name if own else f"{baseline.name} ({baseline.run})",
             "Teachers": ", ".join(dict.fromkeys(teachers)) or DASH,
             "Margin": f"{100 * first.settings.margin:g} % of depth",
-            "Least box height": f"KITTI's × {first.settings.min_height_scale:.4g}",
+            **more,
         },
         missing=list(dict.fromkeys(lacks)),
         folders=[str(sections[0].student.folder.parent)],
@@ -226,28 +242,31 @@ def _told(one: Section) -> str:
 # ---------------------------------------------------------------------------------------------------------- one student
 
 
-def _section(one: Section, dataset: KittiDataset | None) -> dict[str, Any]:
-    """What the template asks for of one student."""
+def told(one: Section) -> dict[str, Any]:
+    """What every template asks for of one student: numbers and charts."""
     analysis, parts = one.analysis, list(one.analysis.parts)
     other = {} if one.untaught is None else {g.key: bins for g, bins in one.untaught[1].groups}
+    return {
+        "leads": leads(one),
+        "lacks": one.lacks,
+        **_totals(one),
+        "untaught": None if one.untaught is None else one.untaught[0].name,
+        "curves": {stage_of(one, part): LOOKS[part] for part in parts},
+        "groups": [_group(grouping, bins, other.get(grouping.key), one) for grouping, bins in analysis.groups],
+        "boxes": {part: Look(LOOKS[part].colour) for part in (TRUE, *parts)},
+        "maps": None if one.maps is None else ground_section(one.maps, things(analysis.settings)),
+    }
+
+
+def _pictured(one: Section, dataset: KittiDataset | None) -> dict[str, Any]:
+    """Close-ups of one student's objects, or why there are none."""
     pictures, problem = {}, ""
     if dataset is not None:
         try:
             pictures = _pictures(one, dataset)
         except (UserError, OSError) as error:
             problem = f"The pictures are left out: {str(error).rstrip('.')}."
-    return {
-        "leads": leads(one),
-        "lacks": one.lacks,
-        **_totals(one),
-        "untaught": None if one.untaught is None else one.untaught[0].name,
-        "curves": {_stage_of(one, part): LOOKS[part] for part in parts},
-        "groups": [_group(grouping, bins, other.get(grouping.key), one) for grouping, bins in analysis.groups],
-        "boxes": {part: Look(LOOKS[part].colour) for part in (TRUE, *parts)},
-        "pictures": pictures,
-        "no_pictures": problem,
-        "maps": None if one.maps is None else ground_section(one.maps, things(analysis.settings)),
-    }
+    return {"pictures": pictures, "no_pictures": problem}
 
 
 def _number(value: float, digits: int = 2) -> str:
@@ -263,7 +282,7 @@ def _totals(one: Section) -> dict[str, Table]:
          *(_share(n, total.both) if name in BOTH else "" for name, n in total.counts.items())],
     ]  # fmt: skip
     means = [
-        [_stage_of(one, part), f"{total.found[part]} ({_share(total.found[part], total.objects)})",
+        [stage_of(one, part), f"{total.found[part]} ({_share(total.found[part], total.objects)})",
          _number(total.depth_error[part]), _number(total.centre_error[part]), _number(total.iou_3d[part], 3)]
         for part in parts
     ]  # fmt: skip
@@ -280,7 +299,8 @@ def _totals(one: Section) -> dict[str, Table]:
     }
 
 
-def _stage_of(one: Section, part: str) -> str:
+def stage_of(one: Section, part: str) -> str:
+    """What a part is called, with its stage's name."""
     stage = {"student": one.student, "teacher": one.teacher}.get(part)
     return part if stage is None or stage.name == part else f"{part}: {stage.name}"
 
@@ -336,7 +356,7 @@ def _balance_chart(
     return charts.balance_chart(title, bars, x_label=grouping.title, y_axis=axis)
 
 
-def _error_chart(grouping: Grouping, bins: Sequence[Bin], settings: TransferSettings, parts: Sequence[str]) -> Chart:
+def _error_chart(grouping: Grouping, bins: Sequence[Bin], settings: JudgeSettings, parts: Sequence[str]) -> Chart:
     shown = list(_trimmed(bins, lambda one: one.common))
     series = []
     for part in parts:

@@ -2,32 +2,21 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from distill3d.errors import UserError
 from distill3d.evaluate.kitti import DIFFICULTIES, MIN_HEIGHT, Overlaps
 from distill3d.files import write_output
-from distill3d.view import charts
-from distill3d.view.charts import Chart, Series
-from distill3d.view.distance import (
-    LEAST_OBJECTS,
-    LEAST_SCORE,
-    MATCH_RADIUS,
-    Binned,
-    bin_edges,
-    error_by_distance,
-)
+from distill3d.view.charts import Chart
+from distill3d.view.distance import LEAST_SCORE
+from distill3d.view.distance_section import distance_section
 from distill3d.view.draw import frame_figure
 from distill3d.view.gallery import Gallery, cast, colours, compare, drawn_classes, made_gallery, pictured_frame, scenes
 from distill3d.view.headline import Measure, Measures
 from distill3d.view.kind import Kind
 from distill3d.view.pieces import (
-    DASH,
     Cell,
     Shown,
     Table,
@@ -93,7 +82,11 @@ class KittiKind(Kind):
         return height_cautions(stages)
 
     def content(self, entries: Sequence[Shown], gallery: int) -> dict[str, Any]:
-        shown = {**_precision(entries), **_distance(entries), "gallery": _gallery(entries, gallery)}
+        shown = {
+            **_precision(entries),
+            **distance_section(entries, lambda stage: compare(stage)[1]),
+            "gallery": _gallery(entries, gallery),
+        }
         return {**shown, **(_results(entries) if entries else {}), "least_score": LEAST_SCORE}
 
 
@@ -185,51 +178,6 @@ def _precision(entries: Sequence[Shown]) -> dict[str, Any]:
         for overlap in OVERLAPS if known
     ]  # fmt: skip
     return {"precision": drawn, "precise": looks_of(known)}
-
-
-# ------------------------------------------------------------------------------------------------------------- distance
-
-
-def _distance(entries: Sequence[Shown]) -> dict[str, Any]:
-    matched, sentences = [], []
-    for one in entries:
-        if one.stage.finished and one.stage.has_predictions:
-            try:
-                matched.append((one, compare(one.stage)[1]))
-            except UserError as error:
-                sentences.append(f"{one.name} is left out: {error}.")
-    edges = bin_edges([matches.distance for _, matches in matched])
-    binned = [(one, error_by_distance(matches, edges)) for one, matches in matched]
-    drawn = [
-        _distance_chart("Mean depth error of what was found (m)", binned, lambda b: b.depth_error, "m"),
-        _distance_chart("Share of objects found (%)", binned, lambda b: 100 * b.found, "%"),
-    ] if binned else []  # fmt: skip
-    return {
-        "distance": drawn, "unmatched": sentences, "matched": looks_of([one for one, _ in matched]),
-        "match_radius": f"{MATCH_RADIUS:g}", "least_objects": LEAST_OBJECTS,
-    }  # fmt: skip
-
-
-def _distance_chart(
-    title: str, binned: Sequence[tuple[Shown, Binned]], pick: Callable[[Binned], np.ndarray], unit: str
-) -> Chart:
-    first = binned[0][1]
-    edges = first.edges
-    middles = ((edges[:-1] + edges[1:]) / 2).tolist()
-    series = []
-    for one, bins in binned:
-        values = pick(bins).tolist()
-        notes = [
-            f"{one.name}, {low:.0f}{DASH}{high:.0f} m: {value:.2f} {unit} ({count} objects)"
-            for low, high, value, count in zip(edges[:-1], edges[1:], values, bins.objects, strict=True)
-        ]
-        series.append(Series(one.name, one.look, middles, values, notes))
-    finite = [value for one in series for value in one.y if math.isfinite(value)]
-    y_axis = charts.linear_axis(0, 100) if unit == "%" else charts.fitting_axis(finite, from_zero=True)
-    x_axis = charts.Axis(float(edges[0]), float(edges[-1]), [(edge, f"{edge:.0f}") for edge in edges.tolist()])
-    same_objects = all(np.array_equal(bins.objects, first.objects) for _, bins in binned)
-    counts = charts.counted(first.objects.tolist(), middles) if same_objects else ()
-    return charts.line_chart(title, series, x_label="distance (m)", x_axis=x_axis, y_axis=y_axis, under=counts)
 
 
 # -------------------------------------------------------------------------------------------------------------- gallery

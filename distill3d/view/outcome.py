@@ -45,8 +45,7 @@ def next_steps(run: Path) -> list[str]:
     students = [stage for stage in read_runs([run]) if stage.finished and stage.role in ("student", "baseline")]
     lines = [f"distill3d report {run} --out report.html"]
     if students and students[-1].layout == "kitti":
-        last = run / students[-1].name
-        lines.append(f"distill3d predict {last} PICTURE --intrinsics fx,fy,cx,cy")
-        if students[-1].role == "student":
-            lines.append(f"distill3d diagnose {run}")
+        lines.append(f"distill3d predict {run / students[-1].name} PICTURE --intrinsics fx,fy,cx,cy")
+    if students and students[-1].role == "student":
+        lines.append(f"distill3d diagnose {run}")
     return lines

@@ -311,8 +311,10 @@ def _with_what_is_missing(run: list[Stage]) -> list[Stage]:
         stage = replace(stage, layout=layout)
         lacks = ()
         if stage.finished and not stage.has_predictions:
-            places = "the gallery and of error against distance" if layout == "kitti" else "the gallery"
-            lacks = (f"{stage.run}/{stage.name} has no predictions: it is left out of {places}.",)
+            lacks = (
+                f"{stage.run}/{stage.name} has no predictions: it is left out of the gallery and of error against"
+                " distance.",
+            )
         told.append(replace(stage, problems=(*stage.problems, *lacks)))
     return told
 

@@ -8,8 +8,10 @@ from typing import Any
 
 from distill3d.data.nuscenes.dataset import CAMERAS
 from distill3d.evaluate.nuscenes import OFFICIAL, TP_ERRORS
+from distill3d.evaluate.nuscenes_boxes import CLASSES
 from distill3d.view.charts import Chart
 from distill3d.view.distance import LEAST_SCORE
+from distill3d.view.distance_section import distance_section
 from distill3d.view.draw import LOOK_AHEAD, RING_STEP
 from distill3d.view.gallery import Gallery, cast, made_gallery
 from distill3d.view.headline import Measure, Measures
@@ -29,7 +31,14 @@ from distill3d.view.pieces import (
 )
 from distill3d.view.records import BestOfReported, MetricsLine
 from distill3d.view.runs import Stage
-from distill3d.view.surround_gallery import camera_name, moments, pictured, pictured_moment, trained_classes
+from distill3d.view.surround_gallery import (
+    Distances,
+    camera_name,
+    moments,
+    pictured,
+    pictured_moment,
+    trained_classes,
+)
 
 #: The data that the benchmark's public numbers are of: version and split.
 BENCHMARK = ("v1.0-trainval", "val")
@@ -156,6 +165,7 @@ class SurroundKind(Kind):
             "notes": _notes(entries),
             "progress": _progress(entries),
             **_precision(entries),
+            **distance_section(entries, Distances([name for name in CLASSES if name in _classes(entries)]).of),
             "gallery": made,
             "pictured": drawn if len(drawn) < len(made.parts) else [],
             "least_score": LEAST_SCORE,

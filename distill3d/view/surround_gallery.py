@@ -22,7 +22,8 @@ from distill3d.errors import UserError
 from distill3d.evaluate.nuscenes import filtered, ground_truth
 from distill3d.evaluate.nuscenes_boxes import CLASS_RANGE, CLASSES, DetectionBoxes
 from distill3d.evaluate.nuscenes_submission import read_submission
-from distill3d.view.distance import LEAST_SCORE, frame_errors, nearest_partners
+from distill3d.evaluate.surround_transfer import SurroundLabelled, counted_objects
+from distill3d.view.distance import LEAST_SCORE, Matches, frame_errors, nearest_partners
 from distill3d.view.draw import (
     BEYOND,
     CAMERA_HEIGHT,
@@ -137,17 +138,12 @@ class Drives:
         labelled = Boxes3D.empty("ego") if sample.objects is None else sample.objects.boxes
         known = torch.tensor([name in self.classes for name in dataset.classes])
         sets = {TRUE: labelled[known[labelled.label]]}
-        counts = {TRUE: _counts(sets[TRUE], dataset.classes)}
+        counts = {TRUE: class_counts(sets[TRUE], dataset.classes)}
         to_ego = torch.linalg.inv(sample.ego_to_global)
         for name, boxes in self._found.items():
-            sets[name] = carry_boxes(_boxes(boxes[boxes.sample == choice.index]), to_ego, "ego")
-            counts[name] = _counts(sets[name], CLASSES)
-        tables = dataset.tables
-        row = tables.sample_row(token)
-        scene = int(tables.samples.scene[row])
-        of_scene = tables.scene_samples(scene)
-        place = f"{tables.scene_name(scene)}, key frame {row - of_scene[0] + 1} of {len(of_scene)}"
-        return Moment(f"{place} (sample {token})", choice.reason, sample, sets, counts)
+            sets[name] = carry_boxes(global_boxes(boxes[boxes.sample == choice.index]), to_ego, "ego")
+            counts[name] = class_counts(sets[name], CLASSES)
+        return Moment(moment_title(dataset, token), choice.reason, sample, sets, counts)
 
 
 def moments(parts: dict[str, Shown], classes: Sequence[str], count: int) -> Iterator[Moment]:
@@ -160,6 +156,15 @@ def moments(parts: dict[str, Shown], classes: Sequence[str], count: int) -> Iter
     yield from map(drives.moment, drives.telling(rivals(parts), count))
 
 
+def moment_title(dataset: NuScenesDataset, token: str) -> str:
+    """Where in which scene a sample is."""
+    tables = dataset.tables
+    row = tables.sample_row(token)
+    scene = int(tables.samples.scene[row])
+    of_scene = tables.scene_samples(scene)
+    return f"{tables.scene_name(scene)}, key frame {row - of_scene[0] + 1} of {len(of_scene)} (sample {token})"
+
+
 def _of_samples(boxes: DetectionBoxes, tokens: Sequence[str], least_score: float) -> DetectionBoxes:
     """The boxes at least as sure as ``least_score``, of the named samples and numbered as these are."""
     number = {token: index for index, token in enumerate(tokens)}
@@ -170,22 +175,59 @@ def _of_samples(boxes: DetectionBoxes, tokens: Sequence[str], least_score: float
 
 def _position_errors(objects: DetectionBoxes, found: DetectionBoxes) -> Float[np.ndarray, " s"]:
     """Mean distance (m) of each sample's objects to their nearest detections of the same class."""
+    return frame_errors(objects.sample, _nearest(objects, found)[1], len(objects.samples))
 
-    def grouped(boxes: DetectionBoxes) -> tuple[DetectionBoxes, Int[np.ndarray, " n"]]:
+
+def _nearest(objects: DetectionBoxes, found: DetectionBoxes) -> tuple[Int[np.ndarray, " g"], Float[np.ndarray, " g"]]:
+    """The nearest detection of the same class of each object, one to one, and how far it is (m), as
+    ``nearest_partners`` has both."""
+
+    def grouped(boxes: DetectionBoxes) -> tuple[Int[np.ndarray, " n"], Int[np.ndarray, " n"]]:
         group = boxes.sample * len(CLASSES) + boxes.label
         order = np.argsort(group, kind="stable")
-        return boxes[order], group[order]
+        return order, group[order]
 
-    objects, object_group = grouped(objects)
-    found, found_group = grouped(found)
-    groups = len(objects.samples) * len(CLASSES)
-    _, offset = nearest_partners(
-        object_group, objects.translation[:, :2], found_group, found.translation[:, :2], groups
-    )
-    return frame_errors(objects.sample, offset, len(objects.samples))
+    (order, group), (found_order, found_group) = grouped(objects), grouped(found)
+    near, apart = nearest_partners(
+        group, objects.translation[order, :2], found_group, found.translation[found_order, :2],
+        len(objects.samples) * len(CLASSES),
+    )  # fmt: skip
+    partner, offset = np.full(len(order), -1), np.empty(len(order))
+    partner[order], offset[order] = np.where(near >= 0, np.append(found_order, -1)[near], -1), apart
+    return partner, offset
 
 
-def _boxes(found: DetectionBoxes) -> Boxes3D:
+class Distances:
+    """The objects that count, of each data set once, and how far from them a stage's detections are.
+
+    Objects are of all of the given classes, and all of the data set's split.
+    """
+
+    def __init__(self, classes: Sequence[str]) -> None:
+        self.classes = classes
+        self._objects: dict[tuple[str, ...], SurroundLabelled] = {}
+
+    def of(self, stage: Stage) -> Matches:
+        """The objects of a stage's evaluation split, and its nearest detections of their classes.
+
+        Raises:
+            UserError: data or predictions cannot be read.
+        """
+        key = tuple(map(str, stage.named_in_recipe("root", "version", "eval_split")))
+        if key not in self._objects:
+            dataset = open_dataset(stage)
+            self._objects[key] = counted_objects(ground_truth(dataset.tables, dataset.frame_ids), self.classes)
+        objects = self._objects[key]
+        submission = read_submission(stage.predictions / RESULT_FILES["nuscenes"], objects.frames)
+        found = submission[submission.score >= LEAST_SCORE].seen_from(objects.ego_position)
+        partner, offset = _nearest(objects.boxes, found)
+        error = np.full(len(partner), np.nan)
+        hit = partner >= 0
+        error[hit] = np.abs(found.ego_distance[partner[hit]] - objects.distance[hit])
+        return Matches(objects.frame, objects.distance, hit, offset, error)
+
+
+def global_boxes(found: DetectionBoxes) -> Boxes3D:
     """Global boxes; labels index the official ten classes."""
     return Boxes3D(
         torch.from_numpy(found.translation), torch.from_numpy(found.wlh[:, [1, 0, 2]].copy()),
@@ -194,7 +236,7 @@ def _boxes(found: DetectionBoxes) -> Boxes3D:
     )  # fmt: skip
 
 
-def _counts(boxes: Boxes3D, classes: Sequence[str]) -> dict[str, int]:
+def class_counts(boxes: Boxes3D, classes: Sequence[str]) -> dict[str, int]:
     return {name: int((boxes.label == label).sum()) for label, name in enumerate(classes)}
 
 

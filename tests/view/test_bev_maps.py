@@ -20,7 +20,8 @@ from distill3d.data.collate import collate
 from distill3d.data.kitti.dataset import KittiDataset
 from distill3d.detectors import build_detector
 from distill3d.detectors.base import BevGeometry
-from distill3d.diagnose import diagnose, mapped_frames
+from distill3d.diagnose import diagnose
+from distill3d.diagnosed import mapped_frames
 from distill3d.distill.methods.monotakd import MonoTAKDConfig
 from distill3d.evaluate.transfer import OUTCOMES
 from distill3d.record import record_run

@@ -17,10 +17,8 @@ from html_page import Page
 from PIL import Image
 from surround_run import CANVAS, STAGES, open_drive, write_predictions, write_run
 
-from distill3d.answers import depth_log_scales, ground_maps
 from distill3d.boxes import Boxes3D
 from distill3d.data.nuscenes.dataset import CAMERAS
-from distill3d.diagnose import diagnose
 from distill3d.errors import UserError
 from distill3d.evaluate.nuscenes import TP_ERRORS
 from distill3d.view.draw import SUPERSAMPLE
@@ -109,6 +107,20 @@ def test_curves_of_every_class_and_stage(surround_original: Path, tmp_path: Path
     assert "less than 2 m from its object" in precision
     nds = evaluations(surround_original)["labeldistill"]["nd_score"]
     assert f"Distilled: labeldistill, epoch 1: {100 * nds:.2f}" in html.split('id="training"')[1]
+
+
+def test_errors_against_distance(surround_original: Path, tmp_path: Path) -> None:
+    """Boxes are the objects moved forward; the baseline leaves out every second."""
+    html, page = report([surround_original], tmp_path)
+    section = html.split('id="distance"')[1].split("</section>")[0]
+    for stage, miss in (("Teacher", 0.1), ("Baseline", 1.2)):
+        found = re.findall(rf"<title>{stage}, [^:]*: ([0-9.]+) m \(", section)
+        assert found and all(float(value) <= miss + 0.01 for value in found)
+    shares = re.findall(r"<title>(\w+), [^:]*: ([0-9.]+) % \(", section)
+    assert {name for name, _ in shares} >= {"Teacher", "Baseline"}
+    assert all(float(share) == 100 for name, share in shares if name == "Teacher")
+    assert any(float(share) < 100 for name, share in shares if name == "Baseline")
+    assert "Error against distance" in page.text
 
 
 def test_same_run_same_page(surround_original: Path, tmp_path: Path) -> None:
@@ -252,7 +264,10 @@ def remove(run: Path, *names: str) -> None:
     [
         (["labeldistill/evaluation.json"], ["drives/labeldistill is not finished", "not finished"]),
         (["labeldistill", "lidar"], ["drives/labeldistill has not begun", "No comparison yet"]),
-        (["baseline/predictions"], ["drives/baseline has no predictions: it is left out of the gallery."]),
+        (
+            ["baseline/predictions"],
+            ["drives/baseline has no predictions: it is left out of the gallery and of error against distance."],
+        ),
         (["lidar/metrics.jsonl"], ["drives/lidar/metrics.jsonl is missing"]),
         (["recipe.yaml"], ["drives/recipe.yaml is missing", "The gallery is left out: the recipe of run drives has"]),
         (
@@ -308,17 +323,10 @@ def test_kinds_of_runs_do_not_mix(surround_original: Path, make_run: Callable[..
     assert "\n" not in str(refused.value) and not (tmp_path / "report.html").exists()
 
 
-def test_what_is_made_for_kitti_refuses(surround_original: Path, tmp_path: Path) -> None:
+def test_what_is_made_for_kitti_refuses(surround_original: Path) -> None:
     student = next(stage for stage in read_runs([surround_original]) if stage.name == "labeldistill")
-    sentence = "run drives is of surround views, .*KITTI's layout: use distill3d report"
-    with pytest.raises(UserError, match=sentence):
-        diagnose(surround_original, out=tmp_path / "diagnosis.html")
-    with pytest.raises(UserError, match=sentence):
+    with pytest.raises(UserError, match="run drives is of surround views, .*KITTI's layout: use distill3d report"):
         open_dataset(student)
-    with pytest.raises(UserError, match=sentence):
-        depth_log_scales(student, [], torch.device("cpu"))
-    with pytest.raises(UserError, match=sentence):
-        ground_maps(student, [student], {}, ["car"], torch.device("cpu"))
 
 
 # ------------------------------------------------------------------------------------------------------------- cautions
