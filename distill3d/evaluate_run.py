@@ -7,6 +7,7 @@ from pathlib import Path
 
 from rich.console import Console
 
+from distill3d.data.nuscenes.tables import version_in
 from distill3d.devices import find_device
 from distill3d.errors import UserError
 from distill3d.evaluate.kitti import Result
@@ -62,7 +63,7 @@ def evaluate_stage(
             raise UserError(
                 f"--min-height-scale is {min_height_scale:g}, but {run} looks at surround views: it is KITTI's"
             )
-        dataset = replace(dataset, version=version or _version_in(data_root, dataset.version))
+        dataset = replace(dataset, version=version or version_in(data_root, dataset.version))
     elif version is not None:
         raise UserError(f"--version is {version!r}, but {run} looks at KITTI's layout, which has no versions")
     elif min_height_scale is not None:
@@ -91,14 +92,6 @@ def _refuse_evaluated(folder: Path) -> None:
             if (folder / METRICS).exists():
                 raise UserError(f"{folder / name}: is of the stage's own training: give another --out")
             raise UserError(f"{folder / name}: is there already: give another --out, or remove it")
-
-
-def _version_in(root: Path, named: str) -> str:
-    """The folder of tables that is meant: the one named by a recipe, else the only one that there is."""
-    there = sorted(path.parent.name for path in root.glob("*/sample.json"))
-    if named in there or len(there) != 1:
-        return named
-    return there[0]
 
 
 def show(verdict: Verdict) -> None:

@@ -133,7 +133,8 @@ class Drives:
     def moment(self, choice: Choice) -> Moment:
         """A chosen sample with the boxes of all stages."""
         token, dataset = self.tokens[choice.index], self.dataset
-        sample = dataset.get(dataset.frame_ids.index(token))
+        index = dataset.frame_ids.index(token)
+        sample = dataset.get(index)
         labelled = Boxes3D.empty("ego") if sample.objects is None else sample.objects.boxes
         known = torch.tensor([name in self.classes for name in dataset.classes])
         sets = {TRUE: labelled[known[labelled.label]]}
@@ -142,12 +143,9 @@ class Drives:
         for name, boxes in self._found.items():
             sets[name] = carry_boxes(_boxes(boxes[boxes.sample == choice.index]), to_ego, "ego")
             counts[name] = _counts(sets[name], CLASSES)
-        tables = dataset.tables
-        row = tables.sample_row(token)
-        scene = int(tables.samples.scene[row])
-        of_scene = tables.scene_samples(scene)
-        place = f"{tables.scene_name(scene)}, key frame {row - of_scene[0] + 1} of {len(of_scene)}"
-        return Moment(f"{place} (sample {token})", choice.reason, sample, sets, counts)
+        scene, number, count = dataset.place(index)
+        title = f"{scene}, key frame {number} of {count} (sample {token})"
+        return Moment(title, choice.reason, sample, sets, counts)
 
 
 def moments(parts: dict[str, Shown], classes: Sequence[str], count: int) -> Iterator[Moment]:
@@ -233,12 +231,14 @@ def key_camera(sample: SurroundSample, index: int) -> Camera:
     return Camera(sample.intrinsics[0, index, :3]).warped(torch.cat((affine[:2, :2], affine[:2, 3:]), dim=1))
 
 
-def ground_view(points: Float[Tensor, "m c"] | None, sets: dict[str, Boxes3D], colours: dict[str, str]) -> Image.Image:
-    """Points and boxes of the ego frame from above, forward up, with the vehicle in the middle."""
+def ground_view(
+    points: Float[Tensor, "m c"] | None, sets: dict[str, Boxes3D], colours: dict[str, str], size: int = GROUND_SIZE
+) -> Image.Image:
+    """Points and boxes of the ego frame from above, forward up, with the vehicle in the middle; ``size`` px wide."""
     seen = {name: _level(boxes.to(torch.float64)) for name, boxes in sets.items()}
     ahead = None if points is None else carry(points[:, :3].to(LEVEL), LEVEL)
     reach = _reach(list(sets.values()))
-    return bird_view(ahead, seen, Extent(-reach, -reach, reach, reach), size=GROUND_SIZE, colours=colours)
+    return bird_view(ahead, seen, Extent(-reach, -reach, reach, reach), size=size, colours=colours)
 
 
 def _level(boxes: Boxes3D) -> Boxes3D:
@@ -274,7 +274,7 @@ def pictured_moment(moment: Moment, parts: dict[str, Shown]) -> MomentFigure:
     """The pictures of a moment, and how many boxes of each class every part has; classes that none has are left out."""
     of_part, title = colours(parts), moment.title
     drawn = {part: moment.sets[part] for part in (TRUE, *pictured(parts))}
-    panels = dict(zip(map(_camera_name, CAMERAS), camera_panels(moment.sample, drawn, of_part), strict=True))
+    panels = dict(zip(map(camera_name, CAMERAS), camera_panels(moment.sample, drawn, of_part), strict=True))
     above = ground_view(moment.sample.points, moment.sets, of_part).quantize(BIRD_COLOURS)
     counts = {name: [counts.get(name, 0) for counts in moment.counts.values()] for name in CLASSES}
     return MomentFigure(
@@ -285,6 +285,6 @@ def pictured_moment(moment: Moment, parts: dict[str, Shown]) -> MomentFigure:
     )  # fmt: skip
 
 
-def _camera_name(channel: str) -> str:
+def camera_name(channel: str) -> str:
     """CAM_FRONT_LEFT as "front left"."""
     return channel.removeprefix("CAM_").replace("_", " ").lower()
