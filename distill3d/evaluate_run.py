@@ -43,7 +43,7 @@ def evaluate_stage(
     Predictions and evaluation.json go to ``out``, by default the stage's own folder, where the report finds them.
 
     Raises:
-        UserError: the folder holds no stage, frames cannot be read, the stage was trained on frames of the split, or
+        UserError: the folder holds no stage, it is not clear which tables are meant, frames cannot be read, the stage was trained on frames of the split, or
             there are predictions in the folder already.
     """
     given, run = run, shipped_or_path(run)

@@ -237,7 +237,7 @@ class Model:
         if not isinstance(batch_size, Integral) or batch_size < 1:
             raise UserError(f"batch_size is {batch_size!r}, expected a whole number of at least 1")
         _refuse_score(least_score)
-        if self.surround or (_is_surround(picture) and len(picture)):
+        if self.surround or (_is_surround(picture) and not _is_empty(picture)):
             return self._predict_around(picture, camera, least_score, batch_size)
         if camera is None:
             raise UserError(f"predict of pictures needs their camera, {EXPECTED_CAMERA}")
@@ -314,6 +314,10 @@ class Model:
             kept = order if least_score is None else order[boxes.score[order] >= least_score]
             found.append(Prediction(boxes[kept], self.classes, pixels, camera))
         return found
+
+
+def _is_empty(given: object) -> bool:
+    return isinstance(given, list | tuple) and not given
 
 
 def _is_surround(given: object) -> bool:

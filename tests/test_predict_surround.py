@@ -27,13 +27,13 @@ from distill3d.train.recipe import Recipe
 from distill3d.view.surround_picture import AHEAD, View, in_places, surround_picture, whole_views
 
 VERSION = "v1.0-synth"
-#: Recipe and stage: past frames, a transformer with its own memory of them, the LiDAR's depth, the LiDAR itself.
-STAGES = {
-    "past": ("tiny_labeldistill", "labeldistill"),
-    "bevformer": ("tiny_bevformer", "baseline"),
-    "depth": ("tiny_bevformer", "assistant"),
-    "points": ("tiny_labeldistill", "teacher"),
-    "labels": ("tiny_labeldistill", "label_encoder"),
+#: Recipe, stage and earlier key frames: cameras alone, a transformer, with the LiDAR's depth, the LiDAR alone.
+STAGES: dict[str, tuple[str, str, tuple[int, ...]]] = {
+    "past": ("tiny_labeldistill", "labeldistill", (1, 3)),
+    "bevformer": ("tiny_bevformer", "baseline", (1, 2)),
+    "depth": ("tiny_bevformer", "assistant", ()),
+    "points": ("tiny_labeldistill", "teacher", ()),
+    "labels": ("tiny_labeldistill", "label_encoder", ()),
 }
 
 
@@ -55,21 +55,23 @@ def bare(drives: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
-def eager(recipe: Recipe, stage: str) -> Recipe:
-    """The recipe with a detector in the stage all of whose answers count."""
+def eager(recipe: Recipe, stage: str, past: tuple[int, ...] = ()) -> Recipe:
+    """The recipe with a detector in the stage all of whose answers count, and that looks at earlier key frames."""
     config: Any = recipe.stage(stage).detector
+    if past:
+        config = replace(config, frames=1 + len(past))
     if hasattr(config, "head"):
         config = replace(config, head=replace(config.head, score_threshold=0.0))
     stages = tuple(replace(s, detector=config) if s.name == stage else s for s in recipe.stages)
-    return replace(recipe, stages=stages)
+    return replace(recipe, stages=stages, dataset=replace(recipe.dataset, past=past, missing_past="current"))
 
 
 @pytest.fixture(scope="module")
 def runs(drives: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     folder = tmp_path_factory.mktemp("runs")
     return {
-        name: made_up_run(folder / name, eager(small_surround_preset(recipe, drives), stage), stage)
-        for name, (recipe, stage) in STAGES.items()
+        name: made_up_run(folder / name, eager(small_surround_preset(recipe, drives), stage, past), stage)
+        for name, (recipe, stage, past) in STAGES.items()
     }
 
 
@@ -94,10 +96,10 @@ def test_it_is_what_an_evaluation_finds(runs: dict[str, Path], drives: Path, tmp
     assert found["meta"]["use_lidar"] == (name in ("points", "depth"))
 
 
-def test_past_frames_matter(runs: dict[str, Path], drives: Path) -> None:
+@pytest.mark.parametrize("name", ["past", "bevformer"])
+def test_past_frames_matter(runs: dict[str, Path], drives: Path, name: str) -> None:
     """Otherwise the comparison above would say nothing of them."""
-    assert small_surround_preset("tiny_labeldistill", drives).dataset.past  # pyright: ignore
-    model = distill3d.load(runs["past"], "cpu")
+    model = distill3d.load(runs[name], "cpu")
     sample = model.moments(drives, split="val").get(KEY_FRAMES - 1)
     assert sample.images is not None
     blind = replace(sample, images=torch.cat((sample.images[:1], torch.zeros_like(sample.images[1:]))))
@@ -118,8 +120,8 @@ def test_no_annotation_and_no_split_is_needed(
     assert list(found["results"]) == list(labelled["results"])[:5] and len(labelled["results"]) == 2 * KEY_FRAMES
     for token, boxes in found["results"].items():
         assert boxes == labelled["results"][token]
-    names = sorted(path.name for path in (tmp_path / "bare" / "drawings").glob("*.png"))
-    assert [name.split("_")[-1].removesuffix(".png") for name in names] == list(found["results"])
+    names = sorted(path.name for path in (tmp_path / "bare" / "drawings").glob("*.jpg"))
+    assert [name.split("_")[-1].removesuffix(".jpg") for name in names] == list(found["results"])
     assert names[1].split("_")[-2] == "002"
 
 
@@ -219,7 +221,7 @@ def test_absent_files_are_named_before_anything_is_computed(runs: dict[str, Path
         shutil.rmtree(root / "samples" / "CAM_BACK")
         last = distill3d.load(runs[name], "cpu").moments(root).frame_ids[-1]
         predicted(runs[name], root, tmp_path / "out", samples=(last,), draw=True)
-        (drawing,) = (tmp_path / "out" / "drawings").glob("*.png")
+        (drawing,) = (tmp_path / "out" / "drawings").glob("*.jpg")
         with Image.open(drawing) as picture:
             assert picture.width < 2 * picture.height
 
@@ -229,7 +231,7 @@ def test_a_users_file_stays(runs: dict[str, Path], drives: Path, bare: Path, tmp
     predicted(runs["points"], drives, tmp_path / "out", limit=2, draw=True)  # its own may be replaced
     with pytest.raises(UserError, match=r"submission\.json: is the result of .*v1\.0-synth"):
         predicted(runs["points"], bare, tmp_path / "out", limit=1)
-    drawing = min((tmp_path / "out" / "drawings").glob("*.png"))
+    drawing = min((tmp_path / "out" / "drawings").glob("*.jpg"))
     drawing.write_bytes(b"mine")
     before = (tmp_path / "out" / "submission.json").stat().st_mtime_ns
     with pytest.raises(UserError, match="was not written by distill3d"):
