@@ -4,8 +4,8 @@ In Python, what the commands do, each imported when it is first asked for:
 
 | name | what it does |
 |---|---|
-| ``load(path)`` | a trained detector: ``.predict(picture, camera)`` gives boxes with names; of surround views \
-``.predict(sample)``, a sample of ``.moments(folder)`` |
+| ``load(path)`` | a trained detector: ``.predict(picture, camera)`` gives boxes with names |
+| ``load(path).moments(folder)`` | samples of surround views, which ``.predict(sample)`` takes |
 | ``build(recipe, stage)`` | an untrained detector, a torch module |
 | ``get_recipe(name)``, ``run_recipe(recipe, options)`` | what is trained, and the training: ``RunOptions`` says where |
 | ``evaluate_stage(folder, data_root, split)`` | detections on a split, and the official metric |

@@ -43,8 +43,8 @@ def evaluate_stage(
     Predictions and evaluation.json go to ``out``, by default the stage's own folder, where the report finds them.
 
     Raises:
-        UserError: the folder holds no stage, it is not clear which tables are meant, frames cannot be read, the stage was trained on frames of the split, or
-            there are predictions in the folder already.
+        UserError: the folder holds no stage, nobody says which of several tables are meant, frames cannot be read, the
+            stage was trained on frames of the split, or there are predictions in the folder already.
     """
     given, run = run, shipped_or_path(run)
     if run != given and out is None:

@@ -430,9 +430,7 @@ def version_in(root: Path, named: str) -> str:
     """
     there = sorted({path.parent.name for path in root.glob("*/sample.json*")})
     if named not in there and len(there) > 1:
-        raise UserError(
-            f"{root}: holds the tables {', '.join(there)}, not the training's {named}: give one as --version"
-        )
+        raise UserError(f"{root}: holds the tables {', '.join(there)}, and no {named}: give one of them as --version")
     return there[0] if named not in there and there else named
 
 
