@@ -373,9 +373,7 @@ def predict(arguments: list[str]) -> None:
         device: str = "auto"
         draw: bool = True  # also write drawings
         batch: Number = 1  # pictures, frames of a video or moments that are computed at once
-        version: str | None = (
-            None  # of surround views: folder of the tables; by default the training's, or the only one
-        )
+        version: str | None = None  # of surround views: folder of the tables; by default as trained, or the only one
         split: str | None = None  # of surround views: a split's name, or a file of scenes or samples; by default all
         samples: tuple[str, ...] = ()  # of surround views: names of scenes and tokens of samples, in place of a split
         limit: Number | None = None  # of surround views: the first samples alone
