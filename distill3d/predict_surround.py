@@ -21,9 +21,10 @@ from distill3d.errors import UserError
 from distill3d.evaluate.nuscenes_submission import write_submission
 from distill3d.files import folder_name, refuse_foreign, write_output
 from distill3d.model import load
-from distill3d.surround import LEAST_DRAWN, SurroundPrediction
+from distill3d.surround import SurroundPrediction
 from distill3d.train.evaluation import SUBMISSION, submission_meta
 from distill3d.train.progress import ProgressBar
+from distill3d.view.distance import LEAST_SCORE
 
 T = TypeVar("T")
 DRAWINGS = "drawings"
@@ -50,7 +51,7 @@ def predict_surround(
 
     Args:
         root: the folder that holds the tables' folder, ``samples`` and ``sweeps``.
-        least_score: of what is written and drawn; by default the detector's own, and ``LEAST_DRAWN`` in drawings.
+        least_score: of what is written and drawn; by default the detector's own, and ``LEAST_SCORE`` in drawings.
         draw: also write drawings.
         batch_size: samples that are computed at once.
         progress: show a bar on stderr, and at the end what was found and where it is.
@@ -143,7 +144,7 @@ def _draw(
     views = [] if pictures is None else whole_views(found.moment, pictures, dataset.cameras)
     scene, number, count = dataset.place(index)
     picture = surround_picture(
-        views, scan, found.boxes, found.classes, LEAST_DRAWN if least_score is None else least_score, found.ego_frame,
+        views, scan, found.boxes, found.classes, LEAST_SCORE if least_score is None else least_score, found.ego_frame,
         f"{scene}, key frame {number} of {count}, sample {found.moment.frame_id}",
     )  # fmt: skip
     write_output(path, lambda part: picture.save(part, "JPEG", **JPEG), of=tables, flush=False)

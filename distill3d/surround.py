@@ -15,9 +15,7 @@ from distill3d.data.nuscenes.dataset import EgoFrame
 from distill3d.data.surround import SurroundSample
 from distill3d.evaluate.nuscenes_submission import sample_records
 from distill3d.files import refuse_foreign, write_output
-
-#: Less sure boxes are not drawn unless they were asked for: where any query gives a box, there are hundreds.
-LEAST_DRAWN = 0.2
+from distill3d.view.distance import LEAST_SCORE
 
 
 class SurroundDetection(NamedTuple):
@@ -72,9 +70,9 @@ class SurroundPrediction:
         records = sample_records(moment.frame_id, self.boxes, moment.ego_to_global, self.classes)
         return msgspec.to_builtins(records)
 
-    def draw(self, path: str | Path | None = None, least_score: float = LEAST_DRAWN) -> Image.Image:
-        """The cameras in their places with the boxes that are at least so sure, beside the ground from above; written
-        as a PNG file too where a path is given.
+    def draw(self, path: str | Path | None = None, least_score: float = LEAST_SCORE) -> Image.Image:
+        """The cameras in their places with the boxes that are at least so sure (where any query gives a box, there are
+        hundreds of others), beside the ground from above; written as a PNG file too where a path is given.
 
         Raises:
             UserError: a file that this library did not write stands there, or it cannot be written.

@@ -239,6 +239,33 @@ def test_a_users_file_stays(runs: dict[str, Path], drives: Path, bare: Path, tmp
     assert drawing.read_bytes() == b"mine" and (tmp_path / "out" / "submission.json").stat().st_mtime_ns == before
 
 
+def test_tables_are_chosen_where_there_are_several(runs: dict[str, Path], bare: Path, tmp_path: Path) -> None:
+    root = tmp_path / "several"
+    root.mkdir()
+    for part in ("samples", "sweeps"):
+        (root / part).symlink_to(bare / part)
+    for version in ("v1.0-test", "v1.0-other"):
+        shutil.copytree(bare / "v1.0-test", root / version)
+    with pytest.raises(UserError, match="holds the tables v1.0-other, v1.0-test, and no v1.0-synth"):
+        predicted(runs["points"], root, tmp_path / "out")
+    assert len(predicted(runs["points"], root, tmp_path / "out", version="v1.0-test", limit=1)["results"]) == 1
+
+
+def test_names_of_scenes_lead_nowhere(runs: dict[str, Path], bare: Path, tmp_path: Path) -> None:
+    """A drawing is called by the scene's name, which a hostile folder may have chosen."""
+    root = tmp_path / "hostile"
+    root.mkdir()
+    for part in ("samples", "sweeps"):
+        (root / part).symlink_to(bare / part)
+    shutil.copytree(bare / "v1.0-test", root / "v1.0-test")
+    table = root / "v1.0-test" / "scene.json"
+    scenes = json.loads(table.read_text())
+    table.write_text(json.dumps([{**scene, "name": f"../../{scene['name']}"} for scene in scenes]))
+    with pytest.raises(UserError, match="cannot name a folder"):
+        predicted(runs["points"], root, tmp_path / "out", limit=1, draw=True)
+    assert not (tmp_path / "out").exists()
+
+
 # ------------------------------------------------------------------------------------------------------- from Python
 
 
