@@ -24,15 +24,16 @@ from distill3d.evaluate_run import evaluate_stage
 from distill3d.model import Model
 from distill3d.predict_surround import Choice, predict_surround
 from distill3d.train.recipe import Recipe
-from distill3d.view.surround_picture import AHEAD, View, in_places, surround_picture, whole_views
+from distill3d.view.surround_picture import AHEAD, LEGEND_HEIGHT, View, in_places, surround_picture, whole_views
 
 VERSION = "v1.0-synth"
-#: Recipe, stage and earlier key frames: cameras alone, a transformer, with the LiDAR's depth, the LiDAR alone.
+#: Recipe, stage and earlier key frames: cameras alone, a transformer, with the LiDAR's depth, the LiDAR alone, both.
 STAGES: dict[str, tuple[str, str, tuple[int, ...]]] = {
     "past": ("tiny_labeldistill", "labeldistill", (1, 3)),
     "bevformer": ("tiny_bevformer", "baseline", (1, 2)),
     "depth": ("tiny_bevformer", "assistant", ()),
     "points": ("tiny_labeldistill", "teacher", ()),
+    "fusion": ("tiny_surround_family", "fusion", ()),
     "labels": ("tiny_labeldistill", "label_encoder", ()),
 }
 
@@ -84,7 +85,7 @@ def predicted(run: Path, root: Path, out: Path, **given: Any) -> dict[str, Any]:
 # --------------------------------------------------------------------------------------------------- what is found
 
 
-@pytest.mark.parametrize("name", ["past", "bevformer", "depth", "points"])
+@pytest.mark.parametrize("name", ["past", "bevformer", "depth", "points", "fusion"])
 def test_it_is_what_an_evaluation_finds(runs: dict[str, Path], drives: Path, tmp_path: Path, name: str) -> None:
     """Boxes, velocities and attributes, of a scene's start too, which has no past frames."""
     evaluate_stage(runs[name], drives, "val", tmp_path / "eval", "cpu", batch_size=2, progress=False)
@@ -93,7 +94,7 @@ def test_it_is_what_an_evaluation_finds(runs: dict[str, Path], drives: Path, tmp
     assert found == expected and len(found["results"]) == KEY_FRAMES
     assert all(found["results"].values())
     assert found["meta"]["use_camera"] == (name != "points")
-    assert found["meta"]["use_lidar"] == (name in ("points", "depth"))
+    assert found["meta"]["use_lidar"] == (name in ("points", "depth", "fusion"))
 
 
 @pytest.mark.parametrize("name", ["past", "bevformer"])
@@ -359,6 +360,19 @@ def test_boxes_show_where_they_are(drives: Path, runs: dict[str, Path]) -> None:
         assert ((rows < 330) == upper).all() and (columns > side).all() and (columns < 2 * side + 20).all()
         rows, columns = np.nonzero(painted(picture)[:650, cameras_end:])
         assert ((rows < 330) == upper).all() and abs(columns.mean() - 330) < 10
+
+
+def test_a_narrow_drawings_foot_has_several_lines() -> None:
+    """Where there are no pictures, all classes and a long title stand below one another."""
+    boxes = box_at(10, 0, 0.9)
+    count = len(NUSCENES_CLASSES)
+    every = replace(boxes[torch.zeros(count, dtype=torch.long)], label=torch.arange(count))
+    title = "scene-0061, key frame 1 of 40, sample ca9a282c9e77460f8360f564131a8af5"
+    narrow = surround_picture([], None, every, NUSCENES_CLASSES, 0.2, "mean_camera", title)
+    one = surround_picture([], None, boxes, NUSCENES_CLASSES, 0.2, "mean_camera")
+    assert narrow.width == one.width and narrow.height >= one.height + 3 * LEGEND_HEIGHT
+    foot = np.asarray(narrow)[one.height - LEGEND_HEIGHT :]
+    assert (foot[:, -4:] == 255).all() and all((row < 128).any() for row in np.split(foot, len(foot) // LEGEND_HEIGHT))
 
 
 def test_less_sure_boxes_are_paler_from_above(drives: Path, runs: dict[str, Path]) -> None:

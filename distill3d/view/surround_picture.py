@@ -95,8 +95,10 @@ def surround_picture(
     height = sum(max(panel.height for panel in row) + GAP for row in rows) - GAP
     ground = _ground(points, boxes, names, max(height, LEAST_GROUND))
     width = max((sum(panel.width + GAP for panel in row) for row in rows), default=0)
-    figure = Image.new("RGB", (width + ground.width + 2 * GAP, max(height, ground.height) + 2 * GAP + LEGEND_HEIGHT),
-                       PAPER)  # fmt: skip
+    legend = _legend(width + ground.width + 2 * GAP, names, least_score, title)
+    body = max(height, ground.height) + 2 * GAP
+    figure = Image.new("RGB", (legend.width, body + legend.height), PAPER)
+    figure.paste(legend, (0, body))
     top = GAP
     for row in rows:
         left = GAP + (width - sum(panel.width + GAP for panel in row)) // 2
@@ -105,7 +107,6 @@ def surround_picture(
             left += panel.width + GAP
         top += max(panel.height for panel in row) + GAP
     figure.paste(ground, (GAP + width, GAP))
-    _write_legend(figure, names, least_score, title)
     return figure
 
 
@@ -164,20 +165,33 @@ def _ground(points: Float[Tensor, "m c"] | None, boxes: Boxes3D, names: Sequence
     return ground_view(points, dict(reversed(sets.items())), colours, size)
 
 
-def _write_legend(figure: Image.Image, names: Sequence[str], least_score: float, title: str) -> None:
-    """How many boxes of which class are drawn, and what the drawing is of, at its foot."""
-    strip = Image.new("RGB", (figure.width * SUPERSAMPLE, LEGEND_HEIGHT * SUPERSAMPLE), PAPER)
-    draw, font = ImageDraw.Draw(strip), ImageFont.load_default(LEGEND_SIZE * SUPERSAMPLE)
-    middle, x, key, gap = strip.height / 2, GAP * SUPERSAMPLE, KEY_SIZE * SUPERSAMPLE, GAP * SUPERSAMPLE
-    for name in sorted(set(names), key=lambda n: list(CLASS_COLOURS).index(n) if n in CLASS_COLOURS else math.inf):
-        text = f"{_words(name)} {names.count(name)}"
-        draw.rectangle((x, middle - key / 2, x + key, middle + key / 2), fill=colour_of(name))
-        draw.text((x + key + gap / 2, middle), text, fill=INK, font=font, anchor="lm")
-        x += key + 2 * gap + round(draw.textlength(text, font=font))
+def _legend(width: int, names: Sequence[str], least_score: float, title: str) -> Image.Image:
+    """How many boxes of which class are drawn, and what the drawing is of: a strip ``width`` px wide, of as
+    many lines as are needed."""
+    font, gap, key = ImageFont.load_default(LEGEND_SIZE * SUPERSAMPLE), GAP * SUPERSAMPLE, KEY_SIZE * SUPERSAMPLE
+    room = width * SUPERSAMPLE - 2 * gap
+    known = list(CLASS_COLOURS)
+    classes = sorted(set(names), key=lambda name: known.index(name) if name in known else len(known))
     what = f"boxes of score {least_score:g} and above" if names else f"no box of score {least_score:g} or above"
-    text = f"{what}    {title}".rstrip()
-    draw.text((strip.width - gap, middle), text, fill=INK, font=font, anchor="rm")
-    figure.paste(strip.reduce(SUPERSAMPLE), (0, figure.height - LEGEND_HEIGHT))
+    entries = [(f"{_words(name)} {names.count(name)}", colour_of(name)) for name in classes]
+    entries += [(text, None) for text in (what, title) if text]
+    placed: list[tuple[float, int, str, str | None]] = []  # where from the left, on which line, what
+    x, line = 0.0, 0
+    for text, colour in entries:
+        long = font.getlength(text) + (0 if colour is None else key + gap / 2)
+        if x > 0 and x + long > room:
+            x, line = 0.0, line + 1
+        placed.append((x, line, text, colour))
+        x += long + 2 * gap
+    strip = Image.new("RGB", (width * SUPERSAMPLE, (line + 1) * LEGEND_HEIGHT * SUPERSAMPLE), PAPER)
+    draw = ImageDraw.Draw(strip)
+    for x, line, text, colour in placed:
+        left, middle = gap + x, (line + 0.5) * LEGEND_HEIGHT * SUPERSAMPLE
+        if colour is not None:
+            draw.rectangle((left, middle - key / 2, left + key, middle + key / 2), fill=colour)
+            left += key + gap / 2
+        draw.text((left, middle), text, fill=INK, font=font, anchor="lm")
+    return strip.reduce(SUPERSAMPLE)
 
 
 def colour_of(name: str) -> str:
