@@ -5,6 +5,7 @@ In Python, what the commands do, each imported when it is first asked for:
 | name | what it does |
 |---|---|
 | ``load(path)`` | a trained detector: ``.predict(picture, camera)`` gives boxes with names |
+| ``load(path).moments(folder)`` | samples of surround views, which ``.predict(sample)`` takes |
 | ``build(recipe, stage)`` | an untrained detector, a torch module |
 | ``get_recipe(name)``, ``run_recipe(recipe, options)`` | what is trained, and the training: ``RunOptions`` says where |
 | ``evaluate_stage(folder, data_root, split)`` | detections on a split, and the official metric |
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
     from distill3d.published.importing import import_checkpoint
     from distill3d.recipes import get_recipe, register_recipe
     from distill3d.record import record_run
+    from distill3d.surround import SurroundDetection, SurroundPrediction
     from distill3d.train.loop import RunOptions
     from distill3d.train.recipe import Recipe
     from distill3d.train.stages import run_recipe
@@ -39,15 +41,17 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 __all__ = [
-    "Boxes3D", "Camera", "Detection", "Model", "Prediction", "Recipe", "RunOptions", "UserError", "build",
-    "evaluate_stage", "export_checkpoint", "get_recipe", "import_checkpoint", "load", "record_run", "register_detector",
-    "register_method", "register_recipe", "run_recipe", "write_report",
+    "Boxes3D", "Camera", "Detection", "Model", "Prediction", "Recipe", "RunOptions", "SurroundDetection",
+    "SurroundPrediction", "UserError", "build", "evaluate_stage", "export_checkpoint", "get_recipe",
+    "import_checkpoint", "load", "record_run", "register_detector", "register_method", "register_recipe", "run_recipe",
+    "write_report",
 ]  # fmt: skip
 
 #: The module of each name.
 _MODULES = {
     "Boxes3D": "boxes", "Camera": "camera", "Detection": "model", "Model": "model", "Prediction": "model",
-    "Recipe": "train.recipe", "RunOptions": "train.loop", "UserError": "errors", "build": "model",
+    "Recipe": "train.recipe", "RunOptions": "train.loop", "SurroundDetection": "surround",
+    "SurroundPrediction": "surround", "UserError": "errors", "build": "model",
     "evaluate_stage": "evaluate_run", "export_checkpoint": "export", "get_recipe": "recipes",
     "import_checkpoint": "published.importing", "load": "model", "record_run": "record",
     "register_detector": "detectors", "register_method": "distill.methods", "register_recipe": "recipes",

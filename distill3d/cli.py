@@ -21,6 +21,8 @@ T = TypeVar("T")
 USER_ERROR = 2
 #: As a word of the command line.
 NUMBER = r"[-+]?(\d+\.?\d*|\.\d+)(e[-+]?\d+)?"
+#: Options of predict that choose moments of surround views.
+OF_MOMENTS = ("version", "split", "samples", "limit")
 #: Commands that keep their work: called again, they do what is left of it.
 GOES_ON = ("autolabel", "demo", "synth", "train")
 
@@ -355,14 +357,14 @@ EVALUATIONS: dict[str, Callable[[list[str]], None]] = {
 
 
 def predict(arguments: list[str]) -> None:
-    """Detect objects in pictures: boxes as KITTI result files, and drawings."""
+    """Detect objects in pictures or surround views: boxes in KITTI's or nuScenes' format, and drawings."""
     import tyro
 
     @dataclass(frozen=True)
     class Options:
         paths: tyro.conf.Positional[tuple[Path, ...]]
         """Without --model first a stage folder, a model.safetensors or streets, the package's own student; then
-        pictures, videos, folders of pictures, 'drive/*.jpg'."""
+        pictures, videos, folders of pictures, 'drive/*.jpg'.  Of surround views one folder in nuScenes' layout."""
         model: Path | None = None  # stage folder, model.safetensors or streets
         calib: Path | None = None  # KITTI calibration file, or a folder with one for each picture, of its name
         intrinsics: str | None = None  # fx,fy,cx,cy in px
@@ -372,20 +374,46 @@ def predict(arguments: list[str]) -> None:
         the depth: of MonoDLE and MonoDETR that is one over the scale (m) of its error, so that it can exceed 1."""
         device: str = "auto"
         draw: bool = True  # also write drawings
-        batch: Number = 1  # pictures, or frames of a video, that are computed at once
+        batch: Number = 1  # pictures, frames of a video or moments that are computed at once
+        version: str | None = None  # of surround views: folder of the tables; by default as trained, or the only one
+        split: str | None = None  # of surround views: a split's name, or a file of scenes or samples; by default all
+        samples: tuple[str, ...] = ()  # of surround views: names of scenes and tokens of samples, in place of a split
+        limit: Number | None = None  # of surround views: the first samples alone
 
     _refuse_spaces(arguments)
     o = parse(Options, "predict", arguments)
     from distill3d.predict import predict_images, refuse_no_model
+    from distill3d.train.checkpoint import looks_around
 
     if o.model is None and o.paths:
         refuse_no_model(o.paths[0])
     paths = o.paths if o.model is None else (o.model, *o.paths)
     if not paths:
         raise UserError("predict: give a stage folder or --model streets, and pictures")
-    given = (paths[0], paths[1:], o.calib, o.intrinsics, o.out, o.score, o.device, o.draw, o.batch)
-    for path in predict_images(*given, progress=True):
-        print(path)
+    if not looks_around(paths[0]):
+        _refuse_given(o, f"is for surround views, which {paths[0]} does not look at", *OF_MOMENTS)
+        given = (paths[0], paths[1:], o.calib, o.intrinsics, o.out, o.score, o.device, o.draw, o.batch)
+        for path in predict_images(*given, progress=True):
+            print(path)
+        return
+    from distill3d.predict_surround import Choice, predict_surround
+
+    _refuse_given(o, f"is for pictures of one camera, but {paths[0]} looks at surround views", "calib", "intrinsics")
+    if len(paths) != 2:
+        raise UserError(f"predict: {paths[0]} looks at surround views: give one folder in nuScenes' layout after it")
+    chosen = Choice(o.version, o.split, o.samples, o.limit)
+    print(predict_surround(paths[0], paths[1], o.out, chosen, o.score, o.device, o.draw, o.batch, progress=True))
+
+
+def _refuse_given(options: object, reason: str, *names: str) -> None:
+    """Keeps options from being passed over that do not go with a command's detector.
+
+    Raises:
+        UserError: one is given.
+    """
+    given = next((name for name in names if getattr(options, name) not in (None, ())), None)
+    if given is not None:
+        raise UserError(f"predict: --{given} {reason}")
 
 
 def _refuse_spaces(arguments: list[str]) -> None:

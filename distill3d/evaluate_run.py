@@ -8,6 +8,7 @@ from pathlib import Path
 
 from rich.console import Console
 
+from distill3d.data.nuscenes.tables import version_in
 from distill3d.devices import find_device
 from distill3d.errors import UserError
 from distill3d.evaluate.kitti import Result
@@ -46,8 +47,9 @@ def evaluate_stage(
     Predictions and evaluation.json go to ``out``, by default the stage's own folder, where the report finds them.
 
     Raises:
-        UserError: the folder holds no stage, frames cannot be read, the detector cannot look at the cameras, the stage
-            was trained on frames of the split, or there are predictions in the folder already.
+        UserError: the folder holds no stage, nobody says which of several tables are meant, frames cannot be read, the
+            detector cannot look at the cameras, the stage was trained on frames of the split, or there are predictions
+            in the folder already.
     """
     given, run = run, shipped_or_path(run)
     if run != given and out is None:
@@ -68,7 +70,7 @@ def evaluate_stage(
             )
         trained = cameras_of(card)
         dataset = replace(
-            dataset, version=version or _version_in(data_root, dataset.version), cameras=cameras or trained
+            dataset, version=version or version_in(data_root, dataset.version), cameras=cameras or trained
         )
         refuse_other_rig(run, detector.config, card, dataset.cameras)
         if progress and dataset.cameras != trained:
@@ -104,14 +106,6 @@ def _refuse_evaluated(folder: Path) -> None:
             if (folder / METRICS).exists():
                 raise UserError(f"{folder / name}: is of the stage's own training: give another --out")
             raise UserError(f"{folder / name}: is there already: give another --out, or remove it")
-
-
-def _version_in(root: Path, named: str) -> str:
-    """The folder of tables that is meant: the one named by a recipe, else the only one that there is."""
-    there = sorted(path.parent.name for path in root.glob("*/sample.json"))
-    if named in there or len(there) != 1:
-        return named
-    return there[0]
 
 
 def show(verdict: Verdict) -> None:

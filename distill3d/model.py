@@ -4,6 +4,11 @@ model = distill3d.load("runs/demo/runs/demo/monoskd")
 found = model.predict("street.png", camera="calib.txt")
 for box in found:
     print(box.name, box.score, box.centre)
+
+and of surround views
+
+model = distill3d.load("runs/labeldistill/student")
+found = model.predict(model.moments("NUSCENES", version="v1.0-test").get(0))
 """
 
 from __future__ import annotations
@@ -22,16 +27,26 @@ from jaxtyping import Float
 from PIL import Image
 from torch import Tensor
 
-from distill3d.boxes import IGNORE, Boxes3D
+from distill3d.boxes import IGNORE, NUSCENES_CLASSES, Boxes3D
 from distill3d.camera import Camera, misfit
 from distill3d.data.kitti.labels import format_results
+from distill3d.data.nuscenes.dataset import CAMERAS, NuScenesConfig, NuScenesDataset
+from distill3d.data.nuscenes.tables import version_in
 from distill3d.data.pictures import read_image, rgb
+from distill3d.data.surround import SurroundBatch, SurroundSample, collate_surround, moment_of
 from distill3d.detectors import labels_of
-from distill3d.detectors.base import Detector
+from distill3d.detectors.base import CAMERA_INPUTS, DEPTH_INPUTS, POINT_INPUTS, Detector
 from distill3d.devices import find_device
 from distill3d.errors import UserError
 from distill3d.files import refuse_foreign, write_output
-from distill3d.picture import calibrated, camera_of_intrinsics, pictures_detector, predict_pictures
+from distill3d.picture import calibrated, camera_of_intrinsics, predict_pictures, refuse_more_than_pictures
+from distill3d.surround import SurroundPrediction
+from distill3d.train.checkpoint import is_surround, load_detector
+from distill3d.train.evaluation import detect_in
+from distill3d.train.precision import choose_precision
+from distill3d.train.recipe import SurroundDatasetConfig
+from distill3d.train.sources import surround_settings
+from distill3d.train.stages import data_of
 
 #: A picture: a file, a Pillow image, an array (H, W, 3) or a tensor (3, H, W), of bytes or of numbers in 0..1, RGB.
 Picture = str | Path | Image.Image | np.ndarray | Tensor
@@ -121,20 +136,78 @@ class Prediction:
 
 @dataclass(frozen=True, repr=False)
 class Model:
-    """A trained detector that looks at pictures."""
+    """A trained detector that looks at pictures, or around a vehicle."""
 
     detector: Detector  # a torch module, in eval mode
     card: dict[str, Any]  # what it is, and what it was trained on
     device: torch.device
+    path: Path | None = None  # where it was loaded from
 
     def __repr__(self) -> str:
+        if self.surround:
+            return f"Model({self.detector.name}, looks around by {self.detector.config.input}, {self.device})"
         width, height = self.card["canvas"]
         return f"Model({self.detector.name}, trained on {width} x {height} px, {self.device})"
 
     @property
+    def surround(self) -> bool:
+        """Whether it looks around a vehicle, at moments of several cameras or of a LiDAR."""
+        return is_surround(self.card)
+
+    @property
     def classes(self) -> tuple[str, ...]:
         """Names of the labels of its boxes, of which it may detect some only."""
+        if self.surround:
+            return getattr(self.detector.config, "classes", tuple(self.card.get("classes", NUSCENES_CLASSES)))
         return labels_of(self.detector.config)
+
+    def moments(
+        self, root: str | Path, version: str | None = None, split: str | Path | None = None,
+        samples: Sequence[str] = (),
+    ) -> NuScenesDataset:  # fmt: skip
+        """Moments of a folder in nuScenes' layout as an evaluation shows them to this detector of surround views: past
+        frames, scans and depth as it was trained with.  No annotations are needed.
+
+        Args:
+            version: the folder of the tables, by default the training's, or the only one that is there.
+            split: the name of a split, or the path of a file of scenes or samples; by default all samples.
+            samples: in place of a split, names of scenes and tokens of samples.
+
+        Raises:
+            UserError: it looks at pictures or at labels, its recipe does not lie beside it, or the tables or what is
+                named of them is not there.
+        """
+        if not self.surround:
+            raise UserError(f"{self.path or self!r} looks at pictures of one camera, expected one of surround views")
+        modality = self.detector.config.input
+        if modality == "labels":
+            raise UserError(f"{self.path} looks at labels, predict needs a detector that finds objects itself")
+        if self.path is None:
+            raise UserError("the model was not loaded from a stage, whose recipe says how it looks at moments")
+        root, dataset = Path(root), data_of(self.path, True)
+        assert isinstance(dataset, SurroundDatasetConfig)
+        if not root.is_dir():
+            raise UserError(f"{root}: is no folder, expected one in nuScenes' layout")
+        return NuScenesDataset(
+            NuScenesConfig(
+                root=root,
+                version=version or version_in(root, dataset.version),
+                split=split,
+                samples=tuple(samples),
+                **surround_settings(dataset, {modality}),
+            )
+        )
+
+    @overload
+    def predict(
+        self, picture: SurroundSample, camera: None = None, least_score: float | None = None
+    ) -> SurroundPrediction: ...
+
+    @overload
+    def predict(
+        self, picture: SurroundBatch | list[SurroundSample] | tuple[SurroundSample, ...], camera: None = None,
+        least_score: float | None = None, batch_size: int = 1,
+    ) -> list[SurroundPrediction]: ...  # fmt: skip
 
     @overload
     def predict(self, picture: Picture, camera: CameraLike, least_score: float | None = None) -> Prediction: ...
@@ -146,29 +219,86 @@ class Model:
     ) -> list[Prediction]: ...  # fmt: skip
 
     def predict(
-        self, picture: Picture | list[Picture] | tuple[Picture, ...], camera: CameraLike,
-        least_score: float | None = None, batch_size: int = 1,
-    ) -> Prediction | list[Prediction]:  # fmt: skip
-        """What is in a picture, or in each of several of one camera.
+        self, picture: Any, camera: CameraLike | None = None, least_score: float | None = None, batch_size: int = 1
+    ) -> Prediction | SurroundPrediction | list[Prediction] | list[SurroundPrediction]:
+        """What is in a picture, or in each of several of one camera; of surround views, in a moment or several.
 
         Args:
-            picture: a file, a Pillow image, an array (H, W, 3) or a tensor (3, H, W), RGB, or a list of such.
-            camera: a KITTI calibration file, (fx, fy, cx, cy) in px, or a matrix (3, 3) or (3, 4).
+            picture: a file, a Pillow image, an array (H, W, 3) or a tensor (3, H, W), RGB, or a list of such; of
+                surround views a sample of ``moments``, a list of such, or a batch, which is computed at once.
+            camera: a KITTI calibration file, (fx, fy, cx, cy) in px, or a matrix (3, 3) or (3, 4); samples have theirs.
             least_score: of what is returned; by default the detector's own.
             batch_size: how many of a list are computed at once.
 
         Raises:
-            UserError: a picture or the camera cannot be read, or the camera cannot have taken the picture.
+            UserError: a picture or the camera cannot be read, the camera cannot have taken the picture, or the detector
+                looks at something else.
         """
         if not isinstance(batch_size, Integral) or batch_size < 1:
             raise UserError(f"batch_size is {batch_size!r}, expected a whole number of at least 1")
         _refuse_score(least_score)
+        if self.surround or (_is_surround(picture) and not _is_empty(picture)):
+            return self._predict_around(picture, camera, least_score, batch_size)
+        if camera is None:
+            raise UserError(f"predict of pictures needs their camera, {EXPECTED_CAMERA}")
         seen = as_camera(camera)
         if not isinstance(picture, list | tuple):
             return self.detect([(_fitting(picture, seen), seen)], least_score)[0]
         found: list[Prediction] = []
         for some in in_batches(picture, batch_size):
             found += self.detect([(_fitting(one, seen), seen) for one in some], least_score)
+        return found
+
+    def _predict_around(
+        self, given: Any, camera: object, least_score: float | None, batch_size: int
+    ) -> SurroundPrediction | list[SurroundPrediction]:
+        what = "surround views" if self.surround else "pictures of one camera"
+        if not self.surround or not _is_surround(given):
+            expected = "a sample of model.moments(FOLDER), a list of such, or a batch" if self.surround else "a picture"
+            raise UserError(f"the model looks at {what}: expected {expected}, not a {type(given).__name__}")
+        if camera is not None:
+            raise UserError("a camera was given beside a sample of surround views, which has its own")
+        if isinstance(given, SurroundBatch):
+            self._refuse_blind(given)
+            return self.detect_around(given, least_score)
+        found: list[SurroundPrediction] = []
+        for some in in_batches([given] if isinstance(given, SurroundSample) else given, batch_size):
+            batch = collate_surround(some)
+            self._refuse_blind(batch)
+            found += self.detect_around(batch, least_score)
+        return found[0] if isinstance(given, SurroundSample) else found
+
+    def _refuse_blind(self, batch: SurroundBatch) -> None:
+        """Keeps moments out that lack what the detector looks at.
+
+        Raises:
+            UserError: they do.
+        """
+        modality = self.detector.config.input
+        needs = {"images": CAMERA_INPUTS, "points": POINT_INPUTS, "depth": DEPTH_INPUTS}
+        absent = next((n for n, inputs in needs.items() if modality in inputs and getattr(batch, n) is None), None)
+        if absent is not None:
+            raise UserError(f"sample {batch.frame_ids[0]} has no {absent}, the model looks at {modality}")
+
+    @torch.no_grad()
+    def detect_around(
+        self, batch: SurroundBatch, least_score: float | None = None, cameras: tuple[str, ...] = ()
+    ) -> list[SurroundPrediction]:
+        """``predict`` of a batch of moments, computed at once, with the arithmetic of an evaluation on this device.
+
+        ``cameras``: their names, by default nuScenes' where there are as many.
+        """
+        seen, found = batch.to("cpu"), []
+        if not cameras and batch.intrinsics.shape[2] == len(CAMERAS):
+            cameras = CAMERAS
+        for row, boxes in enumerate(
+            detect_in(self.detector, batch, self.device, choose_precision("auto", self.device))
+        ):
+            assert boxes.score is not None
+            order = boxes.score.argsort(descending=True, stable=True)
+            kept = order if least_score is None else order[boxes.score[order] >= least_score]
+            ego_frame = self.card.get("ego_frame", NuScenesConfig.ego_frame)
+            found.append(SurroundPrediction(boxes[kept], self.classes, moment_of(seen, row), ego_frame, cameras))
         return found
 
     def detect(
@@ -184,6 +314,16 @@ class Model:
             kept = order if least_score is None else order[boxes.score[order] >= least_score]
             found.append(Prediction(boxes[kept], self.classes, pixels, camera))
         return found
+
+
+def _is_empty(given: object) -> bool:
+    return isinstance(given, list | tuple) and not given
+
+
+def _is_surround(given: object) -> bool:
+    """Whether what is to be looked at is a moment, a batch, or a list of moments."""
+    several = isinstance(given, list | tuple) and all(isinstance(one, SurroundSample) for one in given)
+    return several or isinstance(given, SurroundSample | SurroundBatch)
 
 
 def _refuse_score(least_score: object) -> None:
@@ -216,15 +356,17 @@ def _fitting(picture: Picture, camera: Camera) -> Float[Tensor, "3 _ _"]:
 
 
 def load(path: str | Path, device: str = "auto") -> Model:
-    """A trained detector of pictures, from a stage's folder or its ``model.safetensors``.
+    """A trained detector of pictures or of surround views, from a stage's folder or its ``model.safetensors``.
 
     Raises:
-        UserError: there is none, it is damaged, or it looks at something else than one picture; of a run's folder the
-            sentence names the stages.
+        UserError: there is none, it is damaged, or, trained on one camera's frames, it looks at something else than
+            pictures; of a run's folder the sentence names the stages.
     """
-    where = find_device(device)
-    detector, card = pictures_detector(Path(path))
-    return Model(detector.to(where), card, where)
+    where, path = find_device(device), Path(path)
+    detector, card = load_detector(path)
+    if not is_surround(card):
+        refuse_more_than_pictures(path, detector, card)
+    return Model(detector.to(where), card, where, path)
 
 
 def build(recipe: str, stage: str) -> Detector:

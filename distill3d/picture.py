@@ -22,7 +22,6 @@ from distill3d.data.sample import Sample
 from distill3d.detectors.base import Detector
 from distill3d.errors import UserError
 from distill3d.train.card import require
-from distill3d.train.checkpoint import load_detector
 
 #: Endings of files in which other programs keep a camera, each in its own way.
 OTHER_CALIBRATIONS = (".json", ".yaml", ".yml", ".xml", ".toml")
@@ -34,24 +33,17 @@ FOCAL_TOLERANCE = 0.05
 GREATEST_CANVAS = 16
 
 
-def pictures_detector(checkpoint: Path) -> tuple[Detector, dict[str, Any]]:
-    """A trained detector of pictures in eval mode and its card, from a stage folder or a ``model.safetensors``.
+def refuse_more_than_pictures(checkpoint: Path, detector: Detector, card: dict[str, Any]) -> None:
+    """Keeps a detector of one camera's frames from predicting that looks at more than their pictures.
 
     Raises:
-        UserError: the file is none of ours, or its detector looks at something else than one picture.
+        UserError: it does, or its card does not say how pictures came before it.
     """
-    detector, card = load_detector(checkpoint)
-    if "version" in card:  # of a data set in nuScenes' layout
-        raise UserError(
-            f"{checkpoint} looks at surround views, predict needs a detector of one camera trained on KITTI's layout: "
-            "distill3d report shows what it found"
-        )
     if detector.config.input != "rgb":
         raise UserError(
             f"{checkpoint} looks at {detector.config.input}, predict needs a detector that looks at pictures alone"
         )
     require(card, checkpoint, "canvas", "focal", "file_focal")
-    return detector, card
 
 
 class PlacedPicture(NamedTuple):

@@ -1,4 +1,4 @@
-"""``distill3d predict``: any pictures and their cameras become result files and drawings."""
+"""``distill3d predict`` of one camera's detectors: any pictures and their cameras become result files and drawings."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from distill3d.errors import UserError
 from distill3d.files import refuse_foreign, write_output, write_output_text
 from distill3d.model import Model, Prediction, as_pixels, in_batches, load
 from distill3d.picture import calibrated, camera_of_intrinsics, placed
-from distill3d.train.checkpoint import WEIGHTS
+from distill3d.train.checkpoint import WEIGHTS, looks_around
 from distill3d.train.progress import ProgressBar
 from distill3d.video import Video, VideoWriter, is_video
 
@@ -57,6 +57,8 @@ def predict_images(
             cannot have taken a picture, the device is not there, or a result would replace a file that this library did
             not write, or that is the result of another picture.
     """
+    if looks_around(checkpoint):
+        raise UserError(f"{checkpoint} looks at surround views, which predict takes as one folder in nuScenes' layout")
     names = result_names(pictures_of(images))
     cameras = cameras_of(names, calib, intrinsics)
     endings = (".txt", ".png") if draw else (".txt",)
@@ -166,6 +168,8 @@ def refuse_no_model(first: Path) -> None:
     shown = first.suffix.lower() in ENDINGS or is_video(first)
     if first.is_dir():
         shown = not (first / WEIGHTS).exists() and any(p.suffix.lower() in ENDINGS for p in first.iterdir())
+        if not shown and not (first / WEIGHTS).exists() and any(first.glob("*/sample.json*")):
+            raise UserError(f"predict: no model given: --model STAGE, or a stage folder first, before {first}")
     if shown:
         raise UserError(f"predict: no model given: --model streets, or a stage folder first, before {first}")
 

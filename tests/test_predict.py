@@ -129,7 +129,7 @@ def test_detectors_of_surround_views_are_refused(tmp_path: Path, picture: Path) 
     detector = build_detector(bevdepth.tiny())
     card = {"detector": detector.name, "config": to_plain(detector.config), "version": "v1.0-synth"}
     save_weights(tmp_path / "model", detector.state_dict(), card)
-    with pytest.raises(UserError, match=r"looks at surround views, .* KITTI's layout: distill3d report") as error:
+    with pytest.raises(UserError, match=r"looks at surround views, .* as one folder in nuScenes' layout") as error:
         list(predict_images(tmp_path / "model", (picture,), None, "186,186,160,40", tmp_path / "out"))
     assert "\n" not in str(error.value) and not (tmp_path / "out").exists()
 

@@ -97,6 +97,10 @@ class SurroundObjectBatch:
         )
 
 
+#: What is told of every moment: stacked in a batch.
+_MATRICES = ("intrinsics", "camera_to_ego", "image_affine", "bev_affine", "ego_to_global")
+
+
 @dataclass(frozen=True)
 class SurroundBatch:
     """B moments. Floating-point data is float32, matrices float64."""
@@ -122,6 +126,16 @@ class SurroundBatch:
         return moved_to(self, device)
 
 
+def moment_of(batch: SurroundBatch, row: int) -> SurroundSample:
+    """The moment ``row`` of a batch, without annotations and what only training looks at."""
+    return SurroundSample(
+        frame_id=batch.frame_ids[row],
+        images=None if batch.images is None else batch.images[row],
+        points=None if batch.points is None else batch.points[row],
+        **{name: getattr(batch, name)[row] for name in _MATRICES},
+    )
+
+
 def collate_surround(samples: list[SurroundSample]) -> SurroundBatch:
     """Samples of one rig, one image size and one number of frames as a batch.
 
@@ -141,10 +155,7 @@ def collate_surround(samples: list[SurroundSample]) -> SurroundBatch:
     images, objects, depth, instances, points = (
         given_by_all(samples, name, "sample") for name in ("images", "objects", "depth", "instances", "points")
     )
-    stacked = {
-        name: torch.stack([getattr(s, name) for s in samples])
-        for name in ("intrinsics", "camera_to_ego", "image_affine", "bev_affine", "ego_to_global")
-    }
+    stacked = {name: torch.stack([getattr(s, name) for s in samples]) for name in _MATRICES}
     return SurroundBatch(
         frame_ids=[s.frame_id for s in samples],
         cameras=samples[0].cameras,

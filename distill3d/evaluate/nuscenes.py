@@ -23,7 +23,6 @@ eval/common/{loaders,utils}.py.
 from __future__ import annotations
 
 import json as jsonlib
-import os
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -552,15 +551,9 @@ def evaluated_tokens(tables: Tables, data_root: Path, split: str | Path | None) 
     Raises:
         UserError: there is no such split, or the file names something that the tables do not have.
     """
-    from distill3d.data.nuscenes.dataset import listed_samples, split_samples
+    from distill3d.data.nuscenes.dataset import chosen_samples, split_or_file
 
-    if split is None:
-        rows = list(range(len(tables.samples)))
-    elif os.path.isfile(split):
-        rows = listed_samples(tables, Path(split))
-    else:
-        rows = split_samples(tables, data_root, str(split))
-    return [tables.sample_token(row) for row in rows]
+    return [tables.sample_token(row) for row in chosen_samples(tables, data_root, split_or_file(split))]
 
 
 def run_eval_nuscenes(

@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import codecs
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import chain
 from pathlib import Path
@@ -107,6 +107,7 @@ def write_submission(
     ego_to_global: Mapping[str, Float[Tensor, "4 4"]],
     classes: Sequence[str] = NUSCENES_CLASSES,
     meta: SubmissionMeta | None = None,
+    put: Callable[[Path, Callable[[Path], object]], object] = write_atomically,
 ) -> None:
     """Write detections of the key ego frame as a submission.
 
@@ -117,6 +118,7 @@ def write_submission(
         ego_to_global: of every sample of the split; those without detections get an empty list.
         classes: what the boxes' labels index.
         meta: by default: camera only.
+        put: how the file comes to its place, ``files.write_output`` where that is the user's.
 
     Raises:
         ValueError: a sample unknown to ``ego_to_global`` or given twice, boxes of another frame or without scores, or a
@@ -141,7 +143,7 @@ def write_submission(
                 separator = b",\n"
             file.write(b"\n}}\n")
 
-    write_atomically(path, write)
+    put(path, write)
 
 
 def sample_records(

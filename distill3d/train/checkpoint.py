@@ -227,6 +227,22 @@ def load_detector(path: str | Path, expected: str | None = None) -> tuple[Detect
     return detector.eval(), card
 
 
+def looks_around(path: Path) -> bool:
+    """Whether the card in the header of a stage's weights is of surround views, by a look at that alone; False where it
+    cannot be read, of which ``load_detector`` tells."""
+    try:
+        with open(weights_file(path), "rb", opener=at_once) as file:
+            size = min(int.from_bytes(file.read(8), "little"), os.fstat(file.fileno()).st_size)
+            return is_surround(json.loads(json.loads(file.read(size))["__metadata__"]["card"]))
+    except Exception:  # there is no list of what a foreign file raises
+        return False
+
+
+def is_surround(card: Mapping[str, Any]) -> bool:
+    """Whether a card is of a data set in nuScenes' layout."""
+    return "version" in card
+
+
 def outline(card: Mapping[str, Any], where: str) -> Detector:
     """The detector that a card speaks of, without any memory for its weights (device ``meta``).
 

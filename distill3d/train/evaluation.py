@@ -16,8 +16,9 @@ from distill3d.data.collate import batches
 from distill3d.data.kitti.dataset import KittiDataset
 from distill3d.data.kitti.labels import format_results
 from distill3d.data.nuscenes.dataset import NuScenesDataset
-from distill3d.data.sample import Dataset
-from distill3d.detectors.base import CAMERA_INPUTS, POINT_INPUTS, Detector
+from distill3d.data.sample import Batch, Dataset
+from distill3d.data.surround import SurroundBatch
+from distill3d.detectors.base import CAMERA_INPUTS, POINT_INPUTS, Detector, Modality
 from distill3d.evaluate import nuscenes
 from distill3d.evaluate.kitti import ABOUT, Annotations, Result, about_predictions, evaluate, rules_of
 from distill3d.evaluate.nuscenes_submission import SubmissionMeta, read_submission, write_submission
@@ -44,13 +45,26 @@ def detect(
     detector.eval()
     with ProgressBar("detections", len(dataset), visible=progress) as bar:
         for batch in batches(dataset, list(range(len(dataset))), batch_size, None, 0):
-            batch = batch.to(device)
-            with precision.autocast(device):
-                outputs = detector(batch)
-            for frame, boxes in zip(batch.frame_ids, detector.decode(outputs, batch), strict=True):
-                yield frame, boxes.to("cpu")
+            for frame, boxes in zip(batch.frame_ids, detect_in(detector, batch, device, precision), strict=True):
+                yield frame, boxes
                 bar.advance()
     detector.train(training)
+
+
+def detect_in(
+    detector: Detector, batch: Batch | SurroundBatch, device: torch.device, precision: Precision
+) -> list[Boxes3D]:
+    """The detections (on the CPU) in each frame of a batch, as an evaluation has them, of a detector in eval mode."""
+    batch = batch.to(device)
+    with precision.autocast(device):
+        outputs = detector(batch)
+    return [boxes.to("cpu") for boxes in detector.decode(outputs, batch)]
+
+
+def submission_meta(modality: Modality) -> SubmissionMeta:
+    """What a submission says of a detector that looks at this."""
+    lidar = modality in POINT_INPUTS or modality == "rgb+gt_depth"  # whose depth is the scan's
+    return SubmissionMeta(use_camera=modality in CAMERA_INPUTS, use_lidar=lidar)
 
 
 def evaluate_detector(
@@ -101,9 +115,7 @@ def evaluate_surround(
 ) -> nuscenes.NuScenesResult:  # fmt: skip
     """The official nuScenes evaluation on a split, for the data set's classes; by way of a submission file, which with
     ``folder`` is kept there, beside evaluation.json."""
-    tokens, modality = dataset.frame_ids, detector.config.input
-    lidar = modality in POINT_INPUTS or modality == "rgb+gt_depth"  # whose depth is the scan's
-    meta = SubmissionMeta(use_camera=modality in CAMERA_INPUTS, use_lidar=lidar)
+    tokens, meta = dataset.frame_ids, submission_meta(detector.config.input)
     truth = nuscenes.ground_truth(dataset.tables, tokens)
     poses = {token: dataset.ego_to_global(index) for index, token in enumerate(tokens)}
     with tempfile.TemporaryDirectory() as scratch:

@@ -151,36 +151,39 @@ def draw_boxes(
 
 
 def draw_corners(
-    image: Image.Image, camera: Camera, corners: Float[Tensor, "n 8 3"], colour: str,
-    *, width: float = LINE_WIDTH, scale: float = 1.0, captions: Sequence[str] = (),
+    image: Image.Image, camera: Camera, corners: Float[Tensor, "n 8 3"], colour: str | Sequence[str],
+    *, width: float = LINE_WIDTH, scale: float = 1.0, captions: Sequence[str] = (), all_captions: bool = True,
 ) -> None:  # fmt: skip
     """Draw 3D boxes as wire frames with a tinted front face into ``image`` (RGB), in place.
 
     ``corners`` are camera-frame points (m) in the order of ``Boxes3D.corners``, which ``camera`` (3, 4) projects into
-    ``image``. ``width`` is that of the lines in px; ``scale`` multiplies it and the letters. ``captions``, one for each
-    box, stand above them. Parts nearer than ``NEAR`` are cut off.
+    ``image``. ``colour`` is one for all, or one for each. ``width`` is that of the lines in px; ``scale`` multiplies it
+    and the letters. ``captions``, one for each box, stand above them; where those of nearer boxes stand they move or,
+    unless ``all_captions``, are left out. Parts nearer than ``NEAR`` are cut off.
     """
     camera = Camera(camera.projection.to("cpu", torch.float64))
     corners = corners.to("cpu", torch.float64)
     draw = ImageDraw.Draw(image, "RGBA")
     edges, visible = clip_near(corners[:, torch.tensor(EDGES)])  # (n, 12, 2, 3)
-    standing: list[tuple[Sequence[float], str]] = []
+    colours = [colour] * len(corners) if isinstance(colour, str) else colour
+    standing: list[tuple[Sequence[float], int]] = []
     order: list[int] = corners[..., 2].mean(1).argsort(descending=True).tolist()
     for index in order:  # the nearest on top
         front = clip_polygon(corners[index, list(FRONT_FACE)])
         if len(front) > 2:
             outline = camera.project(front)[0]
-            draw.polygon([tuple(p) for p in outline.tolist()], fill=(*_rgb(colour), FRONT_ALPHA))
+            draw.polygon([tuple(p) for p in outline.tolist()], fill=(*_rgb(colours[index]), FRONT_ALPHA))
         pixels = camera.project(edges[index][visible[index]].reshape(-1, 3))[0].reshape(-1, 2, 2)
         pixels, inside = clip_window(pixels, image.width, image.height, margin=CLIP_MARGIN * scale)
         lines = pixels[inside].tolist()
-        draw_lines(draw, lines, colour, width * scale, HALO_WIDTH * scale)
+        draw_lines(draw, lines, colours[index], width * scale, HALO_WIDTH * scale)
         if captions and lines:
             top = min((point for line in lines for point in line), key=lambda point: point[1])
-            standing.append((top, captions[index]))
+            standing.append((top, index))
     plates: list[Plate] = []
-    for at, text in reversed(standing):  # the nearest first: others make room for it
-        plates.append(_write(draw, at, text, colour, scale, plates))
+    for at, index in reversed(standing):  # the nearest first: others make room for it
+        plate = _write(draw, at, captions[index], colours[index], scale, plates, all_captions)
+        plates += [] if plate is None else [plate]
 
 
 def draw_lines(draw: ImageDraw.ImageDraw, lines: Sequence, colour: str, width: float, halo: float) -> None:
@@ -201,18 +204,21 @@ def _caption(boxes: Boxes3D, index: int, names: Sequence[str]) -> str:
 
 
 def _write(
-    draw: ImageDraw.ImageDraw, at: Sequence[float], text: str, colour: str, scale: float, taken: Sequence[Plate]
-) -> Plate:
-    """White letters on a plate of the given colour, standing on ``at``: moved down where they would leave the image, up
-    where they would hide a plate that is ``taken``."""
+    draw: ImageDraw.ImageDraw, at: Sequence[float], text: str, colour: str, scale: float, taken: Sequence[Plate],
+    make_room: bool,
+) -> Plate | None:  # fmt: skip
+    """White letters on a plate of the given colour, standing on ``at``: moved in where they would leave the image, up
+    where they would hide a plate that is ``taken``, or, if they are not to ``make_room``, left out there."""
     font = ImageFont.load_default(FONT_SIZE * scale)
     left, top, right, bottom = draw.textbbox((0, 0), text, font=font)
     pad = 3 * scale
     width, height = right - left + 2 * pad, bottom - top + 2 * pad
-    x, y = max(at[0], 0.0), max(at[1] - height, 0.0)
+    x, y = max(min(at[0], draw.im.size[0] - width), 0.0), max(at[1] - height, 0.0)
     for plate in sorted(taken, key=lambda plate: -plate[1]):  # from below, since plates move up
-        if x < plate[2] and plate[0] < x + width and y < plate[3] and plate[1] < y + height and plate[1] >= height:
-            y = plate[1] - height
+        if x < plate[2] and plate[0] < x + width and y < plate[3] and plate[1] < y + height:
+            if not make_room:
+                return None
+            y = plate[1] - height if plate[1] >= height else y
     draw.rectangle((x, y, x + width, y + height), fill=(*_rgb(colour), PLATE_ALPHA))
     draw.text((x + pad - left, y + pad - top), text, fill=PAPER, font=font)
     return (x, y, x + width, y + height)
@@ -222,7 +228,7 @@ def _rgb(colour: str) -> tuple[int, int, int]:
     return int(colour[1:3], 16), int(colour[3:5], 16), int(colour[5:7], 16)
 
 
-def _picture(image: Float[Tensor, "3 h w"]) -> Image.Image:
+def as_picture(image: Float[Tensor, "3 h w"]) -> Image.Image:
     """An RGB tensor in 0..1 as a picture."""
     values = (image.detach().float().clamp(0, 1) * 255).round().to(torch.uint8)
     return Image.fromarray(values.permute(1, 2, 0).cpu().numpy())
@@ -266,7 +272,7 @@ def drawn_panel(
 
     ``draw`` is given the picture at ``SUPERSAMPLE`` times that size, and the camera that projects into it.
     """
-    picture = _picture(image)
+    picture = as_picture(image)
     factor = max(1, min(round(width / picture.width), TALLEST * width // picture.height))
     size = (picture.width * factor, picture.height * factor)
     if draw is None:

@@ -27,6 +27,14 @@ LOOKS = {
     "baseline": Look("#3fb0f5", "3 2.5", word="light blue"),
     "student": Look("#e8770e", word="orange"),
 }
+#: Of nuScenes' classes; in drawings the name stands beside each.
+CLASS_COLOURS = {
+    "car": "#e8770e", "truck": "#c0478f", "construction_vehicle": "#9a6b2f", "bus": "#5a3fd6", "trailer": "#3f6f73",
+    "barrier": "#7d8590", "motorcycle": "#c8281e", "bicycle": "#a08c00", "pedestrian": "#1673c4",
+    "traffic_cone": "#0b9a5d",
+}  # fmt: skip
+#: Of a class that is none of them.
+OTHER_COLOUR = "#1f242c"
 #: For controls, further stages and parts without a look of their own.
 SPARE_LOOKS = (
     Look("#c0478f", "10 3 2 3", word="pink"),

@@ -134,7 +134,8 @@ class Drives:
     def moment(self, choice: Choice) -> Moment:
         """A chosen sample with the boxes of all stages."""
         token, dataset = self.tokens[choice.index], self.dataset
-        sample = dataset.get(dataset.frame_ids.index(token))
+        index = dataset.frame_ids.index(token)
+        sample = dataset.get(index)
         labelled = Boxes3D.empty("ego") if sample.objects is None else sample.objects.boxes
         known = torch.tensor([name in self.classes for name in dataset.classes])
         sets = {TRUE: labelled[known[labelled.label]]}
@@ -158,11 +159,8 @@ def moments(parts: dict[str, Shown], classes: Sequence[str], count: int) -> Iter
 
 def moment_title(dataset: NuScenesDataset, token: str) -> str:
     """Where in which scene a sample is."""
-    tables = dataset.tables
-    row = tables.sample_row(token)
-    scene = int(tables.samples.scene[row])
-    of_scene = tables.scene_samples(scene)
-    return f"{tables.scene_name(scene)}, key frame {row - of_scene[0] + 1} of {len(of_scene)} (sample {token})"
+    scene, number, count = dataset.place(dataset.frame_ids.index(token))
+    return f"{scene}, key frame {number} of {count} (sample {token})"
 
 
 def _of_samples(boxes: DetectionBoxes, tokens: Sequence[str], least_score: float) -> DetectionBoxes:
@@ -275,12 +273,14 @@ def key_camera(sample: SurroundSample, index: int) -> Camera:
     return Camera(sample.intrinsics[0, index, :3]).warped(torch.cat((affine[:2, :2], affine[:2, 3:]), dim=1))
 
 
-def ground_view(points: Float[Tensor, "m c"] | None, sets: dict[str, Boxes3D], colours: dict[str, str]) -> Image.Image:
-    """Points and boxes of the ego frame from above, forward up, with the vehicle in the middle."""
+def ground_view(
+    points: Float[Tensor, "m c"] | None, sets: dict[str, Boxes3D], colours: dict[str, str], size: int = GROUND_SIZE
+) -> Image.Image:
+    """Points and boxes of the ego frame from above, forward up, with the vehicle in the middle; ``size`` px wide."""
     seen = {name: _level(boxes.to(torch.float64)) for name, boxes in sets.items()}
     ahead = None if points is None else carry(points[:, :3].to(LEVEL), LEVEL)
     reach = _reach(list(sets.values()))
-    return bird_view(ahead, seen, Extent(-reach, -reach, reach, reach), size=GROUND_SIZE, colours=colours)
+    return bird_view(ahead, seen, Extent(-reach, -reach, reach, reach), size=size, colours=colours)
 
 
 def _level(boxes: Boxes3D) -> Boxes3D:

@@ -36,7 +36,6 @@ from distill3d.layers.ground.bev_second import SECONDBlocksConfig
 from distill3d.layers.ground.camera_lift import LiftConfig
 from distill3d.layers.image.resnet import ResNetConfig
 from distill3d.layers.points.voxels import VoxelGrid
-from distill3d.picture import pictures_detector
 from distill3d.settings import from_plain, to_plain
 from distill3d.stop import Stopped
 from distill3d.train.checkpoint import load_matching, load_weights
@@ -451,11 +450,6 @@ def test_weights_of_the_trunk_are_asked_for_where_there_is_one() -> None:
     for sees in ("rgb", "rgb+points"):
         with pytest.raises(UserError, match="starts from weights learned on other pictures"):
             _refuse_without_weights(StageConfig("fusion", "teacher", BEVFusionConfig(input=sees, trunk=trunk)))
-
-
-def test_predict_refuses_it(trained: Path) -> None:
-    with pytest.raises(UserError, match="looks at surround views"):
-        pictures_detector(trained / "fusion")
 
 
 @pytest.mark.parametrize("folder", ["samples/CAM_FRONT", "samples/LIDAR_TOP"])

@@ -13,7 +13,8 @@ is not neglected here unless ``camera_motion`` says so.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+import os
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -138,7 +139,10 @@ class NuScenesConfig:
 
     root: Path
     version: str = "v1.0-trainval"  # the tables' folder
-    split: str = "train"  # a file <root>/splits/<split>.txt, or else an official split
+    #: A file <root>/splits/<split>.txt, or else an official split; a path is of such a file elsewhere, and None stands
+    #: for all samples of the tables.
+    split: str | Path | None = "train"
+    samples: tuple[str, ...] = ()  # in place of a split: names of scenes and tokens of samples
     classes: tuple[str, ...] = NUSCENES_CLASSES  # objects of others are left out
     #: The rig: camera sensors of the tables, one or more, in the order in which their pictures come out.
     cameras: tuple[str, ...] = CAMERAS
@@ -309,20 +313,45 @@ def split_samples(tables: Tables, root: Path, split: str) -> list[int]:
 
 
 def listed_samples(tables: Tables, path: Path) -> list[int]:
-    """Rows of the samples that a file names by token or by scene, one a line, in its order, each once.
+    """Rows of the samples that a file names, one a line, as ``named_samples``.
 
     Raises:
-        UserError: the file names something unknown.
+        UserError: the file cannot be read, or names something unknown.
+    """
+    return named_samples(tables, read_split(path), path)
+
+
+def named_samples(tables: Tables, names: Iterable[str], where: Path | str) -> list[int]:
+    """Rows of the samples that are named by token or by scene, in this order, each once; ``where`` the names were read.
+
+    Raises:
+        UserError: a name is unknown.
     """
     scenes = {tables.scene_name(scene): scene for scene in range(len(tables.scenes))}
     rows: dict[int, None] = {}
-    for name in read_split(path):
+    for name in names:
         try:
             found = tables.scene_samples(scenes[name]) if name in scenes else (tables.sample_row(name),)
         except UserError as error:
-            raise UserError(f"{path}: {name!r} is neither a scene nor a sample of {tables.folder}") from error
+            raise UserError(f"{where}: {name!r} is neither a scene nor a sample of {tables.folder}") from error
         rows |= dict.fromkeys(found)
     return list(rows)
+
+
+def split_or_file(given: str | Path | None) -> str | Path | None:
+    """What a command line says of samples, as ``NuScenesConfig.split`` has it: a path where there is such a file."""
+    return given if given is None else Path(given) if os.path.isfile(given) else str(given)
+
+
+def chosen_samples(tables: Tables, root: Path, split: str | Path | None) -> list[int]:
+    """Rows of the samples of a split by its name, of those that a file names, or (None) of all.
+
+    Raises:
+        UserError: there is no such split, or something that is named is not there.
+    """
+    if split is None:
+        return list(range(len(tables.samples)))
+    return listed_samples(tables, split) if isinstance(split, Path) else split_samples(tables, root, split)
 
 
 def past_samples(
@@ -414,7 +443,11 @@ class NuScenesDataset:
         unknown = unknown_cameras(self.tables, config.cameras)
         if unknown is not None:
             raise UserError(f"{self._table('sensor')}: {unknown}: name the rig's with `cameras`")
-        self._samples = split_samples(self.tables, self.root, config.split)
+        self._samples = (
+            named_samples(self.tables, config.samples, "samples")
+            if config.samples
+            else chosen_samples(self.tables, self.root, config.split)
+        )
         self.frame_ids = [self.tables.sample_token(sample) for sample in self._samples]
         self._pictures: dict[int, Image.Image] = {}
         self._scans: dict[int, Tensor] = {}
@@ -461,6 +494,50 @@ class NuScenesDataset:
             points=self._points(sample, ego_to_global, motion, generator) if config.points else None,
         )
 
+    @property
+    def cameras(self) -> tuple[str, ...]:
+        """The channels of the cameras, in the samples' order."""
+        return CAMERAS
+
+    def pictures(self, index: int) -> list[Image.Image]:
+        """The key frame's pictures of sample ``index`` as their files have them, in the order of ``cameras``.
+
+        Raises:
+            UserError: a file is absent or malformed.
+        """
+        return [self._picture(row) for row in self._key_data(self._samples[index], self.cameras)]
+
+    def key_scan(self, index: int) -> Float[Tensor, "m 3"] | None:
+        """The points of the key scan of sample ``index``, x, y, z in its key ego frame (m); None where the tables or
+        the folder have no scan.
+
+        Raises:
+            UserError: the file is malformed.
+        """
+        sample = self._samples[index]
+        row = self.tables.key_data(sample).get(LIDAR)
+        if row is None or not self.tables.file(row).is_file():
+            return None
+        to_ego = torch.linalg.inv(self._ego_to_global(sample)) @ torch.from_numpy(self._sensor_to_global(row))
+        return carry(self._scan(row)[:, :3], to_ego)
+
+    def place(self, index: int) -> tuple[str, int, int]:
+        """The scene's name, which of its key frames sample ``index`` is, from 1, and how many it has."""
+        sample = self._samples[index]
+        scene = int(self.tables.samples.scene[sample])
+        of_scene = self.tables.scene_samples(scene)
+        return self.tables.scene_name(scene), sample - of_scene[0] + 1, len(of_scene)
+
+    def absent_files(self, count: int | None = None) -> list[tuple[Path, str]]:
+        """The files that the settings ask for, of the first ``count`` samples or all, and that are not there, each with
+        its channel.
+
+        Raises:
+            UserError: as ``needed_data``.
+        """
+        files = ((self.tables.file(row), row) for row in self.needed_data(count))
+        return [(path, self.tables.channel(row)) for path, row in files if not path.is_file()]
+
     def sample_boxes(self, index: int) -> Boxes3D:
         """The annotated objects of sample ``index`` in the global frame, with ``velocity``, NaN where unknown; float64.
 
@@ -481,14 +558,14 @@ class NuScenesDataset:
         presence[annotations.sample[label >= 0], label[label >= 0]] = True
         return torch.from_numpy(presence[self._samples])
 
-    def needed_data(self) -> list[int]:
-        """Rows of the sensor data whose files the settings ask for, ascending.
+    def needed_data(self, count: int | None = None) -> list[int]:
+        """Rows of the sensor data whose files the settings ask for, of the first ``count`` samples or all, ascending.
 
         Raises:
             UserError: a key frame lacks a camera or the LiDAR.
         """
         config, rows = self.config, set()
-        for sample in self._samples:
+        for sample in self._samples[:count]:
             frames = [sample, *past_samples(self.tables, sample, config.past, config.missing_past)]
             if config.images:
                 rows.update(row for frame in frames for row in self._key_data(frame, config.cameras))

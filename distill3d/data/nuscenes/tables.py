@@ -427,6 +427,18 @@ def load_tables(root: Path, version: str, cache: bool = True) -> Tables:
     return tables
 
 
+def version_in(root: Path, named: str) -> str:
+    """The folder of tables that is meant where nobody says: the one ``named`` by a recipe, else the only one.
+
+    Raises:
+        UserError: there are several others.
+    """
+    there = sorted({path.parent.name for path in root.glob("*/sample.json*")})
+    if named not in there and len(there) > 1:
+        raise UserError(f"{root}: holds the tables {', '.join(there)}, and no {named}: give one of them as --version")
+    return there[0] if named not in there and there else named
+
+
 def read_tables(folder: Path) -> tuple[Tables | None, list[RecordFault]]:
     """The tables in a version's folder, as far as they are sound, and everything that is wrong with them.
 

@@ -1,0 +1,89 @@
+"""What a trained detector finds around a vehicle: the boxes of a moment, their names, a drawing of them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import msgspec
+from PIL import Image
+
+from distill3d.boxes import Boxes3D
+from distill3d.data.nuscenes.dataset import EgoFrame
+from distill3d.data.surround import SurroundSample
+from distill3d.evaluate.nuscenes_submission import sample_records
+from distill3d.files import refuse_foreign, write_output
+from distill3d.view.distance import LEAST_SCORE
+
+
+class SurroundDetection(NamedTuple):
+    """One object: where it is around the vehicle (x ahead, y to the left, z up, m; of detectors that look from the
+    LiDAR itself, ``ego_frame: lidar_sensor``, x to the right and y ahead)."""
+
+    name: str  # of its class
+    score: float  # 0..1, larger is surer
+    centre: tuple[float, float, float]  # m, of the box
+    size: tuple[float, float, float]  # m, (length, width, height)
+    yaw: float  # rad, counter-clockwise from above; 0: its length points along x
+    velocity: tuple[float, float] | None  # m/s, along x and y
+
+
+@dataclass(frozen=True)
+class SurroundPrediction:
+    """What a detector found in one moment, the surest first."""
+
+    boxes: Boxes3D  # in the key ego frame
+    classes: tuple[str, ...]  # names of ``boxes.label``
+    moment: SurroundSample  # what it looked at
+    ego_frame: EgoFrame
+    cameras: tuple[str, ...] = ()  # their names, where they are known
+
+    def __len__(self) -> int:
+        return len(self.boxes)
+
+    def __iter__(self) -> Iterator[SurroundDetection]:
+        return (SurroundDetection(**row) for row in self.to_dict())
+
+    @property
+    def names(self) -> list[str]:
+        """The class of each box."""
+        return [self.classes[label] for label in self.boxes.label.tolist()]
+
+    def to_dict(self) -> list[dict[str, Any]]:
+        """Each object with the fields of ``SurroundDetection``, as numbers that JSON has."""
+        boxes = self.boxes
+        assert boxes.score is not None
+        velocity = [None] * len(boxes) if boxes.velocity is None else map(tuple, boxes.velocity.tolist())
+        rows = zip(self.names, boxes.score.tolist(), map(tuple, boxes.centre.tolist()),
+                   map(tuple, boxes.size.tolist()), boxes.yaw.tolist(), velocity, strict=True)  # fmt: skip
+        return [dict(zip(SurroundDetection._fields, row, strict=True)) for row in rows]
+
+    def to_nuscenes(self) -> list[dict[str, Any]]:
+        """The moment's entries in a submission file, in the global frame, with attributes.
+
+        Raises:
+            ValueError: a score lies outside 0..1.
+        """
+        moment = self.moment
+        records = sample_records(moment.frame_id, self.boxes, moment.ego_to_global, self.classes)
+        return msgspec.to_builtins(records)
+
+    def draw(self, path: str | Path | None = None, least_score: float = LEAST_SCORE) -> Image.Image:
+        """The cameras in their places with the boxes that are at least so sure (where any query gives a box, there are
+        hundreds of others), beside the ground from above; written as a PNG file too where a path is given.
+
+        Raises:
+            UserError: a file that this library did not write stands there, or it cannot be written.
+        """
+        from distill3d.view.surround_picture import surround_picture, views_of
+
+        views = views_of(self.moment, self.cameras)
+        drawn = surround_picture(
+            views, self.moment.points, self.boxes, self.classes, least_score, self.ego_frame, self.moment.frame_id
+        )
+        if path is not None:
+            refuse_foreign(Path(path))
+            write_output(Path(path), lambda part: drawn.save(part, "PNG"))
+        return drawn
