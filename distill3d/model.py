@@ -30,7 +30,7 @@ from torch import Tensor
 from distill3d.boxes import IGNORE, NUSCENES_CLASSES, Boxes3D
 from distill3d.camera import Camera, misfit
 from distill3d.data.kitti.labels import format_results
-from distill3d.data.nuscenes.dataset import CAMERAS, NuScenesConfig, NuScenesDataset
+from distill3d.data.nuscenes.dataset import NuScenesConfig, NuScenesDataset
 from distill3d.data.nuscenes.tables import version_in
 from distill3d.data.pictures import read_image, rgb
 from distill3d.data.surround import SurroundBatch, SurroundSample, collate_surround, moment_of
@@ -286,11 +286,9 @@ class Model:
     ) -> list[SurroundPrediction]:
         """``predict`` of a batch of moments, computed at once, with the arithmetic of an evaluation on this device.
 
-        ``cameras``: their names, by default nuScenes' where there are as many.
+        ``cameras``: their names, by default the batch's.
         """
         seen, found = batch.to("cpu"), []
-        if not cameras and batch.intrinsics.shape[2] == len(CAMERAS):
-            cameras = CAMERAS
         for row, boxes in enumerate(
             detect_in(self.detector, batch, self.device, choose_precision("auto", self.device))
         ):
@@ -298,7 +296,9 @@ class Model:
             order = boxes.score.argsort(descending=True, stable=True)
             kept = order if least_score is None else order[boxes.score[order] >= least_score]
             ego_frame = self.card.get("ego_frame", NuScenesConfig.ego_frame)
-            found.append(SurroundPrediction(boxes[kept], self.classes, moment_of(seen, row), ego_frame, cameras))
+            found.append(
+                SurroundPrediction(boxes[kept], self.classes, moment_of(seen, row), ego_frame, cameras or batch.cameras)
+            )
         return found
 
     def detect(

@@ -130,6 +130,7 @@ def moment_of(batch: SurroundBatch, row: int) -> SurroundSample:
     """The moment ``row`` of a batch, without annotations and what only training looks at."""
     return SurroundSample(
         frame_id=batch.frame_ids[row],
+        cameras=batch.cameras,
         images=None if batch.images is None else batch.images[row],
         points=None if batch.points is None else batch.points[row],
         **{name: getattr(batch, name)[row] for name in _MATRICES},

@@ -497,7 +497,7 @@ class NuScenesDataset:
     @property
     def cameras(self) -> tuple[str, ...]:
         """The channels of the cameras, in the samples' order."""
-        return CAMERAS
+        return self.config.cameras
 
     def pictures(self, index: int) -> list[Image.Image]:
         """The key frame's pictures of sample ``index`` as their files have them, in the order of ``cameras``.
