@@ -12,7 +12,7 @@ import torch
 from drives import small_surround_preset
 from raw_drives import raw_drives
 from streets import small_bev_detector, small_preset
-from torch import Tensor, nn
+from torch import Tensor
 
 from distill3d.boxes import KITTI_CLASSES, Boxes3D
 from distill3d.data.augment.image import AugmentConfig
@@ -198,10 +198,8 @@ def test_the_own_loss_asks_labelled_images_alone(
     stage = student(streets, base, "monoskd")
     teacher = {"teacher": knowing(teachers(small_preset(base, streets).stage("teacher")), streets)}
     torch.manual_seed(0)
-    detector = build_detector(stage.detector).train()
-    for module in detector.modules():
-        if isinstance(module, nn.modules.batchnorm._BatchNorm):  # it would see the other images
-            module.eval()
+    detector = build_detector(stage.detector).eval()  # batch norm would see the other images
+    detector.training = True  # the detector itself says all that training asks for
 
     def losses(batch: Batch) -> dict[str, Tensor]:
         targets = detector.encode(batch)
