@@ -223,8 +223,10 @@ def test_what_is_refused() -> None:
         UserError, match="head.offers_map.*the student has no tap 'bev_head'; it offers bev_visual, bev"
     ):
         said(silent, teacher, batch, SGM3DConfig())
-    _, losses = said(silent, networks(offers_map=False)[1], batch, SGM3DConfig(feature_weight=0.0))
-    assert set(losses) == {"anchor", "object"}
+    unoffered = networks(offers_map=False)[1]
+    for sides in ((silent, unoffered), (silent, teacher), (student, unoffered)):  # a map that nobody compares
+        _, losses = said(*sides, batch, SGM3DConfig(feature_weight=0.0))
+        assert set(losses) == {"anchor", "object"}
     unlabelled = build_detector(replace(student.config, detection_weight=0.0))
     with pytest.raises(UserError, match="whose detection_weight is above 0"):
         said(unlabelled, teacher, batch, SGM3DConfig())

@@ -43,6 +43,9 @@ from distill3d.settings import Share, Weight
 #: Least number that the weight of cells is divided by, as released.
 RELEASED_FLOOR = 10
 
+#: The map that every detector with an anchor head on the ground offers.
+GROUND_TAP = "bev"
+
 #: What the weight of a cell is the inverse of: the foreground cells of its column of the map (along y), at least
 #: ``RELEASED_FLOOR``; or of its image.
 CellCount = Literal["column", "image"]
@@ -144,10 +147,13 @@ class ObjectTerm(Term):
 
 
 def both_heads(context: Context, config: SGM3DConfig) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """``anchor_predictions`` of student and teacher."""
-    tap = "bev" if config.feature_weight == 0 and config.tap not in context.student.features else config.tap
+    """``anchor_predictions`` of student and teacher; without L_feature neither has to offer the taps."""
+    taps = (config.tap, config.teacher_tap or config.tap)
+    sides = (context.student, context.named(config.teacher))
+    if config.feature_weight == 0 and any(t not in side.features for t, side in zip(taps, sides, strict=True)):
+        taps = (GROUND_TAP, GROUND_TAP)
     instead = "set anchor_weight and object_weight to 0"
-    return anchor_predictions(context, config.teacher, tap, config.teacher_tap, instead)
+    return anchor_predictions(context, config.teacher, *taps, instead)
 
 
 def anchor_targets(context: Context) -> AnchorTargets:
