@@ -46,7 +46,7 @@ from .speed.page import RECORDS, read_records, write_page
 
 RECORD, BEFORE = RECORDS / "waits.json", RECORDS / "waits_before.json"
 BATCH_SIZE = 2
-MONOCULAR = ("monodle", "gupnet", "did_m3d", "monodetr")
+MONOCULAR = ("monodle", "gupnet", "did_m3d", "monodetr", "monocon")
 ON_GROUND = ("tiny_bev", "tiny_lidar")
 SURROUND = ("tiny_labeldistill", "tiny_surround", "tiny_surround_family", "tiny_bevdet", "tiny_bevformer")
 FAMILIES = (*MONOCULAR, *ON_GROUND, *SURROUND)

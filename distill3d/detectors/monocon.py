@@ -70,8 +70,6 @@ BRANCHES = {"heatmap": len(HEAT_CLASSES), "size_2d": 2, "offset_2d": 2, "keypoin
 AUXILIARY = ("keypoint_heatmap", "keypoint_offset")
 #: The two last layers behind the direction branch.
 DIRECTION = ("heading_bin", "heading_residual")
-#: Order of (height, width, length) among the released (length, height, width).
-HEIGHT_FIRST = (1, 2, 0)
 DEPTH_EPSILON = 1e-12
 #: Bias of heat maps' last layer: the prior of a peak is 0.1.
 HEAT_BIAS = -2.197
@@ -160,8 +158,9 @@ def box_keypoints(
 
     ``size`` is (length, width, height), ``rotation_y`` KITTI's.
     """
-    half = size[..., None, [0, 2, 1]] / 2 * constant(CORNERS, size)
-    along, down, across = half.unbind(-1)
+    length, width, height = (size / 2).unbind(-1)
+    half = torch.stack((length, height, width), -1)[..., None, :]
+    along, down, across = (half * constant(CORNERS, size)).unbind(-1)
     c, s = torch.cos(rotation_y)[..., None], torch.sin(rotation_y)[..., None]
     corners = centre[..., None, :] + torch.stack((c * along + s * across, down, c * across - s * along), -1)
     return torch.cat((corners, centre[..., None, :]), -2)
@@ -291,7 +290,9 @@ class MonoCon(MonoDLE):
             valid = trained[..., None] & ((depth > 0) | inside)
         own = (uv.floor() if self.config.keypoint_cell == "floor" else uv.trunc()).long()
         shown = valid & cells_inside(own, height, width)
-        heat = self._draw_keypoints(shown, own, box[..., 2:] - box[..., :2], height, width)
+        lines = objects.label.shape[1]  # the slots behind them are empty
+        peaks = (shown[:, :lines], own[:, :lines], (box[..., 2:] - box[..., :2])[:, :lines])
+        heat = self._draw_keypoints(*peaks, height, width)
         real = base.depth.dtype
 
         def where(mask: Tensor, value: Tensor) -> Tensor:
@@ -346,12 +347,13 @@ class MonoCon(MonoDLE):
 
 
 def as_predictions(raw: dict[str, Tensor], training: bool) -> dict[str, Tensor]:
-    """Predictions by their names here, from what the branches say (B, C, H, W): sizes as (height, width, length), the
-    key points' centre apart from the corners, which are for training alone."""
+    """Predictions by their names here, from what the branches say (B, C, H, W): sizes as (height, width, length), which
+    branches say as (length, height, width); the key points' centre apart from the corners, which only training has."""
     named = {name: value for name, value in raw.items() if name not in ("keypoints", *DIRECTION)}
     corners, centre = raw["keypoints"].split((2 * (KEYPOINTS - 1), 2), 1)
+    length, height_width = raw["size_3d"].split((1, 2), 1)
     named |= {
-        "size_3d": raw["size_3d"][:, HEIGHT_FIRST], "offset_3d": centre,
+        "size_3d": torch.cat((height_width, length), 1), "offset_3d": centre,
         "heading": torch.cat([raw[name] for name in DIRECTION], 1),
     }  # fmt: skip
     return named | ({"corners": corners} if training else {})
@@ -402,8 +404,8 @@ def _branch(channels: int, hidden: int) -> tuple[nn.Module, ...]:
 
 
 def _project(points: Float[Tensor, "b k n 3"], camera: Camera) -> tuple[Tensor, Tensor]:
-    """Pixels of points in (b, k, n) and their depths by the matrix's third row, which divides; nothing is divided by
-    0."""
+    """Pixels of points in (b, k, n), by the depths of the matrix's third row, none of which is 0; and their own z, by
+    which they are before the camera or behind it."""
     p = camera.projection
     depth = points[..., 2] + p[..., None, None, 2, 3]
     safe = torch.where(depth == 0, torch.finfo(depth.dtype).eps, depth)

@@ -12,16 +12,16 @@ from benchmarks.speed.page import RECORDS
 ROOT = Path(__file__).resolve().parents[2]
 #: The most waits of a step, of detectors and of methods that ask for more.
 MOST = {
-    "monodle": 6, "gupnet": 6, "did_m3d": 6, "monodetr": 6, "bevdepth": 12, "label_encoder": 12, "caddn": 20,
-    "pointpillars": 20, "centerpoint": 20, "second": 40, "bevdet": 20, "bevformer": 20, "bevfusion": 20,
+    "monodle": 6, "gupnet": 6, "did_m3d": 6, "monodetr": 6, "monocon": 6, "bevdepth": 12, "label_encoder": 12,
+    "caddn": 20, "pointpillars": 20, "centerpoint": 20, "second": 40, "bevdet": 20, "bevformer": 20, "bevfusion": 20,
 }  # fmt: skip
 MOST_DECODING = 4
 #: Families whose every stage is trained here; the others, and half precision, take longer.
 USUAL = [("monodle", "fp32"), ("tiny_labeldistill", "fp32")]
 ALSO = [
-    *((name, "fp32") for name in ("gupnet", "did_m3d", "monodetr", "tiny_bev", "tiny_lidar", "tiny_surround",
+    *((name, "fp32") for name in ("gupnet", "did_m3d", "monodetr", "monocon", "tiny_bev", "tiny_lidar", "tiny_surround",
                                   "tiny_surround_family", "tiny_bevdet", "tiny_bevformer")),
-    *((name, "bf16") for name in ("monodle", "gupnet", "did_m3d", "monodetr", "tiny_bev", "tiny_lidar",
+    *((name, "bf16") for name in ("monodle", "gupnet", "did_m3d", "monodetr", "monocon", "tiny_bev", "tiny_lidar",
                                   "tiny_labeldistill", "tiny_surround_family", "tiny_bevformer")),
 ]  # fmt: skip
 

@@ -18,7 +18,7 @@ from distill3d.data.kitti.labels import read_labels
 from distill3d.data.sample import Batch, ObjectBatch, Objects
 from distill3d.detectors import monocon
 from distill3d.detectors.base import Outputs
-from distill3d.detectors.monocon import HEIGHT_FIRST, KEYPOINTS, MonoCon, MonoConConfig, MonoConTargets
+from distill3d.detectors.monocon import KEYPOINTS, MonoCon, MonoConConfig, MonoConTargets
 from distill3d.detectors.monodle import STRIDE, depth_logit
 from distill3d.detectors.released import from_released, to_released
 from distill3d.layers.image.attentive_norm import AttentiveNorm
@@ -137,7 +137,7 @@ def recorded_targets(g: dict[str, Tensor]) -> MonoConTargets:
     mask, shape = t["mask"].bool(), t["mask"].shape
     points = (*shape, KEYPOINTS)
     nothing = torch.zeros(shape)
-    size = t["dim"][..., HEIGHT_FIRST]
+    size = t["dim"][..., (1, 2, 0)]  # the released order is length, height, width
     keypoints = t["center2kpt_offset"].reshape(*points, 2)
     return MonoConTargets(
         t["center_heatmap"], t["indices"], t["offset"], t["wh"], keypoints[:, :, -1], size, size, t["depth"][..., 0],
