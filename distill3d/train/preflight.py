@@ -43,7 +43,7 @@ from distill3d.distill.methods import build_terms
 from distill3d.errors import UserError
 from distill3d.evaluate.kitti import Annotations, rules_of
 from distill3d.evaluate.nuscenes import ground_truth
-from distill3d.files import write_atomically
+from distill3d.files import names_below, write_atomically
 from distill3d.picture import canvas_side
 from distill3d.settings import from_plain, to_plain
 from distill3d.train.checkpoint import untrained
@@ -270,8 +270,10 @@ class _Looked:
         kinds |= {"velodyne"} if config.points or config.depth in ("lidar", "completed") else set()
         kinds |= {"depth_2"} if config.depth == "png" else set()
         of_frame = self.frames.setdefault((data.folder, config.scan_columns, config.names), {})
+        scans = data.folder / "velodyne"
+        pasted_into = set(names_below(scans, ".bin")) if data.pasted is not None and scans.is_dir() else set()
         for frame in data.frame_ids:
-            of_frame.setdefault(frame, set()).update(kinds)
+            of_frame.setdefault(frame, set()).update(kinds | ({"velodyne"} if frame in pasted_into else set()))
         self._keep(data.folder, data)
 
     def _keep(self, folder: Path, data: KittiDataset | KittiRawDataset | NuScenesDataset) -> None:

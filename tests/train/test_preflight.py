@@ -14,6 +14,8 @@ import pytest
 from drives import small_surround_preset, write_drives
 from streets import small_recipe
 
+from distill3d.data.augment.image import AugmentConfig
+from distill3d.data.augment.paste import PasteConfig
 from distill3d.data.kitti.dataset import KittiDataset
 from distill3d.data.sample import UNKNOWN
 from distill3d.errors import UserError
@@ -93,6 +95,20 @@ def test_only_what_the_stages_read_is_looked_at(root: Path) -> None:
     check_recipe(recipe, [recipe.stage("baseline")], RunOptions(**QUIET))
     with pytest.raises(UserError, match="velodyne"):
         check_recipe(recipe, [recipe.stage("teacher")], RunOptions(**QUIET))
+
+
+def test_scans_that_objects_are_pasted_into_are_looked_at(root: Path) -> None:
+    """By a detector that looks at pictures alone; a frame may lack its scan."""
+    recipe = small_recipe(root)
+    baseline = recipe.stage("baseline")
+    scans = root / "training" / "velodyne"
+    (scans / "000000.bin").unlink()
+    cut(scans / "000001.bin", 201)
+    check_recipe(recipe, [baseline], RunOptions(**QUIET))
+    pasting = replace(baseline, augment=AugmentConfig(paste=PasteConfig()))
+    with pytest.raises(UserError, match="000001.bin: .*no multiple") as error:
+        check_recipe(recipe, [pasting], RunOptions(**QUIET))
+    assert "000000" not in str(error.value)
 
 
 def test_a_sound_verdict_is_kept_until_a_file_changes(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:

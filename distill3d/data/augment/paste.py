@@ -80,6 +80,17 @@ class PasteConfig:
     least_left: Share = 0.5  # of a labelled object's region, by pasted ones
 
 
+def refuse_unknown(config: PasteConfig, classes: tuple[str, ...]) -> None:
+    """Holds the classes that are counted against those of a data set.
+
+    Raises:
+        UserError: it does not have one of them.
+    """
+    for name, _ in config.counts:
+        if name not in classes:
+            raise UserError(f"augment.paste.counts names class {name!r}, expected one of {', '.join(classes)}")
+
+
 @dataclass(frozen=True)
 class Donors:
     """The objects of a data set that can be pasted, and the index of the frame that holds each."""
@@ -140,11 +151,8 @@ def paste_objects(
         sample: with labels, and where its LiDAR is.
         points: of its scan, in the camera's frame, whether or not the sample itself holds them.
         read: the frame of an index in ``donors``; None where it has no scan.
-        classes: what labels index.
+        classes: what labels index; those that the settings count are among them.
         completion: how sparse depths become dense ones; None where the sample's depth map is sparse.
-
-    Raises:
-        UserError: the settings count a class that the data set does not have.
     """
     assert sample.objects is not None and sample.lidar_to_camera is not None
     if float(torch.rand(1, generator=generator, dtype=torch.float64)) >= config.probability:
@@ -175,17 +183,11 @@ def fitting(
     lines: Objects, points: Float[Tensor, "m 4"], lidar_to_camera: Float[Tensor, "4 4"], donors: Donors,
     config: PasteConfig, classes: tuple[str, ...], generator: torch.Generator,
 ) -> Int[Tensor, "k"]:  # fmt: skip
-    """Donors that the ground would take beside a frame's label ``lines`` and each other, in random order.
-
-    Raises:
-        UserError: the settings count a class that the data set does not have.
-    """
+    """Donors that the ground would take beside a frame's label ``lines`` and each other, in random order."""
     to_lidar = torch.linalg.inv(lidar_to_camera)
     taken = ground_rows(camera_to_lidar(lines.boxes[lines.boxes.label != IGNORE], to_lidar))
     found = []
     for name, count in config.counts:
-        if name not in classes:
-            raise UserError(f"augment.paste.counts names class {name!r}, expected one of {', '.join(classes)}")
         pool = (donors.objects.boxes.label == classes.index(name)).nonzero()[:, 0]
         drawn = pool[torch.randperm(len(pool), generator=generator)[: TRIES * count]]
         boxes = donors.objects.boxes[drawn]

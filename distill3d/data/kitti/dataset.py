@@ -28,7 +28,7 @@ from distill3d.data.augment.lidar import (
     field_of_view,
     lidar_objects,
 )
-from distill3d.data.augment.paste import Donors, PasteConfig, paste_objects
+from distill3d.data.augment.paste import Donors, PasteConfig, paste_objects, refuse_unknown
 from distill3d.data.augment.paste import Scene as PastedScene
 from distill3d.data.cache import cache_folder, cache_key
 from distill3d.data.depth import CompletionConfig, cached_depth, complete_depth, project_depth, read_depth
@@ -88,7 +88,7 @@ class KittiConfig(FrameConfig):
     alone; the picture, its depth and the camera stay as they are, and ``augment`` is not applied.
 
     Raises:
-        UserError: points are to be augmented, but not read.
+        UserError: points are to be augmented, but not read; or objects are to be pasted, but not as ``augment`` does.
     """
 
     root: Path
@@ -101,8 +101,15 @@ class KittiConfig(FrameConfig):
     without_scan: Literal["refuse", "skip", "always_skip"] = "refuse"
 
     def __post_init__(self) -> None:
-        if is_in_range(self) and self.lidar_augment is not None and not self.points:
+        if not is_in_range(self) or self.lidar_augment is None:
+            return
+        if not self.points:
             raise UserError("lidar_augment is set but points is not: there would be nothing to augment")
+        if self.augment is not None and self.augment.paste is not None:
+            raise UserError(
+                "augment.paste and lidar_augment are both set, and lidar_augment takes the place of augment: give one "
+                "of them (lidar_augment.counts adds objects to scans)"
+            )
 
 
 C = TypeVar("C", bound=FrameConfig)
@@ -216,7 +223,8 @@ class KittiDataset(FrameDataset[KittiConfig]):
     Frames have no objects (None) where the folder ``label_2`` is absent, or not to be read: where not ``labelled``.
 
     Raises:
-        UserError: a folder or the split file is absent, or (when a frame is read) one of its files is malformed.
+        UserError: a folder or the split file is absent, objects of an unknown class are to be pasted, or (when a frame
+            is read) one of its files is malformed.
     """
 
     def __init__(self, config: KittiConfig) -> None:
@@ -238,6 +246,13 @@ class KittiDataset(FrameDataset[KittiConfig]):
         self._planes = (self.folder / "planes").is_dir()
         if config.lidar_augment is not None:
             self._image_augment = None
+        if self.pasted is not None:
+            refuse_unknown(self.pasted, self.classes)
+
+    @property
+    def pasted(self) -> PasteConfig | None:
+        """Which objects of other frames come into frames with labels and a scan, if any."""
+        return self._image_augment.paste if self.labelled and self._image_augment is not None else None
 
     @cached_property
     def object_database(self) -> ObjectDatabase:
@@ -275,20 +290,22 @@ class KittiDataset(FrameDataset[KittiConfig]):
         return Donors.of([self._labels(frame) for frame in self.frame_ids])
 
     def _scanned(self, index: int) -> PastedScene | None:
-        """Picture and whole scan of frame ``index``; None where it has no scan."""
+        """Picture and whole scan of frame ``index``; None where it has no scan, or nobody says where its LiDAR was."""
         frame = self.frame_ids[index]
         path = self._path("velodyne", frame)
         if not path.is_file():
             return None
         known, calibration = self._memory.get(index), read_calibration(self._path("calib", frame))
+        if not calibration.has_lidar:
+            return None
         pixels = read_image(self._path("image_2", frame)) if known is None else known.pixels
         points = carry(read_points(path, self.config.scan_columns), calibration.lidar_to_rect)
         return PastedScene(pixels.float().div_(255), self._camera(calibration), points)
 
     def _with_pasted(self, source: Sample, config: PasteConfig, generator: torch.Generator) -> Sample:
-        """A frame with objects of others; as it is where it has no labels or no scan."""
+        """A labelled frame with objects of others; as it is where it has no scan."""
         path = self._path("velodyne", source.frame_id)
-        if not self.labelled or source.lidar_to_camera is None or not path.is_file():
+        if source.lidar_to_camera is None or not path.is_file():
             return source
         points = carry(read_points(path, self.config.scan_columns), source.lidar_to_camera)
         return paste_objects(
@@ -300,8 +317,7 @@ class KittiDataset(FrameDataset[KittiConfig]):
     def _augment_scene(self, source: Sample, generator: torch.Generator) -> Sample:
         config = self.config.lidar_augment
         if config is None:
-            paste = self._image_augment and self._image_augment.paste
-            return self._with_pasted(source, paste, generator) if paste else source
+            return source if self.pasted is None else self._with_pasted(source, self.pasted, generator)
         database = self.object_database if self.labelled and config.counts else None
         on_plane = self._planes and config.road_planes
         plane = read_plane(self._path("planes", source.frame_id)) if on_plane else None

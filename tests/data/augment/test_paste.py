@@ -13,7 +13,7 @@ from torch import Tensor
 from distill3d.boxes import KITTI_CLASSES, Boxes3D, camera_to_lidar
 from distill3d.camera import Camera
 from distill3d.data.augment.image import AugmentConfig, frame_generator
-from distill3d.data.augment.lidar import bev_overlap, ground_rows
+from distill3d.data.augment.lidar import LidarAugmentConfig, bev_overlap, ground_rows
 from distill3d.data.augment.paste import (
     CLEARANCE,
     Donors,
@@ -209,11 +209,19 @@ def test_frames_without_a_scan_stay_as_they_are(root: Path, tmp_path: Path) -> N
 
 
 def test_unknown_classes_are_refused(root: Path) -> None:
-    data = frames(root, replace(PLAIN, paste=replace(PASTE, counts=(("Bus", 1),))))
+    """Before any frame is read; of frames whose labels are not looked at nothing is asked."""
+    buses = replace(PLAIN, paste=replace(PASTE, counts=(("Bus", 1),)))
     with pytest.raises(UserError, match="augment.paste.counts names class 'Bus', expected one of Pedestrian, Car, "):
-        data.get(0, frame_generator(0, 0, 0))
+        frames(root, buses)
+    assert frames(root, buses, labels=False).pasted is None
     with pytest.raises(UserError, match="no frame has labels"):
         Donors.of([None, None])
+
+
+def test_what_takes_the_place_of_augment_is_refused_beside_it(root: Path) -> None:
+    with pytest.raises(UserError, match="augment.paste and lidar_augment are both set"):
+        frames(root, replace(PLAIN, paste=PASTE), lidar_augment=LidarAugmentConfig())
+    assert frames(root, PLAIN, lidar_augment=LidarAugmentConfig()).pasted is None
 
 
 def test_a_teachers_answers_to_such_frames_are_not_kept() -> None:
