@@ -416,6 +416,7 @@ class _Run:
 
     def tell_time(self, steps: int) -> None:
         """Says, once, how long the steps will take, from those since the stopwatch began; evaluations come on top."""
+        self.read_losses()  # what is timed has been done by then
         seconds = self.stopwatch.read(steps)["seconds"] * self.steps_left
         print(f"{self.stage.name}: about {told_time(seconds)} for the steps to go", file=sys.stderr)
 

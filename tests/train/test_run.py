@@ -22,6 +22,7 @@ from distill3d.data.sample import Batch
 from distill3d.detectors import build_detector
 from distill3d.errors import UserError
 from distill3d.train.checkpoint import load_state, load_weights
+from distill3d.train.cost import Stopwatch
 from distill3d.train.htl import HTLConfig
 from distill3d.train.loop import UNREAD_STEPS, RunOptions, TrainingStep, _Run, build_step
 from distill3d.train.recipe import Recipe
@@ -299,6 +300,29 @@ def test_a_loss_that_is_read_late_still_stops_with_its_name_before_anything_is_s
         run(small_recipe(streets, batch_size=batch_size), tmp_path, "baseline", checkpoint_steps=4)
     assert str(taken[0]) in str(refusal.value) and 1 < len(taken) <= UNREAD_STEPS
     assert not [*tmp_path.rglob("*.ckpt"), *tmp_path.rglob("*.safetensors")]
+
+
+def test_what_is_timed_has_been_done(streets: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of steps whose losses were not read an accelerator may not have begun some."""
+    unread, tell, read = [], _Run.tell_time, Stopwatch.read
+    telling: list[_Run] = []
+
+    def told(self: _Run, steps: int) -> None:
+        assert self.unread
+        telling.append(self)
+        tell(self, steps)
+
+    def timed(self: Stopwatch, steps: int) -> dict[str, Any]:
+        unread.extend(len(run.unread) for run in telling)
+        return read(self, steps)
+
+    read_late(monkeypatch)
+    monkeypatch.setattr("distill3d.train.loop.TIMED", 1)
+    monkeypatch.setattr(_Run, "tell_time", told)
+    monkeypatch.setattr(Stopwatch, "read", timed)
+    with interrupted_before(4):
+        run(small_recipe(streets, batch_size=1), tmp_path, "baseline", progress=True)
+    assert unread == [0]
 
 
 def test_losses_that_are_read_late_are_logged_the_same(
