@@ -128,5 +128,4 @@ def occupied(batch: Batch | SurroundBatch, geometry: BevGeometry) -> Bool[Tensor
     # Points beyond the map say nothing of its first cell.
     said = torch.zeros(len(scans), height, width, dtype=torch.uint8, device=place.device).flatten()
     told = said.scatter_reduce(0, (sample * height + row) * width + column, inside.byte(), "amax")
-    mask = told.view(len(scans), 1, height, width).bool()
-    return mask
+    return told.view(len(scans), 1, height, width).bool()
