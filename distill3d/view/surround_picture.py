@@ -50,12 +50,12 @@ class View:
     name: str = ""
 
 
-def views_of(moment: SurroundSample, names: Sequence[str] = ()) -> list[View]:
+def views_of(moment: SurroundSample) -> list[View]:
     """The key frame's pictures as a detector sees them; none where it looks at none."""
     images = () if moment.images is None else moment.images[0]
     return [
         View(as_picture(image), key_camera(moment, index), moment.camera_to_ego[0, index], name)
-        for index, (image, name) in enumerate(zip(images, names or [""] * len(images), strict=True))
+        for index, (image, name) in enumerate(zip(images, moment.cameras or [""] * len(images), strict=True))
     ]
 
 

@@ -442,7 +442,7 @@ class NuScenesDataset:
         self.tables = load_tables(self.root, config.version, cache=not config.in_memory)
         unknown = unknown_cameras(self.tables, config.cameras)
         if unknown is not None:
-            raise UserError(f"{self._table('sensor')}: {unknown}: name the rig's with `cameras`")
+            raise UserError(f"{self._table('sensor')}: {unknown}: name the rig's as cameras")
         self._samples = (
             named_samples(self.tables, config.samples, "samples")
             if config.samples
