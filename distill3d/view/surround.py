@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from distill3d.data.nuscenes.dataset import CAMERAS
+from distill3d.detectors.base import CAMERA_INPUTS
 from distill3d.evaluate.nuscenes import OFFICIAL, TP_ERRORS
 from distill3d.evaluate.nuscenes_boxes import CLASSES
 from distill3d.view.charts import Chart
@@ -17,6 +18,7 @@ from distill3d.view.gallery import Gallery, cast, made_gallery
 from distill3d.view.headline import Measure, Measures
 from distill3d.view.kind import Kind
 from distill3d.view.pieces import (
+    DASH,
     Cell,
     Shown,
     Table,
@@ -112,6 +114,15 @@ def _classes(entries: Sequence[Shown]) -> list[str]:
     return list(dict.fromkeys(name for aps in known for name in aps))
 
 
+def _rig(stage: Stage) -> tuple[str, ...]:
+    """The cameras that a stage was evaluated on, as evaluation.json says, or else those of training; () where it looks
+    at none."""
+    if stage.card.get("input", "rgb") not in CAMERA_INPUTS:
+        return ()
+    settings = (stage.evaluation or {}).get("settings") or {}
+    return tuple(settings.get("cameras") or stage.card.get("cameras") or stage.dataset.get("cameras") or CAMERAS)
+
+
 def _words(name: str) -> str:
     return name.replace("_", " ")
 
@@ -129,11 +140,11 @@ class SurroundKind(Kind):
 
     def settings(self, stages: Sequence[Stage]) -> dict[str, str]:
         datasets = [stage.dataset for stage in stages if stage.dataset]
-        past = [data.get("past") for data in datasets]
+        past, rigs = [data.get("past") for data in datasets], map(_rig, stages)
         return {
             "Version": shared([data.get("version") for data in datasets]),
             "Classes": shared([", ".join(map(_words, data.get("classes") or ())) or None for data in datasets]),
-            "Cameras": shared([", ".join(map(camera_name, data.get("cameras") or CAMERAS)) for data in datasets]),
+            "Cameras": "; ".join(dict.fromkeys(", ".join(map(camera_name, rig)) for rig in rigs if rig)) or DASH,
             "Earlier key frames": shared([", ".join(map(str, p)) or "none" for p in past if p is not None]),
             "LiDAR scans": shared([(data.get("sweeps") or {}).get("scans") for data in datasets]),
         }
@@ -144,6 +155,8 @@ class SurroundKind(Kind):
         sentences = []
         if len({tuple(one.get("classes") or ()) for one in settings}) > 1:
             sentences.append("The stages were evaluated on different classes: do not compare them.")
+        if len({rig for rig in map(_rig, finished) if rig}) > 1:
+            sentences.append("The stages were evaluated on different cameras: what they gain may be the cameras'.")
         data = {(stage.dataset.get("version"), stage.dataset.get("eval_split")) for stage in finished if stage.dataset}
         reasons = ["classes or constants other than the official ones"] * any(not s.get("official") for s in settings)
         reasons += ["samples other than those of nuScenes' validation set"] * bool(data - {BENCHMARK})

@@ -73,6 +73,8 @@ def test_a_run_is_evaluated_on_its_own_rig_or_as_told(
     assert f"was trained on {', '.join(RIG)} and is evaluated on {', '.join(CAMERAS)}" in told
     submissions = [(tmp_path / n / "predictions/submission.json").read_text() for n in ("own", "named", "six")]
     assert submissions[0] == submissions[1] != submissions[2]
+    told = [json.loads((tmp_path / n / "evaluation.json").read_text())["settings"] for n in ("own", "named", "six")]
+    assert [one["cameras"] for one in told] == [list(RIG), list(RIG), list(CAMERAS)]
     with pytest.raises(UserError, match=r"has no camera CAM_ROOF, those there are: CAM_FRONT, "):
         evaluate_stage(trained, drives, out=tmp_path / "none", device="cpu", cameras=("CAM_ROOF",))
 

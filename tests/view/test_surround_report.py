@@ -358,6 +358,13 @@ def test_cautions(surround_run: Path, drive_root: Path) -> None:
         for stage in stages
     ]
     assert SurroundKind().cautions(official) == []
+    student = next(stage for stage in official if stage.card["input"] == "rgb")
+    assert student.evaluation is not None
+    student.evaluation["settings"] |= {"cameras": ["CAM_FRONT", "LEFT"]}
+    assert SurroundKind().cautions(official) == [
+        "The stages were evaluated on different cameras: what they gain may be the cameras'."
+    ]
+    assert "front, left; front left, front, front right" in SurroundKind().settings(official)["Cameras"]
     drive = open_drive(drive_root, images=False)
     write_predictions(surround_run / "baseline", drive, 1.0, 1, classes=("car",))
     assert "different classes: do not compare" in " ".join(SurroundKind().cautions(read_runs([surround_run])))
