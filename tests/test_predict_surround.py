@@ -24,7 +24,8 @@ from distill3d.evaluate_run import evaluate_stage
 from distill3d.model import Model
 from distill3d.predict_surround import Choice, predict_surround
 from distill3d.train.recipe import Recipe, SurroundDatasetConfig
-from distill3d.view.surround_picture import AHEAD, LEGEND_HEIGHT, View, in_places, surround_picture, whole_views
+from distill3d.view.surround_gallery import AHEAD
+from distill3d.view.surround_picture import LEGEND_HEIGHT, View, in_places, surround_picture, whole_views
 
 VERSION = "v1.0-synth"
 #: Recipe, stage and earlier key frames: cameras alone, a transformer, with the LiDAR's depth, the LiDAR alone, both.

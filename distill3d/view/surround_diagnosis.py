@@ -47,6 +47,7 @@ from distill3d.view.surround_gallery import (
     MomentFigure,
     class_counts,
     global_boxes,
+    looking_ahead,
     moment_title,
     pictured,
     pictured_moment,
@@ -294,7 +295,7 @@ def _figures(one: SurroundSection, dataset: NuScenesDataset) -> list[ToldMoment]
         counts = {name: class_counts(boxes, objects.boxes.classes) for name, boxes in sets.items()}
         sample = dataset.get(dataset.frame_ids.index(token))
         title = moment_title(dataset, token)
-        figure = pictured_moment(Moment(title, reason, sample, sets, counts), shown)
+        figure = pictured_moment(Moment(title, reason, sample, sets, counts, dataset.config.ego_frame), shown)
         figures.append(ToldMoment(figure, "" if index is None else _object_caption(one, dataset, index)))
     return figures
 
@@ -304,7 +305,8 @@ def _object_caption(one: SurroundSection, dataset: NuScenesDataset, index: int) 
     analysis = one.analysis
     objects: SurroundLabelled = analysis.objects
     chosen = objects.boxes[np.array([index])]
-    x, y = in_ego(chosen, dataset, objects.frames[int(objects.frame[index])]).centre[0, :2].tolist()
+    there = in_ego(chosen, dataset, objects.frames[int(objects.frame[index])])
+    x, y = looking_ahead(there, dataset.config.ego_frame).centre[0, :2].tolist()
     change = analysis.parts["baseline"].depth_error[index] - analysis.parts["student"].depth_error[index]
     said = [_remark(analysis.parts[part], part, objects, index) for part in one.parts]
     return (

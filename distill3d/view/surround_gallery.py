@@ -1,4 +1,4 @@
-"""Moments of surround views worth looking at: six pictures and the scene from above, with boxes."""
+"""Moments of surround views worth looking at: the cameras' pictures and the scene from above, with boxes."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from torch import Tensor
 from distill3d.boxes import Boxes3D
 from distill3d.camera import Camera
 from distill3d.data.augment.lidar import carry
-from distill3d.data.nuscenes.dataset import CAMERAS, NuScenesConfig, NuScenesDataset, SweepConfig, carry_boxes
+from distill3d.data.nuscenes.dataset import CAMERAS, EgoFrame, NuScenesConfig, NuScenesDataset, SweepConfig, carry_boxes
 from distill3d.data.surround import SurroundSample
 from distill3d.errors import UserError
 from distill3d.evaluate.nuscenes import filtered, ground_truth
@@ -53,6 +53,10 @@ LEVEL = torch.tensor(
     ((0.0, -1.0, 0.0, 0.0), (0.0, 0.0, -1.0, CAMERA_HEIGHT), (1.0, 0.0, 0.0, 0.0), (0.0, 0.0, 0.0, 1.0)),
     dtype=torch.float64,
 )
+#: From the LiDAR's own axes (x to the right, y ahead) to a vehicle's (x ahead, y to the left).
+AHEAD = torch.tensor(
+    ((0.0, 1.0, 0.0, 0.0), (-1.0, 0.0, 0.0, 0.0), (0.0, 0.0, 1.0, 0.0), (0.0, 0.0, 0.0, 1.0)), dtype=torch.float64
+)
 
 
 @dataclass(frozen=True)
@@ -64,6 +68,7 @@ class Moment:
     sample: SurroundSample
     sets: dict[str, Boxes3D]  # with TRUE
     counts: dict[str, dict[str, int]]  # of each set by class
+    ego_frame: EgoFrame = NuScenesConfig.ego_frame
 
 
 # ------------------------------------------------------------------------------------------------------- what and when
@@ -144,7 +149,8 @@ class Drives:
         for name, boxes in self._found.items():
             sets[name] = carry_boxes(global_boxes(boxes[boxes.sample == choice.index]), to_ego, "ego")
             counts[name] = class_counts(sets[name], CLASSES)
-        return Moment(moment_title(dataset, token), choice.reason, sample, sets, counts)
+        frame = dataset.config.ego_frame
+        return Moment(moment_title(dataset, token), choice.reason, sample, sets, counts, frame)
 
 
 def moments(parts: dict[str, Shown], classes: Sequence[str], count: int) -> Iterator[Moment]:
@@ -276,11 +282,21 @@ def key_camera(sample: SurroundSample, index: int) -> Camera:
 def ground_view(
     points: Float[Tensor, "m c"] | None, sets: dict[str, Boxes3D], colours: dict[str, str], size: int = GROUND_SIZE
 ) -> Image.Image:
-    """Points and boxes of the ego frame from above, forward up, with the vehicle in the middle; ``size`` px wide."""
+    """Points and boxes along a vehicle's axes from above, forward up, the vehicle in the middle; ``size`` px wide."""
     seen = {name: _level(boxes.to(torch.float64)) for name, boxes in sets.items()}
     ahead = None if points is None else carry(points[:, :3].to(LEVEL), LEVEL)
     reach = _reach(list(sets.values()))
     return bird_view(ahead, seen, Extent(-reach, -reach, reach, reach), size=size, colours=colours)
+
+
+def looking_ahead(boxes: Boxes3D, ego_frame: EgoFrame) -> Boxes3D:
+    """Boxes of a key ego frame along a vehicle's axes, which that is but for ``lidar_sensor``."""
+    return carry_boxes(boxes.to(torch.float64), AHEAD, "ego") if ego_frame == "lidar_sensor" else boxes
+
+
+def points_ahead(points: Float[Tensor, "m c"] | None, ego_frame: EgoFrame) -> Float[Tensor, "m _"] | None:
+    """The same of points."""
+    return points if points is None or ego_frame != "lidar_sensor" else carry(points[:, :3].to(AHEAD), AHEAD)
 
 
 def _level(boxes: Boxes3D) -> Boxes3D:
@@ -319,7 +335,8 @@ def pictured_moment(moment: Moment, parts: dict[str, Shown]) -> MomentFigure:
     drawn = {part: moment.sets[part] for part in (TRUE, *pictured(parts))}
     names = map(camera_name, moment.sample.camera_names)
     panels = dict(zip(names, camera_panels(moment.sample, drawn, of_part), strict=True))
-    above = ground_view(moment.sample.points, moment.sets, of_part).quantize(BIRD_COLOURS)
+    sets = {name: looking_ahead(boxes, moment.ego_frame) for name, boxes in moment.sets.items()}
+    above = ground_view(points_ahead(moment.sample.points, moment.ego_frame), sets, of_part).quantize(BIRD_COLOURS)
     counts = {name: [counts.get(name, 0) for counts in moment.counts.values()] for name in CLASSES}
     return MomentFigure(
         title, moment.reason,

@@ -19,11 +19,11 @@ from torch import Tensor
 from distill3d.boxes import Boxes3D
 from distill3d.camera import Camera
 from distill3d.data.augment.lidar import carry
-from distill3d.data.nuscenes.dataset import EgoFrame, carry_boxes
+from distill3d.data.nuscenes.dataset import EgoFrame
 from distill3d.data.surround import SurroundSample
 from distill3d.view.draw import GAP, INK, PAPER, PLATE_ALPHA, SUPERSAMPLE, as_picture, draw_corners
 from distill3d.view.palette import CLASS_COLOURS, OTHER_COLOUR
-from distill3d.view.surround_gallery import camera_name, ground_view, key_camera
+from distill3d.view.surround_gallery import AHEAD, camera_name, ground_view, key_camera, looking_ahead, points_ahead
 
 #: px that a camera's picture is wide in the drawing; a taller one than that is as high.
 TILE = 640
@@ -34,10 +34,6 @@ PICTURE_SCALE = 0.8
 #: Scores from which boxes are drawn fully, half-way and faintly from above: how much of their colour is left.
 STRENGTHS = ((0.5, 1.0), (0.3, 0.65), (-math.inf, 0.35))
 NAME_SIZE, LEGEND_SIZE, LEGEND_HEIGHT, KEY_SIZE = 15, 18, 36, 14  # px of the finished picture
-#: From the LiDAR's own axes (x to the right, y ahead) to a vehicle's (x ahead, y to the left).
-AHEAD = torch.tensor(
-    ((0.0, 1.0, 0.0, 0.0), (-1.0, 0.0, 0.0, 0.0), (0.0, 0.0, 1.0, 0.0), (0.0, 0.0, 0.0, 1.0)), dtype=torch.float64
-)
 
 
 @dataclass(frozen=True)
@@ -85,9 +81,8 @@ def surround_picture(
     if boxes.frame != "ego" or boxes.score is None:
         raise ValueError("expected boxes of the ego frame with scores")
     boxes = boxes[boxes.score >= least_score].to("cpu", torch.float64)
+    boxes, points = looking_ahead(boxes, ego_frame), points_ahead(points, ego_frame)
     if ego_frame == "lidar_sensor":
-        boxes = carry_boxes(boxes, AHEAD, "ego")
-        points = None if points is None else carry(points[:, :3].to(AHEAD), AHEAD)
         views = [replace(view, to_ego=AHEAD @ view.to_ego.to(AHEAD)) for view in views]
     labels: list[int] = boxes.label.tolist()
     names = [classes[label] for label in labels]
