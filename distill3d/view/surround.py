@@ -6,7 +6,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from distill3d.data.nuscenes.dataset import CAMERAS
 from distill3d.detectors.base import CAMERA_INPUTS
 from distill3d.evaluate.nuscenes import OFFICIAL, TP_ERRORS
 from distill3d.evaluate.nuscenes_boxes import CLASSES
@@ -39,6 +38,7 @@ from distill3d.view.surround_gallery import (
     moments,
     pictured,
     pictured_moment,
+    rig_of,
     trained_classes,
 )
 
@@ -115,12 +115,8 @@ def _classes(entries: Sequence[Shown]) -> list[str]:
 
 
 def _rig(stage: Stage) -> tuple[str, ...]:
-    """The cameras that a stage was evaluated on, as evaluation.json says, or else those of training; () where it looks
-    at none."""
-    if stage.card.get("input", "rgb") not in CAMERA_INPUTS:
-        return ()
-    settings = (stage.evaluation or {}).get("settings") or {}
-    return tuple(settings.get("cameras") or stage.card.get("cameras") or stage.dataset.get("cameras") or CAMERAS)
+    """``rig_of`` a stage that looks at cameras; () where it looks at none."""
+    return rig_of(stage) if stage.card.get("input", "rgb") in CAMERA_INPUTS else ()
 
 
 def _words(name: str) -> str:

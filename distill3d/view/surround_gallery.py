@@ -86,6 +86,13 @@ def trained_classes(parts: dict[str, Shown]) -> list[str]:
     return [name for name in dict.fromkeys(listed) if name in trained or not trained]
 
 
+def rig_of(stage: Stage) -> tuple[str, ...]:
+    """The cameras that a stage was evaluated on, as evaluation.json says, or else those of training; where it looks at
+    none, those of its data set."""
+    settings = (stage.evaluation or {}).get("settings") or {}
+    return tuple(settings.get("cameras") or stage.card.get("cameras") or stage.dataset.get("cameras") or CAMERAS)
+
+
 def open_dataset(stage: Stage) -> NuScenesDataset:
     """The evaluation split of a stage as its detector sees it, with the points of the key scan.
 
@@ -96,7 +103,7 @@ def open_dataset(stage: Stage) -> NuScenesDataset:
     root, version, split, classes, canvas = stage.named_in_recipe("root", "version", "eval_split", "classes", "canvas")
     config = NuScenesConfig(
         root=Path(root), version=version, split=split, classes=tuple(classes), canvas=tuple(canvas), points=True,
-        cameras=tuple(dataset.get("cameras") or CAMERAS), sweeps=ONE_SCAN,
+        cameras=rig_of(stage), sweeps=ONE_SCAN, scan_columns=dataset.get("scan_columns", NuScenesConfig.scan_columns),
         ego_frame=dataset.get("ego_frame", NuScenesConfig.ego_frame), nan_velocity="keep",
         in_memory=bool(dataset.get("in_memory")),
     )  # fmt: skip

@@ -8,6 +8,7 @@ import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -38,6 +39,7 @@ from distill3d.view.surround_gallery import (
     pictured,
     trained_classes,
 )
+from distill3d.view.surround_gallery import open_dataset as open_drives
 
 
 def report(runs: list[Path], folder: Path, gallery: int = 0) -> tuple[str, Page]:
@@ -327,6 +329,17 @@ def test_what_is_made_for_kitti_refuses(surround_original: Path) -> None:
     student = next(stage for stage in read_runs([surround_original]) if stage.name == "labeldistill")
     with pytest.raises(UserError, match="run drives is of surround views, .*KITTI's layout: use distill3d report"):
         open_dataset(student)
+
+
+def test_moments_are_read_as_they_were_evaluated(surround_run: Path) -> None:
+    """On the rig of the evaluation, and scans by their columns."""
+    stage = next(stage for stage in read_runs([surround_run]) if stage.name == "baseline")
+    assert open_drives(stage).cameras == CAMERAS and open_drives(stage).config.scan_columns == 5
+    recipe: Any = {**stage.recipe, "dataset": {**stage.dataset, "scan_columns": 4, "cameras": ["CAM_BACK"]}}
+    stage = replace(stage, recipe=recipe)
+    assert (open_drives(stage).cameras, open_drives(stage).config.scan_columns) == (("CAM_BACK",), 4)
+    evaluation: Any = {**(stage.evaluation or {}), "settings": {"cameras": ["CAM_FRONT", "CAM_BACK"]}}
+    assert open_drives(replace(stage, evaluation=evaluation)).cameras == ("CAM_FRONT", "CAM_BACK")
 
 
 # ------------------------------------------------------------------------------------------------------------- cautions
