@@ -46,6 +46,7 @@ from distill3d.view.surround_gallery import (
     Moment,
     MomentFigure,
     class_counts,
+    class_words,
     global_boxes,
     looking_ahead,
     moment_title,
@@ -105,7 +106,7 @@ def write_surround_page(
     """
     kind, stages = SurroundKind(), [baseline, *(one.student for one in sections)]
     cautions = [*caution(stages, kind.measures(stages)), *kind.cautions(stages)]
-    more = {"Classes": ", ".join(map(_words, sections[0].analysis.settings.classes))}
+    more = {"Classes": ", ".join(map(class_words, sections[0].analysis.settings.classes))}
     head = page_head(sections, baseline, lacks, cautions, more)
     contents = [{**told(one), **_content(one, dataset)} for one in sections if isinstance(one, SurroundSection)]
     page = rendered(
@@ -115,10 +116,6 @@ def write_surround_page(
     )  # fmt: skip
     write_output_text(out, page)
     return out
-
-
-def _words(name: str) -> str:
-    return name.replace("_", " ")
 
 
 def _content(one: SurroundSection, dataset: NuScenesDataset) -> dict[str, Any]:
@@ -133,7 +130,7 @@ def _content(one: SurroundSection, dataset: NuScenesDataset) -> dict[str, Any]:
     return {
         "found_errors": _error_table("all classes", one, one.errors["all"]),
         "class_errors": [
-            (_words(name), _error_table(_words(name), one, one.errors[name]))
+            (class_words(name), _error_table(class_words(name), one, one.errors[name]))
             for name in one.analysis.settings.classes if any(e.compared for e in one.errors[name].values())
         ],
         "exchange_leads": exchange_sentences(one),
@@ -249,8 +246,8 @@ def _class_exchange_table(one: SurroundSection) -> Table:
     for name in one.analysis.settings.classes:
         start, end = exchange.forward.start[name], exchange.forward.end[name]
         gains = [*(exchange.both_ways(name, *fields) for fields in chosen), _unmatched(exchange, name)]
-        rows.append(Row(_words(name), [Cell(_number(start)), _toned(_number(end), end - start),
-                                       *(Cell(_signed(gain)) for gain in gains)]))  # fmt: skip
+        rows.append(Row(class_words(name), [Cell(_number(start)), _toned(_number(end), end - start),
+                                           *(Cell(_signed(gain)) for gain in gains)]))  # fmt: skip
     return Table(
         "Points of AP of each class by exchanged field", [[Cell(text) for text in heads]], rows, "class", "fits"
     )
@@ -310,9 +307,10 @@ def _object_caption(one: SurroundSection, dataset: NuScenesDataset, index: int) 
     change = analysis.parts["baseline"].depth_error[index] - analysis.parts["student"].depth_error[index]
     said = [_remark(analysis.parts[part], part, objects, index) for part in one.parts]
     return (
-        f"The {_words(str(objects.name[index]))} {abs(x):.1f} m {'ahead' if x >= 0 else 'behind'} and {abs(y):.1f} m to"
-        f" the {'left' if y >= 0 else 'right'}: depth error {'smaller' if change > 0 else 'larger'} by"
-        f" {abs(change):.2f} m ({100 * abs(analysis.gain[index]):.1f} % of depth); {', '.join(said)}"
+        f"The {class_words(str(objects.name[index]))} {abs(x):.1f} m {'ahead' if x >= 0 else 'behind'} and"
+        f" {abs(y):.1f} m to the {'left' if y >= 0 else 'right'}: depth error"
+        f" {'smaller' if change > 0 else 'larger'} by {abs(change):.2f} m"
+        f" ({100 * abs(analysis.gain[index]):.1f} % of depth); {', '.join(said)}"
     )
 
 

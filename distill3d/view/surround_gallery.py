@@ -349,10 +349,15 @@ def pictured_moment(moment: Moment, parts: dict[str, Shown]) -> MomentFigure:
         title, moment.reason,
         {name: photo(panel, f"{title}: {name} camera with boxes") for name, panel in panels.items()},
         photo(above, f"{title} from above with LiDAR points"),
-        {name.replace("_", " "): row for name, row in counts.items() if any(row)},
+        {class_words(name): row for name, row in counts.items() if any(row)},
     )  # fmt: skip
 
 
 def camera_name(channel: str) -> str:
     """CAM_FRONT_LEFT as "front left"."""
     return channel.removeprefix("CAM_").replace("_", " ").lower()
+
+
+def class_words(name: str) -> str:
+    """traffic_cone as "traffic cone"."""
+    return name.replace("_", " ")

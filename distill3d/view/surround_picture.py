@@ -23,7 +23,15 @@ from distill3d.data.nuscenes.dataset import EgoFrame
 from distill3d.data.surround import SurroundSample
 from distill3d.view.draw import GAP, INK, PAPER, PLATE_ALPHA, SUPERSAMPLE, as_picture, draw_corners
 from distill3d.view.palette import CLASS_COLOURS, OTHER_COLOUR
-from distill3d.view.surround_gallery import AHEAD, camera_name, ground_view, key_camera, looking_ahead, points_ahead
+from distill3d.view.surround_gallery import (
+    AHEAD,
+    camera_name,
+    class_words,
+    ground_view,
+    key_camera,
+    looking_ahead,
+    points_ahead,
+)
 
 #: px that a camera's picture is wide in the drawing; a taller one than that is as high.
 TILE = 640
@@ -129,7 +137,7 @@ def _panel(view: View, boxes: Boxes3D, names: Sequence[str]) -> Image.Image:
     camera = Camera(projection).warped(projection.new_tensor(((across, 0, 0), (0, down, 0))))
     corners = carry(boxes.corners().reshape(-1, 3), torch.linalg.inv(view.to_ego.to(torch.float64)))
     assert boxes.score is not None
-    captions = [f"{_words(n)} {score:.2f}" for n, score in zip(names, boxes.score.tolist(), strict=True)]
+    captions = [f"{class_words(n)} {score:.2f}" for n, score in zip(names, boxes.score.tolist(), strict=True)]
     draw_corners(
         picture, camera, corners.reshape(-1, 8, 3), [colour_of(name) for name in names],
         scale=PICTURE_SCALE * SUPERSAMPLE, captions=captions, all_captions=False,
@@ -168,7 +176,7 @@ def _legend(width: int, names: Sequence[str], least_score: float, title: str) ->
     known = list(CLASS_COLOURS)
     classes = sorted(set(names), key=lambda name: known.index(name) if name in known else len(known))
     what = f"boxes of score {least_score:g} and above" if names else f"no box of score {least_score:g} or above"
-    entries = [(f"{_words(name)} {names.count(name)}", colour_of(name)) for name in classes]
+    entries = [(f"{class_words(name)} {names.count(name)}", colour_of(name)) for name in classes]
     entries += [(text, None) for text in (what, title) if text]
     placed: list[tuple[float, int, str, str | None]] = []  # where from the left, on which line, what
     x, line = 0.0, 0
@@ -199,7 +207,3 @@ def _paler(colour: str, strength: float) -> str:
     channels = (int(colour[i : i + 2], 16) for i in (1, 3, 5))
     mixed = (round(strength * c + (1 - strength) * p) for c, p in zip(channels, PAPER, strict=True))
     return "#" + "".join(f"{value:02x}" for value in mixed)
-
-
-def _words(name: str) -> str:
-    return name.replace("_", " ")

@@ -372,8 +372,8 @@ def test_cautions(surround_run: Path, drive_root: Path) -> None:
     ]
     assert SurroundKind().cautions(official) == []
     student = next(stage for stage in official if stage.card["input"] == "rgb")
-    assert student.evaluation is not None
-    student.evaluation["settings"] |= {"cameras": ["CAM_FRONT", "LEFT"]}
+    assert student.evaluation is not None and "settings" in student.evaluation
+    student.evaluation["settings"]["cameras"] = ["CAM_FRONT", "LEFT"]
     assert SurroundKind().cautions(official) == [
         "The stages were evaluated on different cameras: what they gain may be the cameras'."
     ]
