@@ -22,7 +22,7 @@ USER_ERROR = 2
 #: As a word of the command line.
 NUMBER = r"[-+]?(\d+\.?\d*|\.\d+)(e[-+]?\d+)?"
 #: Options of predict that choose moments of surround views.
-OF_MOMENTS = ("version", "split", "samples", "limit")
+OF_MOMENTS = ("version", "split", "samples", "limit", "cameras")
 #: Commands that keep their work: called again, they do what is left of it.
 GOES_ON = ("autolabel", "demo", "synth", "train")
 
@@ -379,6 +379,7 @@ def predict(arguments: list[str]) -> None:
         split: str | None = None  # of surround views: a split's name, or a file of scenes or samples; by default all
         samples: tuple[str, ...] = ()  # of surround views: names of scenes and tokens of samples, in place of a split
         limit: Number | None = None  # of surround views: the first samples alone
+        cameras: tuple[str, ...] = ()  # of surround views; by default those of training
 
     _refuse_spaces(arguments)
     o = parse(Options, "predict", arguments)
@@ -401,7 +402,7 @@ def predict(arguments: list[str]) -> None:
     _refuse_given(o, f"is for pictures of one camera, but {paths[0]} looks at surround views", "calib", "intrinsics")
     if len(paths) != 2:
         raise UserError(f"predict: {paths[0]} looks at surround views: give one folder in nuScenes' layout after it")
-    chosen = Choice(o.version, o.split, o.samples, o.limit)
+    chosen = Choice(o.version, o.split, o.samples, o.limit, o.cameras)
     print(predict_surround(paths[0], paths[1], o.out, chosen, o.score, o.device, o.draw, o.batch, progress=True))
 
 

@@ -20,7 +20,7 @@ from distill3d.train.evaluation import EVALUATION, PREDICTIONS
 from distill3d.train.loop import METRICS
 from distill3d.train.precision import choose_precision
 from distill3d.train.recipe import EvaluationConfig, Recipe, StageConfig, SurroundDatasetConfig
-from distill3d.train.rigs import cameras_of, refuse_other_rig
+from distill3d.train.rigs import cameras_of, other_rig, refuse_other_rig
 from distill3d.train.sources import Verdict, source_of
 from distill3d.train.stages import data_of
 from distill3d.train.teachers import refuse_overlap, refuse_own_labels
@@ -68,14 +68,13 @@ def evaluate_stage(
             raise UserError(
                 f"--min-height-scale is {min_height_scale:g}, but {run} looks at surround views: it is KITTI's"
             )
-        trained = cameras_of(card)
         dataset = replace(
-            dataset, version=version or version_in(data_root, dataset.version), cameras=cameras or trained
+            dataset, version=version or version_in(data_root, dataset.version), cameras=cameras or cameras_of(card)
         )
         refuse_other_rig(run, detector.config, card, dataset.cameras)
-        if progress and dataset.cameras != trained:
-            told = f"{run} was trained on {', '.join(trained)} and is evaluated on {', '.join(dataset.cameras)}"
-            print(f"note: {told}", file=sys.stderr)
+        note = other_rig(run, card, dataset.cameras, "is evaluated on")
+        if progress and note:
+            print(f"note: {note}", file=sys.stderr)
     elif cameras:
         raise UserError(f"--cameras are {', '.join(cameras)}, but {run} looks at KITTI's layout, which has no rigs")
     elif version is not None:

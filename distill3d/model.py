@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from numbers import Integral, Real
 from pathlib import Path
@@ -45,6 +45,7 @@ from distill3d.train.checkpoint import is_surround, load_detector
 from distill3d.train.evaluation import detect_in
 from distill3d.train.precision import choose_precision
 from distill3d.train.recipe import SurroundDatasetConfig
+from distill3d.train.rigs import cameras_of, refuse_other_rig
 from distill3d.train.sources import surround_settings
 from distill3d.train.stages import data_of
 
@@ -163,7 +164,7 @@ class Model:
 
     def moments(
         self, root: str | Path, version: str | None = None, split: str | Path | None = None,
-        samples: Sequence[str] = (),
+        samples: Sequence[str] = (), cameras: Sequence[str] = (),
     ) -> NuScenesDataset:  # fmt: skip
         """Moments of a folder in nuScenes' layout as an evaluation shows them to this detector of surround views: past
         frames, scans and depth as it was trained with.  No annotations are needed.
@@ -172,10 +173,11 @@ class Model:
             version: the folder of the tables, by default the training's, or the only one that is there.
             split: the name of a split, or the path of a file of scenes or samples; by default all samples.
             samples: in place of a split, names of scenes and tokens of samples.
+            cameras: the rig, by default that of training; a detector that has a code for each camera takes no other.
 
         Raises:
-            UserError: it looks at pictures or at labels, its recipe does not lie beside it, or the tables or what is
-                named of them is not there.
+            UserError: it looks at pictures or at labels, its recipe does not lie beside it, it cannot look at the
+                cameras, or the tables or what is named of them is not there.
         """
         if not self.surround:
             raise UserError(f"{self.path or self!r} looks at pictures of one camera, expected one of surround views")
@@ -188,6 +190,8 @@ class Model:
         assert isinstance(dataset, SurroundDatasetConfig)
         if not root.is_dir():
             raise UserError(f"{root}: is no folder, expected one in nuScenes' layout")
+        dataset = replace(dataset, cameras=tuple(cameras) or cameras_of(self.card))
+        self._refuse_other_rig(dataset.cameras)
         return NuScenesDataset(
             NuScenesConfig(
                 root=root,
@@ -269,7 +273,7 @@ class Model:
         return found[0] if isinstance(given, SurroundSample) else found
 
     def _refuse_blind(self, batch: SurroundBatch) -> None:
-        """Keeps moments out that lack what the detector looks at.
+        """Keeps moments out that lack what the detector looks at, or are of cameras that it cannot look at.
 
         Raises:
             UserError: they do.
@@ -279,15 +283,15 @@ class Model:
         absent = next((n for n, inputs in needs.items() if modality in inputs and getattr(batch, n) is None), None)
         if absent is not None:
             raise UserError(f"sample {batch.frame_ids[0]} has no {absent}, the model looks at {modality}")
+        if batch.cameras:
+            self._refuse_other_rig(batch.cameras)
+
+    def _refuse_other_rig(self, cameras: Sequence[str]) -> None:
+        refuse_other_rig(self.path or "the model", self.detector.config, self.card, cameras)
 
     @torch.no_grad()
-    def detect_around(
-        self, batch: SurroundBatch, least_score: float | None = None, cameras: tuple[str, ...] = ()
-    ) -> list[SurroundPrediction]:
-        """``predict`` of a batch of moments, computed at once, with the arithmetic of an evaluation on this device.
-
-        ``cameras``: their names, by default the batch's.
-        """
+    def detect_around(self, batch: SurroundBatch, least_score: float | None = None) -> list[SurroundPrediction]:
+        """``predict`` of a batch of moments, computed at once, with the arithmetic of an evaluation on this device."""
         seen, found = batch.to("cpu"), []
         for row, boxes in enumerate(
             detect_in(self.detector, batch, self.device, choose_precision("auto", self.device))
@@ -296,9 +300,7 @@ class Model:
             order = boxes.score.argsort(descending=True, stable=True)
             kept = order if least_score is None else order[boxes.score[order] >= least_score]
             ego_frame = self.card.get("ego_frame", NuScenesConfig.ego_frame)
-            found.append(
-                SurroundPrediction(boxes[kept], self.classes, moment_of(seen, row), ego_frame, cameras or batch.cameras)
-            )
+            found.append(SurroundPrediction(boxes[kept], self.classes, moment_of(seen, row), ego_frame))
         return found
 
     def detect(

@@ -24,6 +24,7 @@ from distill3d.model import load
 from distill3d.surround import SurroundPrediction
 from distill3d.train.evaluation import SUBMISSION, submission_meta
 from distill3d.train.progress import ProgressBar
+from distill3d.train.rigs import other_rig
 from distill3d.view.distance import LEAST_SCORE
 
 T = TypeVar("T")
@@ -40,6 +41,7 @@ class Choice:
     split: str | None = None  # a split's name, or a file of scenes or samples; by default all samples
     samples: tuple[str, ...] = ()  # in place of a split: names of scenes and tokens of samples
     limit: int | None = None  # the first ones alone
+    cameras: tuple[str, ...] = ()  # the rig; by default that of training
 
 
 def predict_surround(
@@ -64,20 +66,23 @@ def predict_surround(
     if choice.split is not None and choice.samples:
         raise UserError("predict: give either --split or --samples, not both")
     model = load(checkpoint, device)
-    dataset = model.moments(root, choice.version, split_or_file(choice.split), choice.samples)
+    dataset = model.moments(root, choice.version, split_or_file(choice.split), choice.samples, choice.cameras)
     tables = dataset.tables.folder
     order = list(range(len(dataset)))[: choice.limit]
     _refuse_absent(dataset, len(order))
     drawings = {index: out / DRAWINGS / f"{_name(dataset, index)}.jpg" for index in order} if draw else {}
     for path in (out / SUBMISSION, *drawings.values()):
         refuse_foreign(path, of=tables)
+    note = other_rig(checkpoint, model.card, dataset.cameras, "looks at")
+    if progress and note:
+        print(f"note: {note}", file=sys.stderr)
     counts: list[int] = []
 
     def found() -> Iterator[tuple[str, Boxes3D]]:
         index = 0
         with ProgressBar("samples", len(order), visible=progress) as bar:
             for batch in batches(dataset, order, batch_size, None, 0):
-                for one in model.detect_around(batch, least_score, dataset.cameras):
+                for one in model.detect_around(batch, least_score):
                     if draw:
                         _draw(one, dataset, order[index], drawings[order[index]], least_score, tables)
                     counts.append(len(one))

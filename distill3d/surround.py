@@ -38,7 +38,6 @@ class SurroundPrediction:
     classes: tuple[str, ...]  # names of ``boxes.label``
     moment: SurroundSample  # what it looked at
     ego_frame: EgoFrame
-    cameras: tuple[str, ...] = ()  # their names, where they are known
 
     def __len__(self) -> int:
         return len(self.boxes)
@@ -79,7 +78,7 @@ class SurroundPrediction:
         """
         from distill3d.view.surround_picture import surround_picture, views_of
 
-        views = views_of(self.moment, self.cameras)
+        views = views_of(self.moment)
         drawn = surround_picture(
             views, self.moment.points, self.boxes, self.classes, least_score, self.ego_frame, self.moment.frame_id
         )

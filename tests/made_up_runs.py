@@ -27,7 +27,7 @@ def made_up_run(
         "trained_on": {"identity": dataset.identity, "count": len(listed), "frames": listed},
     }  # fmt: skip
     if isinstance(dataset, SurroundDatasetConfig):
-        card |= {"version": dataset.version}
+        card |= {"version": dataset.version, "cameras": list(dataset.cameras)}
     path = folder / recipe.name / stage
     save_weights(path, detector.state_dict(), card | more)
     (path.parent / "recipe.yaml").write_text(yaml.safe_dump(to_plain(recipe), sort_keys=False))

@@ -23,8 +23,9 @@ from distill3d.evaluate.nuscenes_submission import read_submission
 from distill3d.evaluate_run import evaluate_stage
 from distill3d.model import Model
 from distill3d.predict_surround import Choice, predict_surround
-from distill3d.train.recipe import Recipe
-from distill3d.view.surround_picture import AHEAD, LEGEND_HEIGHT, View, in_places, surround_picture, whole_views
+from distill3d.train.recipe import Recipe, SurroundDatasetConfig
+from distill3d.view.surround_gallery import AHEAD
+from distill3d.view.surround_picture import LEGEND_HEIGHT, View, in_places, surround_picture, whole_views
 
 VERSION = "v1.0-synth"
 #: Recipe, stage and earlier key frames: cameras alone, a transformer, with the LiDAR's depth, the LiDAR alone, both.
@@ -174,6 +175,32 @@ def test_samples_are_read_as_they_are_needed(
     assert waiting == [2] * KEY_FRAMES
 
 
+def test_it_looks_at_the_rig_of_its_training_or_as_told(
+    runs: dict[str, Path], drives: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    """What the card says of the weights, whatever the recipe beside it says by now."""
+    three = ("CAM_BACK", "CAM_FRONT", "CAM_FRONT_LEFT")
+    recipe = eager(small_surround_preset("tiny_labeldistill", drives), "baseline")
+    assert isinstance(recipe.dataset, SurroundDatasetConfig)
+    run = made_up_run(tmp_path / "run", recipe, "baseline", cameras=list(three))
+    asked: dict[str, Any] = {"limit": 1, "progress": True}
+    own, named, six = (
+        predicted(run, drives, tmp_path / name, cameras=cameras, **asked)
+        for name, cameras in {"own": (), "named": three, "six": CAMERAS}.items()
+    )
+    assert own == named != six
+    assert capsys.readouterr().err.count("note: ") == 1
+    model = distill3d.load(run, "cpu")
+    moments = model.moments(drives, cameras=("CAM_FRONT",))
+    assert moments.cameras == ("CAM_FRONT",) and model.moments(drives).cameras == three
+    found = model.predict(moments.get(0))
+    assert found.moment.cameras == ("CAM_FRONT",) and found.draw().width > 0
+    coded = distill3d.load(runs["bevformer"], "cpu")
+    moment = coded.moments(drives).get(0)
+    with pytest.raises(UserError, match="has a code for each of the cameras"):
+        coded.predict(replace(moment, cameras=moment.cameras[::-1]))
+
+
 # ------------------------------------------------------------------------------------------------------ what is refused
 
 
@@ -191,6 +218,9 @@ def test_samples_are_read_as_they_are_needed(
         (["past", "drives", "--split", "val", "--samples", "x"], ["either --split or --samples"]),
         (["past", "drives", "--samples", "x"], ["'x' is neither a scene nor a sample"]),
         (["labels", "drives"], ["looks at labels"]),
+        (["past", "drives", "--cameras", "CAM_ROOF"], ["has no camera CAM_ROOF, those there are"]),
+        (["bevformer", "drives", "--cameras", "CAM_BACK"], ["has a code for each of the cameras CAM_FRONT_LEFT, "]),
+        (["--model", "streets", "drives", "--cameras", "CAM_BACK"], ["--cameras is for surround views"]),
         (["drives", "drives"], ["no model given"]),
         (["--model", "streets", "drives", "--intrinsics", "9,9,9,9", "--split", "val"], ["--split is for surround"]),
     ],

@@ -114,7 +114,7 @@ def evaluate_surround(
     folder: Path | None = None, progress: bool = False,
 ) -> nuscenes.NuScenesResult:  # fmt: skip
     """The official nuScenes evaluation on a split, for the data set's classes; by way of a submission file, which with
-    ``folder`` is kept there, beside evaluation.json."""
+    ``folder`` is kept there, beside evaluation.json, whose settings name the cameras that were looked at."""
     tokens, meta = dataset.frame_ids, submission_meta(detector.config.input)
     truth = nuscenes.ground_truth(dataset.tables, tokens)
     poses = {token: dataset.ego_to_global(index) for index, token in enumerate(tokens)}
@@ -125,7 +125,9 @@ def evaluate_surround(
         predictions = read_submission(path, tokens).seen_from(truth.ego_position)
     result = nuscenes.evaluate(truth.boxes, predictions, racks=truth.racks, classes=dataset.classes)
     if folder is not None:
-        write_text(folder / EVALUATION, json.dumps(result.to_json(), indent=1))
+        told = result.to_json()
+        told["settings"]["cameras"] = list(dataset.cameras) if meta.use_camera else []
+        write_text(folder / EVALUATION, json.dumps(told, indent=1))
     return result
 
 

@@ -193,6 +193,13 @@ def _refuse_other_classes(recipe: Recipe, stage: StageConfig) -> None:
             f"stage {stage.name!r}: its detector's classes are {', '.join(known)}, the data set's "
             f"{', '.join(classes)}: give both the same, in one order"
         )
+    for method in getattr(stage.method, "parts", (stage.method,)):
+        counted = getattr(method, "classes", classes)
+        if method is not None and "instances" in method.looks_at and tuple(counted) != classes:
+            raise UserError(
+                f"stage {stage.name!r}: masks are of the data set's classes {', '.join(classes)}, its method's are "
+                f"{', '.join(counted)}: give both the same, in one order"
+            )
 
 
 def _try_one_frame(recipe: Recipe, stage: StageConfig) -> None:
@@ -233,6 +240,7 @@ class _Looked:
         self.frames: dict[tuple[Path, int, LabelNames], dict[str, set[str]]] = {}
         self.raw: dict[Path, dict[str, KittiRawDataset]] = {}
         self.surround: dict[Path, tuple[NuScenesDataset, set[int]]] = {}  # folder of tables -> rows of sensor data
+        self.absent_masks: dict[Path, None] = {}
         self.judged: dict[tuple[Path, str], Any] = {}
         self.caches: dict[Path, Path | None] = {}  # None: nothing is kept
 
@@ -251,6 +259,7 @@ class _Looked:
         elif isinstance(data, NuScenesDataset):
             folder = data.tables.folder
             self.surround.setdefault(folder, (data, set()))[1].update(data.needed_data())
+            self.absent_masks |= dict.fromkeys(data.absent_masks())
             self._keep(folder, data)
 
     def evaluation(self, data: Any, split: str) -> None:
@@ -306,6 +315,12 @@ class _Looked:
             raise UserError(
                 f"{'; '.join(problems[:NAMED])}{more}: nothing was trained, distill3d check {recipe.dataset.root} "
                 f"--layout {layout} names all problems"
+            )
+        if self.absent_masks:
+            first, *more = self.absent_masks
+            raise UserError(
+                f"{first}{f' (and {len(more)} more)' * bool(more)}: no such file, expected a mask of single things for "
+                "each picture of a key frame: nothing was trained"
             )
         for data in self.judged.values():
             if isinstance(data, KittiDataset):

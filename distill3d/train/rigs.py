@@ -40,6 +40,17 @@ def refuse_other_number(stage: str, config: DetectorConfig, cameras: Sequence[st
         )
 
 
+def other_rig(source: object, card: dict[str, Any], cameras: Sequence[str], now: str) -> str:
+    """What is to be known where weights look at other cameras than in training, which they may; "" where they do not.
+    ``now`` says what is done with them, as "is evaluated on"."""
+    trained = cameras_of(card)
+    return (
+        ""
+        if tuple(cameras) == trained
+        else f"{source} was trained on {', '.join(trained)} and {now} {', '.join(cameras)}"
+    )
+
+
 def refuse_other_rig(source: object, config: DetectorConfig, card: dict[str, Any], cameras: Sequence[str]) -> None:
     """Before a finished detector looks at the cameras ``cameras``; ``source`` is where it was found.
 

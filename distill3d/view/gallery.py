@@ -187,7 +187,8 @@ def open_dataset(stage: Stage) -> KittiDataset:
     return KittiDataset(
         KittiConfig(
             root=Path(root), split=split, canvas=tuple(canvas),
-            points=True, placement=dataset.get("placement", KittiConfig.placement),
+            points=True, scan_columns=dataset.get("scan_columns", KittiConfig.scan_columns),
+            placement=dataset.get("placement", KittiConfig.placement),
             divide=dataset.get("divide", KittiConfig.divide), min_height_scale=stage.min_height_scale,
             names=stage.names, without_scan="always_skip" if dataset.get("without_scan") == "skip" else "refuse",
         )

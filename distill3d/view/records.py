@@ -122,6 +122,7 @@ class EvaluationSettings(TypedDict, total=False):
     min_height_scale: HeightScale | None
     not_evaluated: list[str]
     classes: list[str] | None
+    cameras: list[str] | None  # that were looked at
     official: bool | None
     tp_distance: Number | None
 

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from distill3d.data.nuscenes.dataset import CAMERAS
+from distill3d.detectors.base import CAMERA_INPUTS
 from distill3d.evaluate.nuscenes import OFFICIAL, TP_ERRORS
 from distill3d.evaluate.nuscenes_boxes import CLASSES
 from distill3d.view.charts import Chart
@@ -17,6 +17,7 @@ from distill3d.view.gallery import Gallery, cast, made_gallery
 from distill3d.view.headline import Measure, Measures
 from distill3d.view.kind import Kind
 from distill3d.view.pieces import (
+    DASH,
     Cell,
     Shown,
     Table,
@@ -34,9 +35,11 @@ from distill3d.view.runs import Stage
 from distill3d.view.surround_gallery import (
     Distances,
     camera_name,
+    class_words,
     moments,
     pictured,
     pictured_moment,
+    rig_of,
     trained_classes,
 )
 
@@ -112,8 +115,9 @@ def _classes(entries: Sequence[Shown]) -> list[str]:
     return list(dict.fromkeys(name for aps in known for name in aps))
 
 
-def _words(name: str) -> str:
-    return name.replace("_", " ")
+def _rig(stage: Stage) -> tuple[str, ...]:
+    """``rig_of`` a stage that looks at cameras; () where it looks at none."""
+    return rig_of(stage) if stage.card.get("input", "rgb") in CAMERA_INPUTS else ()
 
 
 # ------------------------------------------------------------------------------------------------------------- the kind
@@ -129,11 +133,11 @@ class SurroundKind(Kind):
 
     def settings(self, stages: Sequence[Stage]) -> dict[str, str]:
         datasets = [stage.dataset for stage in stages if stage.dataset]
-        past = [data.get("past") for data in datasets]
+        past, rigs = [data.get("past") for data in datasets], map(_rig, stages)
         return {
             "Version": shared([data.get("version") for data in datasets]),
-            "Classes": shared([", ".join(map(_words, data.get("classes") or ())) or None for data in datasets]),
-            "Cameras": shared([", ".join(map(camera_name, data.get("cameras") or CAMERAS)) for data in datasets]),
+            "Classes": shared([", ".join(map(class_words, data.get("classes") or ())) or None for data in datasets]),
+            "Cameras": "; ".join(dict.fromkeys(", ".join(map(camera_name, rig)) for rig in rigs if rig)) or DASH,
             "Earlier key frames": shared([", ".join(map(str, p)) or "none" for p in past if p is not None]),
             "LiDAR scans": shared([(data.get("sweeps") or {}).get("scans") for data in datasets]),
         }
@@ -144,6 +148,8 @@ class SurroundKind(Kind):
         sentences = []
         if len({tuple(one.get("classes") or ()) for one in settings}) > 1:
             sentences.append("The stages were evaluated on different classes: do not compare them.")
+        if len({rig for rig in map(_rig, finished) if rig}) > 1:
+            sentences.append("The stages were evaluated on different cameras: what they gain may be the cameras'.")
         data = {(stage.dataset.get("version"), stage.dataset.get("eval_split")) for stage in finished if stage.dataset}
         reasons = ["classes or constants other than the official ones"] * any(not s.get("official") for s in settings)
         reasons += ["samples other than those of nuScenes' validation set"] * bool(data - {BENCHMARK})
@@ -209,7 +215,8 @@ def _stated_scores(best: BestOfReported) -> list[float] | None:
 def _class_table(entries: Sequence[Shown]) -> Table:
     styles = {name: "opens" * (n == 0) for n, name in enumerate(_classes(entries))}
     return results_table(
-        "Average precision of each class", entries, [[Cell(_words(name), style) for name, style in styles.items()]],
+        "Average precision of each class", entries,
+        [[Cell(class_words(name), style) for name, style in styles.items()]],
         lambda one: [result_cell(one, _class_ap(name), style=style) for name, style in styles.items()],
     )  # fmt: skip
 
@@ -247,7 +254,7 @@ def _progress(entries: Sequence[Shown]) -> dict[str, list[Chart]]:
             progress_chart(f"{e.short}: {e.what} ({e.unit})", entries, scaled("errors", name), ERROR_DIGITS)
             for name, e in ERRORS.items()
         ],
-        "classes": [progress_chart(_words(name), entries, scaled("ap", name, scale=100)) for name in classes],
+        "classes": [progress_chart(class_words(name), entries, scaled("ap", name, scale=100)) for name in classes],
     }
 
 
@@ -255,7 +262,7 @@ def _precision(entries: Sequence[Shown]) -> dict[str, Any]:
     classes = _classes(entries)
     known = [one for one in entries if any(_precision_curve(one.stage, name) for name in classes)]
     drawn = [
-        precision_chart(_words(name), known, lambda stage, n=name: _precision_curve(stage, n))
+        precision_chart(class_words(name), known, lambda stage, n=name: _precision_curve(stage, n))
         for name in classes if known
     ]  # fmt: skip
     near = next(((one.stage.evaluation or {}).get("settings", {}).get("tp_distance") for one in known), None)
@@ -269,6 +276,6 @@ def _gallery(entries: Sequence[Shown], count: int) -> Gallery:
     parts = cast(entries, MEASURES.first.of)
     classes = trained_classes(parts)
     return made_gallery(
-        parts, [_words(name) for name in classes], count,
+        parts, [class_words(name) for name in classes], count,
         lambda: (pictured_moment(moment, parts) for moment in moments(parts, classes, count)),
     )  # fmt: skip

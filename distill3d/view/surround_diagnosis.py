@@ -46,7 +46,9 @@ from distill3d.view.surround_gallery import (
     Moment,
     MomentFigure,
     class_counts,
+    class_words,
     global_boxes,
+    looking_ahead,
     moment_title,
     pictured,
     pictured_moment,
@@ -104,7 +106,7 @@ def write_surround_page(
     """
     kind, stages = SurroundKind(), [baseline, *(one.student for one in sections)]
     cautions = [*caution(stages, kind.measures(stages)), *kind.cautions(stages)]
-    more = {"Classes": ", ".join(map(_words, sections[0].analysis.settings.classes))}
+    more = {"Classes": ", ".join(map(class_words, sections[0].analysis.settings.classes))}
     head = page_head(sections, baseline, lacks, cautions, more)
     contents = [{**told(one), **_content(one, dataset)} for one in sections if isinstance(one, SurroundSection)]
     page = rendered(
@@ -114,10 +116,6 @@ def write_surround_page(
     )  # fmt: skip
     write_output_text(out, page)
     return out
-
-
-def _words(name: str) -> str:
-    return name.replace("_", " ")
 
 
 def _content(one: SurroundSection, dataset: NuScenesDataset) -> dict[str, Any]:
@@ -132,7 +130,7 @@ def _content(one: SurroundSection, dataset: NuScenesDataset) -> dict[str, Any]:
     return {
         "found_errors": _error_table("all classes", one, one.errors["all"]),
         "class_errors": [
-            (_words(name), _error_table(_words(name), one, one.errors[name]))
+            (class_words(name), _error_table(class_words(name), one, one.errors[name]))
             for name in one.analysis.settings.classes if any(e.compared for e in one.errors[name].values())
         ],
         "exchange_leads": exchange_sentences(one),
@@ -248,8 +246,8 @@ def _class_exchange_table(one: SurroundSection) -> Table:
     for name in one.analysis.settings.classes:
         start, end = exchange.forward.start[name], exchange.forward.end[name]
         gains = [*(exchange.both_ways(name, *fields) for fields in chosen), _unmatched(exchange, name)]
-        rows.append(Row(_words(name), [Cell(_number(start)), _toned(_number(end), end - start),
-                                       *(Cell(_signed(gain)) for gain in gains)]))  # fmt: skip
+        rows.append(Row(class_words(name), [Cell(_number(start)), _toned(_number(end), end - start),
+                                           *(Cell(_signed(gain)) for gain in gains)]))  # fmt: skip
     return Table(
         "Points of AP of each class by exchanged field", [[Cell(text) for text in heads]], rows, "class", "fits"
     )
@@ -294,7 +292,7 @@ def _figures(one: SurroundSection, dataset: NuScenesDataset) -> list[ToldMoment]
         counts = {name: class_counts(boxes, objects.boxes.classes) for name, boxes in sets.items()}
         sample = dataset.get(dataset.frame_ids.index(token))
         title = moment_title(dataset, token)
-        figure = pictured_moment(Moment(title, reason, sample, sets, counts), shown)
+        figure = pictured_moment(Moment(title, reason, sample, sets, counts, dataset.config.ego_frame), shown)
         figures.append(ToldMoment(figure, "" if index is None else _object_caption(one, dataset, index)))
     return figures
 
@@ -304,13 +302,15 @@ def _object_caption(one: SurroundSection, dataset: NuScenesDataset, index: int) 
     analysis = one.analysis
     objects: SurroundLabelled = analysis.objects
     chosen = objects.boxes[np.array([index])]
-    x, y = in_ego(chosen, dataset, objects.frames[int(objects.frame[index])]).centre[0, :2].tolist()
+    there = in_ego(chosen, dataset, objects.frames[int(objects.frame[index])])
+    x, y = looking_ahead(there, dataset.config.ego_frame).centre[0, :2].tolist()
     change = analysis.parts["baseline"].depth_error[index] - analysis.parts["student"].depth_error[index]
     said = [_remark(analysis.parts[part], part, objects, index) for part in one.parts]
     return (
-        f"The {_words(str(objects.name[index]))} {abs(x):.1f} m {'ahead' if x >= 0 else 'behind'} and {abs(y):.1f} m to"
-        f" the {'left' if y >= 0 else 'right'}: depth error {'smaller' if change > 0 else 'larger'} by"
-        f" {abs(change):.2f} m ({100 * abs(analysis.gain[index]):.1f} % of depth); {', '.join(said)}"
+        f"The {class_words(str(objects.name[index]))} {abs(x):.1f} m {'ahead' if x >= 0 else 'behind'} and"
+        f" {abs(y):.1f} m to the {'left' if y >= 0 else 'right'}: depth error"
+        f" {'smaller' if change > 0 else 'larger'} by {abs(change):.2f} m"
+        f" ({100 * abs(analysis.gain[index]):.1f} % of depth); {', '.join(said)}"
     )
 
 

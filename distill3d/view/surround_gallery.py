@@ -1,4 +1,4 @@
-"""Moments of surround views worth looking at: six pictures and the scene from above, with boxes."""
+"""Moments of surround views worth looking at: the cameras' pictures and the scene from above, with boxes."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from torch import Tensor
 from distill3d.boxes import Boxes3D
 from distill3d.camera import Camera
 from distill3d.data.augment.lidar import carry
-from distill3d.data.nuscenes.dataset import CAMERAS, NuScenesConfig, NuScenesDataset, SweepConfig, carry_boxes
+from distill3d.data.nuscenes.dataset import CAMERAS, EgoFrame, NuScenesConfig, NuScenesDataset, SweepConfig, carry_boxes
 from distill3d.data.surround import SurroundSample
 from distill3d.errors import UserError
 from distill3d.evaluate.nuscenes import filtered, ground_truth
@@ -53,6 +53,10 @@ LEVEL = torch.tensor(
     ((0.0, -1.0, 0.0, 0.0), (0.0, 0.0, -1.0, CAMERA_HEIGHT), (1.0, 0.0, 0.0, 0.0), (0.0, 0.0, 0.0, 1.0)),
     dtype=torch.float64,
 )
+#: From the LiDAR's own axes (x to the right, y ahead) to a vehicle's (x ahead, y to the left).
+AHEAD = torch.tensor(
+    ((0.0, 1.0, 0.0, 0.0), (-1.0, 0.0, 0.0, 0.0), (0.0, 0.0, 1.0, 0.0), (0.0, 0.0, 0.0, 1.0)), dtype=torch.float64
+)
 
 
 @dataclass(frozen=True)
@@ -64,6 +68,7 @@ class Moment:
     sample: SurroundSample
     sets: dict[str, Boxes3D]  # with TRUE
     counts: dict[str, dict[str, int]]  # of each set by class
+    ego_frame: EgoFrame = NuScenesConfig.ego_frame
 
 
 # ------------------------------------------------------------------------------------------------------- what and when
@@ -81,6 +86,13 @@ def trained_classes(parts: dict[str, Shown]) -> list[str]:
     return [name for name in dict.fromkeys(listed) if name in trained or not trained]
 
 
+def rig_of(stage: Stage) -> tuple[str, ...]:
+    """The cameras that a stage was evaluated on, as evaluation.json says, or else those of training; where it looks at
+    none, those of its data set."""
+    settings = (stage.evaluation or {}).get("settings") or {}
+    return tuple(settings.get("cameras") or stage.card.get("cameras") or stage.dataset.get("cameras") or CAMERAS)
+
+
 def open_dataset(stage: Stage) -> NuScenesDataset:
     """The evaluation split of a stage as its detector sees it, with the points of the key scan.
 
@@ -91,7 +103,7 @@ def open_dataset(stage: Stage) -> NuScenesDataset:
     root, version, split, classes, canvas = stage.named_in_recipe("root", "version", "eval_split", "classes", "canvas")
     config = NuScenesConfig(
         root=Path(root), version=version, split=split, classes=tuple(classes), canvas=tuple(canvas), points=True,
-        cameras=tuple(dataset.get("cameras") or CAMERAS), sweeps=ONE_SCAN,
+        cameras=rig_of(stage), sweeps=ONE_SCAN, scan_columns=dataset.get("scan_columns", NuScenesConfig.scan_columns),
         ego_frame=dataset.get("ego_frame", NuScenesConfig.ego_frame), nan_velocity="keep",
         in_memory=bool(dataset.get("in_memory")),
     )  # fmt: skip
@@ -144,7 +156,8 @@ class Drives:
         for name, boxes in self._found.items():
             sets[name] = carry_boxes(global_boxes(boxes[boxes.sample == choice.index]), to_ego, "ego")
             counts[name] = class_counts(sets[name], CLASSES)
-        return Moment(moment_title(dataset, token), choice.reason, sample, sets, counts)
+        frame = dataset.config.ego_frame
+        return Moment(moment_title(dataset, token), choice.reason, sample, sets, counts, frame)
 
 
 def moments(parts: dict[str, Shown], classes: Sequence[str], count: int) -> Iterator[Moment]:
@@ -276,11 +289,21 @@ def key_camera(sample: SurroundSample, index: int) -> Camera:
 def ground_view(
     points: Float[Tensor, "m c"] | None, sets: dict[str, Boxes3D], colours: dict[str, str], size: int = GROUND_SIZE
 ) -> Image.Image:
-    """Points and boxes of the ego frame from above, forward up, with the vehicle in the middle; ``size`` px wide."""
+    """Points and boxes along a vehicle's axes from above, forward up, the vehicle in the middle; ``size`` px wide."""
     seen = {name: _level(boxes.to(torch.float64)) for name, boxes in sets.items()}
     ahead = None if points is None else carry(points[:, :3].to(LEVEL), LEVEL)
     reach = _reach(list(sets.values()))
     return bird_view(ahead, seen, Extent(-reach, -reach, reach, reach), size=size, colours=colours)
+
+
+def looking_ahead(boxes: Boxes3D, ego_frame: EgoFrame) -> Boxes3D:
+    """Boxes of a key ego frame along a vehicle's axes, which that is but for ``lidar_sensor``."""
+    return carry_boxes(boxes.to(torch.float64), AHEAD, "ego") if ego_frame == "lidar_sensor" else boxes
+
+
+def points_ahead(points: Float[Tensor, "m c"] | None, ego_frame: EgoFrame) -> Float[Tensor, "m _"] | None:
+    """The same of points."""
+    return points if points is None or ego_frame != "lidar_sensor" else carry(points[:, :3].to(AHEAD), AHEAD)
 
 
 def _level(boxes: Boxes3D) -> Boxes3D:
@@ -319,16 +342,22 @@ def pictured_moment(moment: Moment, parts: dict[str, Shown]) -> MomentFigure:
     drawn = {part: moment.sets[part] for part in (TRUE, *pictured(parts))}
     names = map(camera_name, moment.sample.camera_names)
     panels = dict(zip(names, camera_panels(moment.sample, drawn, of_part), strict=True))
-    above = ground_view(moment.sample.points, moment.sets, of_part).quantize(BIRD_COLOURS)
+    sets = {name: looking_ahead(boxes, moment.ego_frame) for name, boxes in moment.sets.items()}
+    above = ground_view(points_ahead(moment.sample.points, moment.ego_frame), sets, of_part).quantize(BIRD_COLOURS)
     counts = {name: [counts.get(name, 0) for counts in moment.counts.values()] for name in CLASSES}
     return MomentFigure(
         title, moment.reason,
         {name: photo(panel, f"{title}: {name} camera with boxes") for name, panel in panels.items()},
         photo(above, f"{title} from above with LiDAR points"),
-        {name.replace("_", " "): row for name, row in counts.items() if any(row)},
+        {class_words(name): row for name, row in counts.items() if any(row)},
     )  # fmt: skip
 
 
 def camera_name(channel: str) -> str:
     """CAM_FRONT_LEFT as "front left"."""
     return channel.removeprefix("CAM_").replace("_", " ").lower()
+
+
+def class_words(name: str) -> str:
+    """traffic_cone as "traffic cone"."""
+    return name.replace("_", " ")

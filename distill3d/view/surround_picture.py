@@ -19,11 +19,19 @@ from torch import Tensor
 from distill3d.boxes import Boxes3D
 from distill3d.camera import Camera
 from distill3d.data.augment.lidar import carry
-from distill3d.data.nuscenes.dataset import EgoFrame, carry_boxes
+from distill3d.data.nuscenes.dataset import EgoFrame
 from distill3d.data.surround import SurroundSample
 from distill3d.view.draw import GAP, INK, PAPER, PLATE_ALPHA, SUPERSAMPLE, as_picture, draw_corners
 from distill3d.view.palette import CLASS_COLOURS, OTHER_COLOUR
-from distill3d.view.surround_gallery import camera_name, ground_view, key_camera
+from distill3d.view.surround_gallery import (
+    AHEAD,
+    camera_name,
+    class_words,
+    ground_view,
+    key_camera,
+    looking_ahead,
+    points_ahead,
+)
 
 #: px that a camera's picture is wide in the drawing; a taller one than that is as high.
 TILE = 640
@@ -34,10 +42,6 @@ PICTURE_SCALE = 0.8
 #: Scores from which boxes are drawn fully, half-way and faintly from above: how much of their colour is left.
 STRENGTHS = ((0.5, 1.0), (0.3, 0.65), (-math.inf, 0.35))
 NAME_SIZE, LEGEND_SIZE, LEGEND_HEIGHT, KEY_SIZE = 15, 18, 36, 14  # px of the finished picture
-#: From the LiDAR's own axes (x to the right, y ahead) to a vehicle's (x ahead, y to the left).
-AHEAD = torch.tensor(
-    ((0.0, 1.0, 0.0, 0.0), (-1.0, 0.0, 0.0, 0.0), (0.0, 0.0, 1.0, 0.0), (0.0, 0.0, 0.0, 1.0)), dtype=torch.float64
-)
 
 
 @dataclass(frozen=True)
@@ -50,12 +54,12 @@ class View:
     name: str = ""
 
 
-def views_of(moment: SurroundSample, names: Sequence[str] = ()) -> list[View]:
+def views_of(moment: SurroundSample) -> list[View]:
     """The key frame's pictures as a detector sees them; none where it looks at none."""
     images = () if moment.images is None else moment.images[0]
     return [
         View(as_picture(image), key_camera(moment, index), moment.camera_to_ego[0, index], name)
-        for index, (image, name) in enumerate(zip(images, names or [""] * len(images), strict=True))
+        for index, (image, name) in enumerate(zip(images, moment.cameras or [""] * len(images), strict=True))
     ]
 
 
@@ -85,9 +89,8 @@ def surround_picture(
     if boxes.frame != "ego" or boxes.score is None:
         raise ValueError("expected boxes of the ego frame with scores")
     boxes = boxes[boxes.score >= least_score].to("cpu", torch.float64)
+    boxes, points = looking_ahead(boxes, ego_frame), points_ahead(points, ego_frame)
     if ego_frame == "lidar_sensor":
-        boxes = carry_boxes(boxes, AHEAD, "ego")
-        points = None if points is None else carry(points[:, :3].to(AHEAD), AHEAD)
         views = [replace(view, to_ego=AHEAD @ view.to_ego.to(AHEAD)) for view in views]
     labels: list[int] = boxes.label.tolist()
     names = [classes[label] for label in labels]
@@ -134,7 +137,7 @@ def _panel(view: View, boxes: Boxes3D, names: Sequence[str]) -> Image.Image:
     camera = Camera(projection).warped(projection.new_tensor(((across, 0, 0), (0, down, 0))))
     corners = carry(boxes.corners().reshape(-1, 3), torch.linalg.inv(view.to_ego.to(torch.float64)))
     assert boxes.score is not None
-    captions = [f"{_words(n)} {score:.2f}" for n, score in zip(names, boxes.score.tolist(), strict=True)]
+    captions = [f"{class_words(n)} {score:.2f}" for n, score in zip(names, boxes.score.tolist(), strict=True)]
     draw_corners(
         picture, camera, corners.reshape(-1, 8, 3), [colour_of(name) for name in names],
         scale=PICTURE_SCALE * SUPERSAMPLE, captions=captions, all_captions=False,
@@ -173,7 +176,7 @@ def _legend(width: int, names: Sequence[str], least_score: float, title: str) ->
     known = list(CLASS_COLOURS)
     classes = sorted(set(names), key=lambda name: known.index(name) if name in known else len(known))
     what = f"boxes of score {least_score:g} and above" if names else f"no box of score {least_score:g} or above"
-    entries = [(f"{_words(name)} {names.count(name)}", colour_of(name)) for name in classes]
+    entries = [(f"{class_words(name)} {names.count(name)}", colour_of(name)) for name in classes]
     entries += [(text, None) for text in (what, title) if text]
     placed: list[tuple[float, int, str, str | None]] = []  # where from the left, on which line, what
     x, line = 0.0, 0
@@ -204,7 +207,3 @@ def _paler(colour: str, strength: float) -> str:
     channels = (int(colour[i : i + 2], 16) for i in (1, 3, 5))
     mixed = (round(strength * c + (1 - strength) * p) for c, p in zip(channels, PAPER, strict=True))
     return "#" + "".join(f"{value:02x}" for value in mixed)
-
-
-def _words(name: str) -> str:
-    return name.replace("_", " ")

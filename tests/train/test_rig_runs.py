@@ -1,13 +1,16 @@
 """Training, evaluating, exporting and drawing on a rig of three cameras, and which rigs are refused before any work."""
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+import yaml
 from drives import small_surround_detector, small_surround_preset, write_drives
+from PIL import Image
 
 from distill3d import export
 from distill3d.autolabel import AutolabelConfig, autolabel
@@ -23,9 +26,11 @@ from distill3d.train.recipe import Recipe, SurroundDatasetConfig
 from distill3d.train.rigs import cameras_of, refuse_other_number, refuse_other_rig
 from distill3d.train.sources import source_of
 from distill3d.train.stages import run_recipe
+from distill3d.view.gallery import Choice
 from distill3d.view.palette import TRUE
 from distill3d.view.recording import surround_frame
-from distill3d.view.surround_gallery import Moment, pictured_moment
+from distill3d.view.runs import read_runs
+from distill3d.view.surround_gallery import Drives, Moment, pictured_moment
 
 RIG = ("CAM_BACK", "CAM_FRONT", "CAM_FRONT_LEFT")
 OPTIONS: dict[str, Any] = {"progress": False, "tensorboard": False, "threads": 1, "accelerator": "cpu"}
@@ -73,6 +78,8 @@ def test_a_run_is_evaluated_on_its_own_rig_or_as_told(
     assert f"was trained on {', '.join(RIG)} and is evaluated on {', '.join(CAMERAS)}" in told
     submissions = [(tmp_path / n / "predictions/submission.json").read_text() for n in ("own", "named", "six")]
     assert submissions[0] == submissions[1] != submissions[2]
+    told = [json.loads((tmp_path / n / "evaluation.json").read_text())["settings"] for n in ("own", "named", "six")]
+    assert [one["cameras"] for one in told] == [list(RIG), list(RIG), list(CAMERAS)]
     with pytest.raises(UserError, match=r"has no camera CAM_ROOF, those there are: CAM_FRONT, "):
         evaluate_stage(trained, drives, out=tmp_path / "none", device="cpu", cameras=("CAM_ROOF",))
 
@@ -122,6 +129,31 @@ def test_pages_and_recordings_name_the_cameras(trained: Path, drives: Path) -> N
     moment = Moment("a sample", "first", sample, boxes, {TRUE: {}})
     assert list(pictured_moment(moment, {}).cameras) == ["back", "front", "front left"]
     assert tuple(surround_frame(moment, ("car",), (), {}).views) == RIG
+
+
+def test_a_lidars_own_frame_is_turned_on_pages(
+    trained: Path, drives: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """From above forward is up, and what lies to the left is told so."""
+    shown: dict[str, dict[str, Boxes3D]] = {}
+    told: dict[str, str] = {}
+    for frame in ("lidar", "lidar_sensor"):
+        run = tmp_path / frame / trained.name
+        shutil.copytree(trained, run)
+        recipe = yaml.safe_load((trained.parent / "recipe.yaml").read_text())
+        recipe["dataset"]["ego_frame"] = frame
+        (run.parent / "recipe.yaml").write_text(yaml.safe_dump(recipe))
+        (stage,) = read_runs([run])
+        one = Drives({"baseline": stage}, ("car",)).moment(Choice(0, "first"))
+        monkeypatch.setattr(
+            "distill3d.view.surround_gallery.ground_view",
+            lambda _, sets, *more, frame=frame: shown.update({frame: sets}) or Image.new("RGB", (8, 8)),
+        )
+        pictured_moment(one, {})
+        told[frame] = one.ego_frame
+    assert told == {"lidar": "lidar", "lidar_sensor": "lidar_sensor"}
+    vehicle, sensor = (shown[frame][TRUE].centre.double() for frame in told)
+    assert len(vehicle) and (vehicle[:, :2] - sensor[:, :2]).norm(dim=1).max() < 2.5  # m that the LiDAR sits ahead
 
 
 # ------------------------------------------------------------------------------------------------------------- refused

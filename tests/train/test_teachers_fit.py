@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shutil
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
@@ -11,12 +12,16 @@ import pytest
 from drives import small_surround_preset, write_drives
 from streets import small_bev_preset
 
+from distill3d.data.nuscenes.dataset import NuScenesDataset
+from distill3d.distill.methods.x3kd import X3KDConfig
 from distill3d.distill.style import StyledConfig
 from distill3d.errors import UserError
+from distill3d.instances import FOLDER
 from distill3d.layers.points.voxels import VoxelGrid
 from distill3d.train.loop import RunOptions
 from distill3d.train.preflight import check_recipe
 from distill3d.train.recipe import Recipe, StageConfig
+from distill3d.train.sources import source_of
 from distill3d.train.stages import run_recipe
 
 #: Presets, and their stages that a method teaches, each method on each kind of detector once.
@@ -139,3 +144,25 @@ def test_nothing_is_written(drives: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="cannot learn from its teachers teacher"):
         run_recipe(changed, RunOptions(out=tmp_path / "runs", progress=False, tensorboard=False, accelerator="cpu"))
     assert not (tmp_path / "runs").exists()
+
+
+def test_masks_of_single_things_are_looked_for(drives: Path, tmp_path: Path) -> None:
+    """Each of them, of the training's frames alone, and of the classes that the method counts."""
+    root = tmp_path / "drives"
+    shutil.copytree(drives, root)
+    recipe = small_surround_preset("tiny_x3kd", root)
+    stage = recipe.stage("x3kd")
+    look(recipe, stage)
+    data = source_of(recipe).labelled(stage)
+    assert isinstance(data, NuScenesDataset) and not data.absent_masks()
+    masks = sorted((root / FOLDER / "CAM_BACK").iterdir())
+    for mask in masks:
+        mask.unlink()
+    absent = data.absent_masks()
+    assert 0 < len(absent) < len(masks)
+    with pytest.raises(UserError, match=rf"{absent[0]} \(and {len(absent) - 1} more\): no such file, expected a mask"):
+        look(recipe, stage)
+    assert isinstance(stage.method, X3KDConfig)
+    other = replace(stage, method=replace(stage.method, classes=("car", "truck")))
+    with pytest.raises(UserError, match="stage 'x3kd': masks are of the data set's classes .*its method's are car, tr"):
+        look(recipe, other)

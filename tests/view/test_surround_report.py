@@ -8,6 +8,7 @@ import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -38,6 +39,7 @@ from distill3d.view.surround_gallery import (
     pictured,
     trained_classes,
 )
+from distill3d.view.surround_gallery import open_dataset as open_drives
 
 
 def report(runs: list[Path], folder: Path, gallery: int = 0) -> tuple[str, Page]:
@@ -329,6 +331,17 @@ def test_what_is_made_for_kitti_refuses(surround_original: Path) -> None:
         open_dataset(student)
 
 
+def test_moments_are_read_as_they_were_evaluated(surround_run: Path) -> None:
+    """On the rig of the evaluation, and scans by their columns."""
+    stage = next(stage for stage in read_runs([surround_run]) if stage.name == "baseline")
+    assert open_drives(stage).cameras == CAMERAS and open_drives(stage).config.scan_columns == 5
+    recipe: Any = {**stage.recipe, "dataset": {**stage.dataset, "scan_columns": 4, "cameras": ["CAM_BACK"]}}
+    stage = replace(stage, recipe=recipe)
+    assert (open_drives(stage).cameras, open_drives(stage).config.scan_columns) == (("CAM_BACK",), 4)
+    evaluation: Any = {**(stage.evaluation or {}), "settings": {"cameras": ["CAM_FRONT", "CAM_BACK"]}}
+    assert open_drives(replace(stage, evaluation=evaluation)).cameras == ("CAM_FRONT", "CAM_BACK")
+
+
 # ------------------------------------------------------------------------------------------------------------- cautions
 
 
@@ -358,6 +371,13 @@ def test_cautions(surround_run: Path, drive_root: Path) -> None:
         for stage in stages
     ]
     assert SurroundKind().cautions(official) == []
+    student = next(stage for stage in official if stage.card["input"] == "rgb")
+    assert student.evaluation is not None and "settings" in student.evaluation
+    student.evaluation["settings"]["cameras"] = ["CAM_FRONT", "LEFT"]
+    assert SurroundKind().cautions(official) == [
+        "The stages were evaluated on different cameras: what they gain may be the cameras'."
+    ]
+    assert "front, left; front left, front, front right" in SurroundKind().settings(official)["Cameras"]
     drive = open_drive(drive_root, images=False)
     write_predictions(surround_run / "baseline", drive, 1.0, 1, classes=("car",))
     assert "different classes: do not compare" in " ".join(SurroundKind().cautions(read_runs([surround_run])))

@@ -442,7 +442,7 @@ class NuScenesDataset:
         self.tables = load_tables(self.root, config.version, cache=not config.in_memory)
         unknown = unknown_cameras(self.tables, config.cameras)
         if unknown is not None:
-            raise UserError(f"{self._table('sensor')}: {unknown}: name the rig's with `cameras`")
+            raise UserError(f"{self._table('sensor')}: {unknown}: name the rig's as cameras")
         self._samples = (
             named_samples(self.tables, config.samples, "samples")
             if config.samples
@@ -537,6 +537,18 @@ class NuScenesDataset:
         """
         files = ((self.tables.file(row), row) for row in self.needed_data(count))
         return [(path, self.tables.channel(row)) for path, row in files if not path.is_file()]
+
+    def absent_masks(self) -> list[Path]:
+        """The masks of single things that the settings ask for and that are not there.
+
+        Raises:
+            UserError: as ``needed_data``.
+        """
+        if not self.config.instances:
+            return []
+        rows = {row for sample in self._samples for row in self._key_data(sample, self.cameras)}
+        masks = (mask_file(self.root, self.tables.file(row)) for row in sorted(rows))
+        return [path for path in masks if not path.is_file()]
 
     def sample_boxes(self, index: int) -> Boxes3D:
         """The annotated objects of sample ``index`` in the global frame, with ``velocity``, NaN where unknown; float64.
