@@ -65,14 +65,6 @@ LABELLED = (
 AGAINST_LONGER = (*TWICE.values(), f"{NAME}_from_baseline", f"{CONTROLLED}_continued")
 
 
-#: Of the record of CaDDN's students without labels, until they are trained anew.
-SLOW_STATISTICS = (
-    "These rows were trained before the preset's batch norm followed as fast as now (each step counts 0.1, then "
-    "0.01): evaluation saw statistics of weights long gone, which takes most from students whose features change "
-    "(docs/bev-family.md). The command below trains them with today's preset."
-)
-
-
 @dataclass(frozen=True)
 class Group:
     """Rows that share a base detector, a baseline and training frames."""
@@ -119,8 +111,7 @@ def groups(size: Size) -> dict[str, Group]:
               short=f"MonoDLE, {count} frames")
         for count in size.sweep
     ]  # fmt: skip
-    bev = Group("caddn", f"CaDDN on the ground, {size.bev_frames} training frames", _bev, seeds, other,
-                remark=SLOW_STATISTICS)  # fmt: skip
+    bev = Group("caddn", f"CaDDN on the ground, {size.bev_frames} training frames", _bev, seeds, other)
     labelled = Group("caddn_labelled", f"CaDDN, students that keep their labels, {size.bev_frames} training frames",
                      _labelled, seeds, size.seeds, chosen_here=True, short="CaDDN, labels kept",
                      against=dict.fromkeys(LABELLED, CONTINUED))  # fmt: skip
