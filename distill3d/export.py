@@ -489,8 +489,13 @@ def _need_packages() -> None:
 
 
 def _need_student(detector: Detector, where: str) -> None:
-    if detector.name not in RAW or detector.config.input != "rgb":
+    if detector.config.input != "rgb":
         raise UserError(
             f"{where} is of detector {detector.name!r} and looks at {detector.config.input}, export takes students, "
-            f"which look at pictures alone: {', '.join(RAW)}"
+            "which look at pictures alone"
+        )
+    if detector.name not in RAW:
+        raise UserError(
+            f"{where} is of detector {detector.name!r}, of which export knows neither inputs nor outputs, as it "
+            f"does of {', '.join(RAW)}"
         )

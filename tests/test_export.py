@@ -20,7 +20,18 @@ from streets import TRUNK
 import distill3d
 import distill3d.export as ex
 from distill3d.cli import main
-from distill3d.detectors import bevdepth, build_detector, caddn, did_m3d, gupnet, monocon, monodetr, monodle, second
+from distill3d.detectors import (
+    bevdepth,
+    bevdet,
+    build_detector,
+    caddn,
+    did_m3d,
+    gupnet,
+    monocon,
+    monodetr,
+    monodle,
+    second,
+)
 from distill3d.detectors.base import Detector
 from distill3d.errors import UserError
 from distill3d.files import RECORD
@@ -315,6 +326,7 @@ REFUSED = {
         "looks at rgb+gt_depth",
     ),
     "lidar": (second.tiny(), "x.onnx", "'second' and looks at points"),
+    "unknown": (bevdet.tiny(), "x.onnx", "'bevdet', of which export knows neither inputs nor outputs"),
     "ending": (monodle.tiny(), "x.pt", "x.pt, expected a file name that ends in .onnx"),
     "nothing": (None, "x.onnx", "no such file"),
 }
