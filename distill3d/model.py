@@ -27,7 +27,7 @@ from jaxtyping import Float
 from PIL import Image
 from torch import Tensor
 
-from distill3d.boxes import IGNORE, NUSCENES_CLASSES, Boxes3D
+from distill3d.boxes import IGNORE, NUSCENES_CLASSES
 from distill3d.camera import Camera, misfit
 from distill3d.data.kitti.labels import format_results
 from distill3d.data.nuscenes.dataset import NuScenesConfig, NuScenesDataset
@@ -38,7 +38,7 @@ from distill3d.detectors import labels_of
 from distill3d.detectors.base import CAMERA_INPUTS, DEPTH_INPUTS, POINT_INPUTS, Detector
 from distill3d.devices import find_device
 from distill3d.errors import UserError
-from distill3d.files import refuse_foreign, write_output
+from distill3d.found import Found, drawing
 from distill3d.picture import calibrated, camera_of_intrinsics, predict_pictures, refuse_more_than_pictures
 from distill3d.surround import SurroundPrediction
 from distill3d.train.checkpoint import is_surround, load_detector
@@ -69,34 +69,20 @@ class Detection(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Prediction:
-    """What a detector found in one picture, the surest first."""
+class Prediction(Found):
+    """What a detector found in one picture, the surest first; its boxes lie in the camera's frame."""
 
-    boxes: Boxes3D  # in the camera's frame
-    classes: tuple[str, ...]  # names of ``boxes.label``
     picture: Float[Tensor, "3 h w"]  # RGB in 0..1
     camera: Camera
-
-    def __len__(self) -> int:
-        return len(self.boxes)
 
     def __iter__(self) -> Iterator[Detection]:
         return (Detection(**row) for row in self.to_dict())
 
-    @property
-    def names(self) -> list[str]:
-        """The class of each box."""
-        return [self.classes[label] for label in self.boxes.label.tolist()]
-
     def to_dict(self) -> list[dict[str, Any]]:
         """Each object with the fields of ``Detection``, as numbers that JSON has."""
-        boxes = self.boxes
-        assert boxes.score is not None
-        rows = zip(self.names, boxes.score.tolist(), map(tuple, boxes.centre.tolist()),
-                   map(tuple, boxes.size.tolist()), boxes.yaw.tolist(),
-                   [None] * len(boxes) if boxes.box2d is None else map(tuple, boxes.box2d.tolist()),
-                   strict=True)  # fmt: skip
-        return [dict(zip(Detection._fields, row, strict=True)) for row in rows]
+        box2d = self.boxes.box2d
+        more = [None] * len(self) if box2d is None else map(tuple, box2d.tolist())
+        return self.rows(Detection._fields, more)
 
     def to_kitti(self) -> list[str]:
         """Lines of a result file in KITTI's format."""
@@ -128,11 +114,7 @@ class Prediction:
         """
         from distill3d.view.draw import prediction_picture
 
-        drawn = prediction_picture(self.picture, self.camera, self.boxes, self.classes)
-        if path is not None:
-            refuse_foreign(Path(path))
-            write_output(Path(path), lambda part: drawn.save(part, "PNG"))
-        return drawn
+        return drawing(prediction_picture(self.picture, self.camera, self.boxes, self.classes), path)
 
 
 @dataclass(frozen=True, repr=False)

@@ -10,11 +10,10 @@ from typing import Any, NamedTuple
 import msgspec
 from PIL import Image
 
-from distill3d.boxes import Boxes3D
 from distill3d.data.nuscenes.dataset import EgoFrame
 from distill3d.data.surround import SurroundSample
 from distill3d.evaluate.nuscenes_submission import sample_records
-from distill3d.files import refuse_foreign, write_output
+from distill3d.found import Found, drawing
 from distill3d.view.distance import LEAST_SCORE
 
 
@@ -31,33 +30,20 @@ class SurroundDetection(NamedTuple):
 
 
 @dataclass(frozen=True)
-class SurroundPrediction:
-    """What a detector found in one moment, the surest first."""
+class SurroundPrediction(Found):
+    """What a detector found in one moment, the surest first; its boxes lie in the key ego frame."""
 
-    boxes: Boxes3D  # in the key ego frame
-    classes: tuple[str, ...]  # names of ``boxes.label``
     moment: SurroundSample  # what it looked at
     ego_frame: EgoFrame
-
-    def __len__(self) -> int:
-        return len(self.boxes)
 
     def __iter__(self) -> Iterator[SurroundDetection]:
         return (SurroundDetection(**row) for row in self.to_dict())
 
-    @property
-    def names(self) -> list[str]:
-        """The class of each box."""
-        return [self.classes[label] for label in self.boxes.label.tolist()]
-
     def to_dict(self) -> list[dict[str, Any]]:
         """Each object with the fields of ``SurroundDetection``, as numbers that JSON has."""
-        boxes = self.boxes
-        assert boxes.score is not None
-        velocity = [None] * len(boxes) if boxes.velocity is None else map(tuple, boxes.velocity.tolist())
-        rows = zip(self.names, boxes.score.tolist(), map(tuple, boxes.centre.tolist()),
-                   map(tuple, boxes.size.tolist()), boxes.yaw.tolist(), velocity, strict=True)  # fmt: skip
-        return [dict(zip(SurroundDetection._fields, row, strict=True)) for row in rows]
+        velocity = self.boxes.velocity
+        more = [None] * len(self) if velocity is None else map(tuple, velocity.tolist())
+        return self.rows(SurroundDetection._fields, more)
 
     def to_nuscenes(self) -> list[dict[str, Any]]:
         """The moment's entries in a submission file, in the global frame, with attributes.
@@ -82,7 +68,4 @@ class SurroundPrediction:
         drawn = surround_picture(
             views, self.moment.points, self.boxes, self.classes, least_score, self.ego_frame, self.moment.frame_id
         )
-        if path is not None:
-            refuse_foreign(Path(path))
-            write_output(Path(path), lambda part: drawn.save(part, "PNG"))
-        return drawn
+        return drawing(drawn, path)
