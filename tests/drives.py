@@ -5,12 +5,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from distill3d.camera import DepthBins
 from distill3d.data.collate import batches
 from distill3d.data.nuscenes.dataset import SweepConfig
+from distill3d.data.surround import SurroundBatch
 from distill3d.detectors import DetectorConfig
+from distill3d.detectors.base import Detector
 from distill3d.detectors.bevdepth import BEVDepthConfig
 from distill3d.detectors.bevdet import BEVDetConfig
 from distill3d.detectors.bevformer import BEVFormerConfig
@@ -112,3 +115,27 @@ def work_of(recipe: Recipe, folder: Path, name: str) -> int:
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         detector(batch)
     return counter.get_total_flops()
+
+
+def assert_learns(
+    model: Detector, batch: SurroundBatch, bf16: bool, expected: set[str], frozen: tuple[str, ...] = ("-",)
+) -> dict[str, Tensor]:
+    """The ``expected`` losses of a batch, which are finite and teach every parameter but those that begin so; the taps
+    have the widths that the detector tells, and each moment has its boxes in the key ego frame."""
+    with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+        targets = model.encode(batch)
+        outputs = model.forward_at(batch, targets)
+        losses = model.loss(outputs, batch, targets)
+    assert {p.dtype for p in (*outputs.predictions.values(), *losses.values())} == {torch.float32}
+    assert set(losses) == expected
+    assert all(v.isfinite() for v in losses.values()), losses
+    torch.stack([*losses.values()]).sum().backward()
+    without = {n for n, p in model.named_parameters() if p.grad is None}
+    assert without == {n for n, _ in model.named_parameters() if n.startswith(frozen)}
+    assert all(p.grad.isfinite().all() for p in model.parameters() if p.grad is not None)
+    assert {t: f.tensor.shape[1] for t, f in outputs.features.items()} == model.tap_channels
+    model.eval()
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+        found = model.decode(model(batch), batch)
+    assert len(found) == len(batch) and {b.frame for b in found} == {"ego"}
+    return losses

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from drives import assert_learns
 from torch import Tensor
 
 from distill3d.boxes import Boxes3D
@@ -164,23 +165,8 @@ def test_tiny_is_small() -> None:
 def test_losses_are_finite_and_trainable(name: str, counts: tuple[int, ...], bf16: bool) -> None:
     config = CONFIGS[name]
     batch, model = scene(*counts, frames=config.frames), build(config).train()
-    with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
-        targets = model.encode(batch)
-        outputs = model.forward_at(batch, targets)
-        losses = model.loss(outputs, batch, targets)
-    assert {p.dtype for p in (*outputs.predictions.values(), *losses.values())} == {torch.float32}
-    assert set(losses) == {"heat", "box"} | ({"depth"} if config.trains_depth else set())
-    assert all(v.isfinite() for v in losses.values()), losses
-    torch.stack([*losses.values()]).sum().backward()
-    without = {n for n, p in model.named_parameters() if p.grad is None}
     stem = ("backbone.img_backbone.body.conv1.", "backbone.img_backbone.body.bn1.") if config.frozen_stem else ("-",)
-    assert without == {n for n, _ in model.named_parameters() if n.startswith(stem)}
-    assert all(p.grad.isfinite().all() for p in model.parameters() if p.grad is not None)
-    assert {t: f.tensor.shape[1] for t, f in outputs.features.items()} == model.tap_channels
-    model.eval()
-    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=bf16):
-        found = model.decode(model(batch), batch)
-    assert len(found) == len(counts) and {b.frame for b in found} == {"ego"}
+    assert_learns(model, batch, bf16, {"heat", "box"} | ({"depth"} if config.trains_depth else set()), stem)
 
 
 def test_taps_lie_on_the_ground() -> None:

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from drives import assert_learns
 from test_bevdepth import DIRECTIONS, REACH, assert_same, cameras, one_of, parameters, scene
 from torch import Tensor
 
@@ -179,21 +180,9 @@ def test_batches_that_do_not_fit_are_refused() -> None:
 def test_losses_are_finite_and_trainable(name: str, counts: tuple[int, ...], bf16: bool) -> None:
     config = CONFIGS[name]
     batch, model = moments(*counts, frames=config.frames), build(config).train()
-    with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
-        targets = model.encode(batch)
-        outputs = model.forward_at(batch, targets)
-        losses = model.loss(outputs, batch, targets)
-    assert {p.dtype for p in (*outputs.predictions.values(), *losses.values())} == {torch.float32}
-    assert set(losses) == {"class", "box", "class_0", "box_0"}
-    assert all(v.isfinite() for v in losses.values()), losses
-    torch.stack([*losses.values()]).sum().backward()
-    assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters())
+    losses = assert_learns(model, batch, bf16, {"class", "box", "class_0", "box_0"})
     if not any(counts):
         assert losses["box"] == 0 and losses["class"] > 0
-    model.eval()
-    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=bf16):
-        found = model.decode(model(batch), batch)
-    assert len(found) == len(counts) and {b.frame for b in found} == {"ego"}
 
 
 def test_predictions_and_taps() -> None:

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from drives import small_surround_detector, small_surround_preset, write_drives
+from drives import assert_learns, small_surround_detector, small_surround_preset, write_drives
 from golden import golden_files, stem
 from test_bevdepth import CANVAS, REACH, one_of, scene, small_head
 from test_bevdepth import small as small_bevdepth
@@ -99,23 +99,9 @@ def maps_of(model: BEVFusion, batch: SurroundBatch) -> dict[str, Tensor]:
 def test_losses_are_finite_and_trainable(name: str, counts: tuple[int, ...], bf16: bool) -> None:
     config = CONFIGS[name]
     batch, model = moment(*counts), build(config).train()
-    with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
-        targets = model.encode(batch)
-        outputs = model.forward_at(batch, targets)
-        losses = model.loss(outputs, batch, targets)
-    assert {p.dtype for p in (*outputs.predictions.values(), *losses.values())} == {torch.float32}
-    assert set(losses) == {"heat", "box"} | ({"depth"} if config.sees_images and config.depth_weight else set())
-    assert all(v.isfinite() for v in losses.values()), losses
-    sum(losses.values()).backward()
     stem = ("camera.img_backbone.body.conv1.", "camera.img_backbone.body.bn1.") if config.frozen_stem else ("-",)
-    without = {n for n, p in model.named_parameters() if p.grad is None}
-    assert without == {n for n, _ in model.named_parameters() if n.startswith(stem)}
-    assert all(p.grad.isfinite().all() for p in model.parameters() if p.grad is not None)
-    assert {t: f.tensor.shape[1] for t, f in outputs.features.items()} == model.tap_channels
-    model.eval()
-    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=bf16):
-        found = model.decode(model(batch), batch)
-    assert len(found) == len(counts) and {b.frame for b in found} == {"ego"}
+    expected = {"heat", "box"} | ({"depth"} if config.sees_images and config.depth_weight else set())
+    assert_learns(model, batch, bf16, expected, stem)
 
 
 def test_both_branches_learn_from_the_boxes() -> None:
