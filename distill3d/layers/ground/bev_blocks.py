@@ -212,6 +212,15 @@ class SelfOffsetConv(nn.Module):
             return self.conv2(exact, offset)
 
 
+def silent_conv3(channels_in: int, channels: int) -> nn.Conv2d:
+    """A 3x3 convolution from which nothing but 0 comes before training."""
+    conv = nn.Conv2d(channels_in, channels, 3, padding=1)
+    assert conv.bias is not None
+    nn.init.zeros_(conv.weight)
+    nn.init.zeros_(conv.bias)
+    return conv
+
+
 def deform_conv3(
     x: Float[Tensor, "b c y x"], offset: Float[Tensor, "b 18 y x"], weight: Float[Tensor, "k c 3 3"],
     mask: Float[Tensor, "b 9 y x"] | None = None,
@@ -248,10 +257,7 @@ class ModulatedDeformConv(nn.Module):
         super().__init__()
         plain = nn.Conv2d(channels, channels, 3)
         self.weight, self.bias = plain.weight, plain.bias
-        self.conv_offset = nn.Conv2d(channels, 3 * TAPS, 3, padding=1)
-        nn.init.zeros_(self.conv_offset.weight)
-        assert self.conv_offset.bias is not None
-        nn.init.zeros_(self.conv_offset.bias)
+        self.conv_offset = silent_conv3(channels, 3 * TAPS)
 
     def forward(self, x: Float[Tensor, "b c y x"]) -> Float[Tensor, "b c y x"]:
         with torch.autocast(x.device.type, enabled=False):

@@ -15,7 +15,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from distill3d.layers.ground.bev_blocks import TAPS
+from distill3d.layers.ground.bev_blocks import TAPS, silent_conv3
 from distill3d.layers.image.deformable_attention import DeformableAttention, cell_centres
 from distill3d.transfers import constant
 
@@ -76,12 +76,7 @@ class ModulatedConv(nn.Module):
 
     def __init__(self, channels: int) -> None:
         super().__init__()
-        self.offset = nn.Conv2d(channels, 2 * TAPS, 3, padding=1)
-        self.mask = nn.Conv2d(channels, TAPS, 3, padding=1)
-        for conv in (self.offset, self.mask):
-            assert conv.bias is not None
-            nn.init.zeros_(conv.weight)
-            nn.init.zeros_(conv.bias)
+        self.offset, self.mask = silent_conv3(channels, 2 * TAPS), silent_conv3(channels, TAPS)
         self.conv = nn.Conv2d(channels, channels, 3, padding=1)
 
     def forward(self, x: Float[Tensor, "b c y x"]) -> Float[Tensor, "b c y x"]:

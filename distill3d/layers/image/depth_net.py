@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from distill3d.camera import DepthBins
 from distill3d.layers.distributed import across_processes, world_size
-from distill3d.layers.ground.bev_blocks import TAPS, PooledBatchNorm, deform_conv3
+from distill3d.layers.ground.bev_blocks import TAPS, PooledBatchNorm, deform_conv3, silent_conv3
 from distill3d.layers.ground.lift import one_hot_depth
 from distill3d.layers.readout import Readout
 from distill3d.transfers import places
@@ -126,10 +126,7 @@ class GroupedDeformConv(nn.Module):
         super().__init__()
         plain = nn.Conv2d(channels, channels, 3, groups=groups, bias=False)
         self.weight, self.groups = plain.weight, groups
-        self.conv_offset = nn.Conv2d(channels, 2 * TAPS, 3, padding=1)
-        nn.init.zeros_(self.conv_offset.weight)
-        assert self.conv_offset.bias is not None
-        nn.init.zeros_(self.conv_offset.bias)
+        self.conv_offset = silent_conv3(channels, 2 * TAPS)
 
     def forward(self, x: Float[Tensor, "n c h w"]) -> Float[Tensor, "n c h w"]:
         with torch.autocast(x.device.type, enabled=False):
